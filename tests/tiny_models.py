@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers.utils import ModelOutput
 
+from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.quantizers.ema import EMAVectorQuantizer
 
 
@@ -71,3 +72,33 @@ class Images(Dataset):
 
     def __getitem__(self, index):
         return {"sample": self.samples[index]}
+
+
+class Codes(Dataset):
+    """Grids of 4x4 codes whose rows repeat the first, the same in every process; the class tells the first code."""
+
+    codebook_size = 8
+
+    def __init__(self, count):
+        generator = torch.Generator().manual_seed(0)
+        self.codes = torch.randint(0, 4, (count, 1, 4), generator=generator).expand(count, 4, 4).contiguous()
+
+    def __len__(self):
+        return len(self.codes)
+
+    def __getitem__(self, index):
+        return {"codes": self.codes[index], "class_labels": self.codes[index, 0, 0] // 2}
+
+
+def tiny_prior(num_classes=2, dropout=0.1):
+    return PixelCNN(
+        PixelCNNConfig(
+            codebook_size=8,
+            num_classes=num_classes,
+            code_shape=(4, 4),
+            hidden_channels=8,
+            num_layers=2,
+            head_channels=8,
+            dropout=dropout,
+        )
+    )
