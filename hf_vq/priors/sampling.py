@@ -1,4 +1,4 @@
-"""From logits to codes: guidance, temperature, top-k, top-p and the draw, as plain functions on (batch, codebook_size).
+"""From logits to codes: guidance, temperature, top-k, top-p and the draw, plain functions on (batch, codebook_size).
 
 Every filter keeps logits as logits, so that they compose; `sample_codes` is the order in which priors apply them.
 """
