@@ -4,10 +4,11 @@ import os
 import signal
 
 import torch
-from tiny_models import Codes, Images, TinyAutoencoder, tiny_prior
 
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
+
+from .tiny_models import Codes, Images, TinyAutoencoder, tiny_prior
 
 OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, checkpoints fall in the middle of a pass
     "per_device_train_batch_size": 8,

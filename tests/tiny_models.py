@@ -1,4 +1,4 @@
-"""The smallest models that training can be tested on: every kind of state that a checkpoint must hold, in milliseconds."""
+"""The smallest models that training can be tested on, with every kind of state that a checkpoint must hold."""
 
 from dataclasses import dataclass
 

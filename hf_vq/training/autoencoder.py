@@ -151,8 +151,7 @@ class AutoencoderTrainer:
 
         if self.checkpoint is None:
             self.initialize_codebook()
-        accumulating = args.gradient_accumulation_steps > 1
-        model.set_codebook_updates("deferred" if accumulating else "forward")
+        model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
         optimizer = self._build_optimizer()
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.max_steps)
         self.weight_ema = WeightEMA(model, args.weight_ema_decay) if args.weight_ema_decay is not None else None
@@ -251,7 +250,7 @@ class AutoencoderTrainer:
         """One optimizer step: the gradient of the mean loss over its batches, which are all of one size.
 
         Raises:
-            DivergenceError: before the weights change.
+            DivergenceError: before weights or codebook change.
         """
         self.model.train()
         terms = 0
@@ -268,8 +267,7 @@ class AutoencoderTrainer:
         if not torch.isfinite(terms[0]) or not (scaled or torch.isfinite(grad_norm)):
             raise DivergenceError(f"step {self.step + 1}: loss is {terms[0].item()}, gradient norm {grad_norm.item()}")
         self.optimizer.step()
-        if len(batches) > 1:
-            self.autoencoder.update_codebook()
+        self.autoencoder.update_codebook()
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             if self.weight_ema is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import default_collate
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from hf_vq.training.checkpoints import (
     abandon_newer,
@@ -117,6 +118,10 @@ class PriorTrainer(Trainer):
         self.weight_ema = WeightEMA(prior, args.weight_ema_decay) if args.weight_ema_decay is not None else None
         self.guard, self.stopped_by_signal = guard, False
         self.add_callback(_EveryStep(self))
+        self.remove_callback(PrinterCallback)  # every entry is in the report's history
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_LossInProgress)
         self.started = time.monotonic()
 
     def _collate(self, items):
@@ -153,7 +158,8 @@ class PriorTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with _without_shard_bars():
+                super()._save_checkpoint(model, trial)
             if self.is_world_process_zero():
                 run_state = {"seconds": time.monotonic() - self.started, "data": self.identity}
                 write_text(folder / RUN_STATE, json.dumps(run_state))
@@ -207,7 +213,8 @@ class PriorTrainer(Trainer):
             metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
         if not self.is_world_process_zero():
             return None
-        self.model.eval().save_pretrained(self.args.output_dir)
+        with _without_shard_bars():
+            self.model.eval().save_pretrained(self.args.output_dir)
         return write_report(
             self.args.output_dir,
             arguments=self.args.to_dict(),
@@ -236,6 +243,27 @@ class _EveryStep(TrainerCallback):
             self.trainer.stopped_by_signal = True
             control.should_save = control.should_training_stop = True
         return control
+
+
+class _LossInProgress(ProgressCallback):
+    """Trainer's progress bar with the loss at its end, instead of a line for every log entry."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_description("prior")
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+
+@contextlib.contextmanager
+def _without_shard_bars():
+    """transformers shows a progress bar for each file it writes, which would cut the training's own in pieces."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_dataset(prior, dataset):
