@@ -192,15 +192,16 @@ class AutoencoderTrainer:
         return self.state["step"]
 
     def initialize_codebook(self):
-        """Run k-means on samples of the first batches, the same on every process, before any forward is compiled."""
+        """Run k-means on samples of the first batches, before any forward is compiled; each process brings its share."""
         if self.autoencoder.codebook_initialized:
             return
-        first = self.train_dataset[0]["sample"]
-        latents_per_sample = math.prod(self.autoencoder.code_shape(tuple(first.shape)))
+        shape = tuple(self.train_dataset[0]["sample"].shape)
+        latents_per_sample = math.prod(self.autoencoder.code_shape(shape))
         wanted = math.ceil(LATENTS_PER_CODE * self.autoencoder.codebook_size / latents_per_sample)
         count = min(wanted, INITIAL_BATCHES * self.stream.samples_per_step, len(self.train_dataset))
-        samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.indices(0, count)])
-        self.autoencoder.initialize_codebook(samples.to(self.accelerator.device))
+        samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.share(0, count)])
+        with torch.no_grad():
+            self.autoencoder.initialize_codebook(samples.to(self.accelerator.device))
 
     def batches(self):
         """Endless lists of the batches of one optimizer step, from the current step on."""

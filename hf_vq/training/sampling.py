@@ -46,12 +46,16 @@ class ShuffledStream:
             found.extend(self._order[offset : offset + count - len(found)].tolist())
         return found
 
+    def share(self, start, count):
+        """This process's part of `indices(start, count)`: the parts of all processes, in order, are the whole."""
+        parts = torch.tensor(self.indices(start, count)).tensor_split(self.num_processes)
+        return parts[self.process_index].tolist()
+
     def batches(self, start_step=0):
         """Yield this process's batches of indices, from optimizer step `start_step` on, without end."""
         step = start_step
         while True:
-            indices = self.indices(step * self.samples_per_step, self.samples_per_step)
-            mine = indices[self.process_index :: self.num_processes]
+            mine = self.share(step * self.samples_per_step, self.samples_per_step)
             for start in range(0, len(mine), self.batch_size):
                 yield mine[start : start + self.batch_size]
             step += 1
