@@ -67,3 +67,17 @@ def run_killed_in_a_checkpoint(kind, output_dir):
 
     torch.save = save
     run(kind, output_dir, resume=True)
+
+
+def run_as_rank(rank, port, output_dir):
+    """One of two processes that share each batch of `train_on_whole_batches`."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in environment.items()}, ACCELERATE_USE_CPU="true")
+    train_on_whole_batches(output_dir, batch_size=8)
+
+
+def train_on_whole_batches(output_dir, batch_size=16):
+    torch.manual_seed(0)
+    options = {**OPTIONS, "gradient_accumulation_steps": 1, "per_device_train_batch_size": batch_size, "max_steps": 10}
+    args = AutoencoderTrainingArguments(output_dir=output_dir, **options)
+    return train_autoencoder(TinyAutoencoder(dropout=0.0), Images(100), args, Images(21))

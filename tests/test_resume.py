@@ -1,8 +1,9 @@
-"""A training that is killed, twice, ends with the weights of one that was not, bit for bit."""
+"""A training that is killed, twice, ends with the weights of one that was not, bit for bit; two processes as one."""
 
 import json
 import multiprocessing
 import signal
+import socket
 
 import pytest
 import torch
@@ -13,11 +14,17 @@ from . import resume_runs
 WEIGHTS = {"autoencoder": "diffusion_pytorch_model.safetensors", "prior": "model.safetensors"}
 
 
-def run_and_die(target, *arguments):
+def start(target, *arguments):
+    """Run a function in a process of its own; the imports are done once, in the server it is forked from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([resume_runs.__name__])
     process = context.Process(target=target, args=arguments)
     process.start()
+    return process
+
+
+def run_and_die(target, *arguments):
+    process = start(target, *arguments)
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
 
@@ -65,3 +72,19 @@ def test_a_truncated_checkpoint_is_skipped_and_a_lonely_one_refused(kind, tmp_pa
         resume_runs.run(kind, str(tmp_path), resume=True)
     with pytest.raises(ValueError, match="already holds checkpoints"):
         resume_runs.run(kind, str(tmp_path))
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(resume_runs.run_as_rank, rank, port, str(tmp_path / "two")) for rank in range(2)]
+    one = resume_runs.train_on_whole_batches(str(tmp_path / "one"))
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    two = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    expected, actual = (load_file(tmp_path / name / WEIGHTS["autoencoder"]) for name in ("one", "two"))
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)

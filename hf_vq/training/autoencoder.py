@@ -150,7 +150,7 @@ class AutoencoderTrainer:
         self.state = {"step": 0, "history": [], "sums": {}, "seconds": 0.0, "stream": self.stream.identity}
 
         if self.checkpoint is None:
-            self.initialize_codebook()
+            self.initialize_codebook()  # before any forward is compiled
         model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
         optimizer = self._build_optimizer()
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.max_steps)
@@ -192,7 +192,7 @@ class AutoencoderTrainer:
         return self.state["step"]
 
     def initialize_codebook(self):
-        """Run k-means on samples of the first batches, before any forward is compiled; each process brings its share."""
+        """Run k-means on samples of the first batches, of which each process brings its share."""
         if self.autoencoder.codebook_initialized:
             return
         shape = tuple(self.train_dataset[0]["sample"].shape)

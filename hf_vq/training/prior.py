@@ -246,12 +246,19 @@ class _EveryStep(TrainerCallback):
 
 
 class _LossInProgress(ProgressCallback):
-    """Trainer's progress bar with the loss at its end, instead of a line for every log entry."""
+    """One progress bar with the loss at its end: no line for every log entry, no bar for every evaluation."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("prior")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_description("prior")
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        pass
 
 
 @contextlib.contextmanager
