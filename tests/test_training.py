@@ -253,6 +253,24 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, caplog, nu
     assert train_autoencoder(TinyAutoencoder(), Images(64), args)["history"][-1]["step"] == 6
 
 
+def test_a_signal_ends_the_training_of_a_prior_with_a_checkpoint_too(tmp_path):
+    class Signalling(Codes):
+        given = 0
+
+        def __getitem__(self, index):
+            self.given += 1
+            if self.given == 40:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(index)
+
+    args = prior_arguments(tmp_path)
+    with pytest.raises(SystemExit):
+        train_prior(tiny_prior(), Signalling(64), args)
+    assert latest_checkpoint(tmp_path).name in ("checkpoint-1", "checkpoint-2", "checkpoint-3")  # data are prefetched
+    args.resume_from_checkpoint = True
+    assert train_prior(tiny_prior(), Codes(64), args)["history"][-1]["step"] == 6
+
+
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
     save_state = autoencoder_training.Accelerator.save_state
 

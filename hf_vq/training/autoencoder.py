@@ -161,10 +161,8 @@ class AutoencoderTrainer:
             self.load_checkpoint(self.checkpoint)
 
     def _build_accelerator(self):
-        AcceleratorState._reset_state(
-            reset_partial_state=True
-        )  # as TrainingArguments does: each run has its own settings
         args = self.args
+        AcceleratorState._reset_state(reset_partial_state=True)  # each run has its own, as with TrainingArguments
         accelerator = Accelerator(
             cpu=args.use_cpu,
             mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
@@ -242,10 +240,11 @@ class AutoencoderTrainer:
                     if guard.requested(self.accelerator):
                         self.stop_early("it was asked to")
                         guard.stop()
+                return self.finish()
             except Exception as error:
-                self.stop_early(f"{type(error).__name__}: {error}")
+                together = self.accelerator.num_processes == 1 or isinstance(error, DivergenceError)
+                self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
-        return self.finish()
 
     def train_step(self, batches):
         """One optimizer step: the gradient of the mean loss over its batches, which are all of one size.
@@ -356,11 +355,10 @@ class AutoencoderTrainer:
         abandon_newer(self.args.output_dir, folder)
         logger.info("Resumed from %s at step %d of %d.", folder, self.step, self.max_steps)
 
-    def stop_early(self, reason):
-        """Save the last finished step where that is possible, and say how to go on."""
-        save_before_stopping(
-            self.autoencoder, self.args.output_dir, self.step, self.max_steps, self.save_checkpoint, reason
-        )
+    def stop_early(self, reason, together=True):
+        """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
+        save = self.save_checkpoint if together else None
+        save_before_stopping(self.autoencoder, self.args.output_dir, self.step, self.max_steps, save, reason)
 
     def finish(self):
         """Save the last checkpoint, publish the weights, evaluate them and write the report."""

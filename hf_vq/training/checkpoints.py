@@ -202,7 +202,7 @@ def prepare_output_dir(output_dir, model):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe{PARTIAL_SUFFIX}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise ValueError(f"output_dir={str(output_dir)!r} cannot be written: {error}") from error
     tensors = [*model.parameters(), *model.buffers()]

@@ -67,11 +67,11 @@ def save_before_stopping(model, output_dir, step, last_step, save, reason):
         output_dir: folder of the run.
         step: number of finished optimizer steps.
         last_step: number of optimizer steps the run was to have.
-        save: writes the checkpoint of `step`.
+        save: writes the checkpoint of `step`, all processes together; None where this one alone has failed.
         reason: why training stops, for the message.
     """
     finite = all(torch.isfinite(tensor).all() for tensor in [*model.parameters(), *model.buffers()])
-    if finite and step and why_incomplete(Path(output_dir) / f"checkpoint-{step}") is not None:
+    if save is not None and finite and step and why_incomplete(Path(output_dir) / f"checkpoint-{step}") is not None:
         try:
             save()
         except OSError as error:

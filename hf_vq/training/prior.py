@@ -1,6 +1,7 @@
 """Trains priors: `transformers.Trainer`, with checkpoints that count only when complete."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -52,6 +53,7 @@ class PriorTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "a schedule of transformers"})
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between log entries"})
     weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
 
     def __post_init__(self):
         fixed = {
@@ -98,13 +100,13 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
             trainer.load_run_state(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if trainer.stopped_by_signal:
+                trainer.stop_early("it was asked to")
+                guard.stop()
+            return trainer.finish()
         except Exception as error:
-            trainer.stop_early(f"{type(error).__name__}: {error}")
+            trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise
-        if trainer.stopped_by_signal:
-            trainer.stop_early("it was asked to")
-            guard.stop()
-    return trainer.finish()
 
 
 class PriorTrainer(Trainer):
@@ -190,14 +192,12 @@ class PriorTrainer(Trainer):
             self.weight_ema.load(folder)
         abandon_newer(self.args.output_dir, folder)
 
-    def stop_early(self, reason):
-        """Save the last finished step where that is possible, and say how to go on."""
-        step, last = self.state.global_step, self.state.max_steps
-
-        def save():
-            self._save_checkpoint(self.model, trial=None)
-
-        save_before_stopping(self.model, self.args.output_dir, step, last, save, reason)
+    def stop_early(self, reason, together=True):
+        """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
+        save = functools.partial(self._save_checkpoint, self.model, trial=None) if together else None
+        save_before_stopping(
+            self.model, self.args.output_dir, self.state.global_step, self.state.max_steps, save, reason
+        )
 
     def finish(self):
         """Publish the weights, evaluate them and write the report."""
