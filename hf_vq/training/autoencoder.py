@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 LATENTS_PER_CODE = 16  # k-means of the first codebook sees this many latents for each code, where the bound allows
 INITIAL_BATCHES = 16  # bound on the optimizer steps whose samples are gathered for it
-COLLAPSE_USAGE = 0.25  # an evaluation that finds a smaller share of the codes in use warns of collapse
+COLLAPSE_USAGE = 0.25  # an evaluation that finds a smaller share of the codes it could have met warns of collapse
 
 
 @dataclass
@@ -303,14 +303,10 @@ class AutoencoderTrainer:
             return {}
         with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
             metrics = evaluate_autoencoder(self.autoencoder, self.eval_dataset, self.args.per_device_eval_batch_size)
-        if metrics["usage"] < COLLAPSE_USAGE:
-            logger.warning(
-                "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f).",
-                self.step,
-                self.autoencoder.codebook_size - metrics["dead_codes"],
-                self.autoencoder.codebook_size,
-                metrics["perplexity"],
-            )
+        size, used = self.autoencoder.codebook_size, self.autoencoder.codebook_size - metrics["dead_codes"]
+        if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
+            message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
+            logger.warning(message, self.step, used, size, metrics["perplexity"])
         metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         return metrics

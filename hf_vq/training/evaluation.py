@@ -22,7 +22,7 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
 
     Returns:
         A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
-        of the codes in use), `perplexity`, `dead_codes`, `num_samples`.
+        of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`.
 
     Raises:
         ValueError: an empty data set.
@@ -46,6 +46,7 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
         "usage": used.usage,
         "perplexity": used.perplexity,
         "dead_codes": used.dead_codes,
+        "num_codes": int(used.counts.sum()),
         "num_samples": len(dataset),
     }
 

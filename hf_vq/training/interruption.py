@@ -38,11 +38,11 @@ class InterruptGuard:
 
     def _note(self, number, frame):
         self.received = signal.Signals(number)
-        signal.signal(number, self._previous[number])
+        signal.signal(number, self._previous[number] or signal.SIG_DFL)
 
     def __exit__(self, *exception):
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def requested(self, accelerator):
         """Whether any process was asked to stop; all processes get the same answer in the same step."""
