@@ -139,6 +139,25 @@ def test_forward_compiles_whole_and_agrees(variant):
     compiled(codes, class_labels=class_labels).loss.backward()
 
 
+@torch.no_grad()
+def test_gated_prior_has_no_blind_spot():
+    prior = make_prior(kernel_size=3, first_kernel_size=3, num_layers=7).double()
+    codes = torch.randint(11, (1, 5, 7))
+    expected = prior(codes).logits[0, 4, 3]
+    for position in range(4 * 7 + 3):
+        changed = codes.clone()
+        changed.view(-1)[position] = (changed.view(-1)[position] + 5) % 11
+        assert (prior(changed).logits[0, 4, 3] != expected).any(), divmod(position, 7)
+
+
+@pytest.mark.parametrize("variant", ["gated", "plain"])
+def test_autocast_does_not_change_samples(variant):
+    prior = make_prior(variant)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = prior.sample(2, temperature=0)
+    assert torch.equal(codes, prior.sample(2, temperature=0))
+
+
 def test_low_precision_prior_samples_and_has_a_float32_loss():
     prior = make_prior().to(torch.bfloat16)
     codes = prior.sample(2)
@@ -217,14 +236,12 @@ def test_gated_pixelcnn_agrees_with_ritheshkumar():
     expected = fixture("ritheshkumar_gated_pixelcnn")[0]
     prior = load_ritheshkumar_gated_pixelcnn()
     output = prior(expected["codes"], class_labels=expected["class_labels"])
-    # logits of up to 20, whose float32 original is itself 6e-6 from its float64 run
-    close = {"atol": 2e-5, "rtol": 1e-5}
-    torch.testing.assert_close(output.logits.movedim(-1, 1), expected["prior_logits"], **close)
+    torch.testing.assert_close(output.logits.movedim(-1, 1), expected["prior_logits"], **CLOSE)
     torch.testing.assert_close(output.loss, expected["prior_ce"], **CLOSE)
     greedy = prior.sample(class_labels=expected["class_labels"], temperature=0)
     assert torch.equal(greedy, expected["greedy_codes"])
     logits = cached_logits(prior, greedy, expected["class_labels"])
-    torch.testing.assert_close(logits.movedim(-1, 1), expected["greedy_logits"], **close)
+    torch.testing.assert_close(logits.movedim(-1, 1), expected["greedy_logits"], **CLOSE)
 
 
 @torch.no_grad()

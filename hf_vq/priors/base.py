@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide, sample_codes
+from .sampling import check_sampling_options, draw_uniforms, guide, sample_codes
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
 
@@ -100,6 +100,7 @@ class PriorMixin:
 
     main_input_name = "codes"
     # Grids are full, so the mean over accumulated batches is the mean of their means: Trainer may simply average.
+    # (What it would pass as num_items_in_batch counts shifted `labels`, which are not our targets.)
     accepts_loss_kwargs = False
     grid_dims: int
 
@@ -197,7 +198,8 @@ class PriorMixin:
         if known_codes is not None:
             known_codes, known_mask = (x.to(self.device).flatten(1) for x in (known_codes, known_mask))
         finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
-        with evaluating(self):
+        # the weights' dtype decides, not an autocast region: caches are written in place
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
             state = self.start_sampling(copies * batch_size, code_shape, class_labels)
             positions = range(num_codes)
             for position in positions if progress_bar is None else progress_bar(positions):

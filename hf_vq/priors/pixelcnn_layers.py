@@ -28,9 +28,9 @@ class ShiftedConv2d(nn.Conv2d):
         return super().forward(F.pad(inputs, self.margins))  # (batch, out_channels, height, width)
 
 
-def gate(activations: torch.Tensor, dim: int = 1) -> torch.Tensor:
+def gate(activations: torch.Tensor) -> torch.Tensor:
     """tanh of the first half of the channels times sigmoid of the second (https://arxiv.org/abs/1606.05328, eq. 2)."""
-    values, gates = activations.chunk(2, dim)
+    values, gates = activations.chunk(2, dim=1)
     return values.tanh() * gates.sigmoid()
 
 

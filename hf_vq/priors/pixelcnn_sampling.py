@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_vq.priors.pixelcnn_layers import GatedLayer, GatedStack, ResidualBlock, ShiftedConv2d, gate
+from .pixelcnn_layers import CausalConv2d, GatedLayer, GatedStack, ResidualBlock, ResidualStack, ShiftedConv2d, gate
 
 
 class Above:
@@ -112,7 +112,7 @@ class GatedStackState:
 class CausalConvState:
     """Cached `CausalConv2d` whose output gets a class embedding (rows, out_channels, 1) or 0."""
 
-    def __init__(self, conv, num_rows: int, width: int, condition: torch.Tensor | float):
+    def __init__(self, conv: CausalConv2d, num_rows: int, width: int, condition: torch.Tensor | float):
         self.above = None if conv.above is None else Above(conv.above, num_rows, width)
         self.left = Left(conv.left, num_rows, width)
         self.condition_and_bias = condition + self.left.bias[:, None]
@@ -148,7 +148,7 @@ class ResidualBlockState:
 class ResidualStackState:
     """Cached `ResidualStack`."""
 
-    def __init__(self, stack, num_rows: int, width: int, class_labels: torch.Tensor | None):
+    def __init__(self, stack: ResidualStack, num_rows: int, width: int, class_labels: torch.Tensor | None):
         self.first = CausalConvState(stack.first, num_rows, width, 0.0)
         self.inputs = self.first.left
         self.blocks = [ResidualBlockState(block, num_rows, width, class_labels) for block in stack.layers]
