@@ -1,6 +1,8 @@
-"""Codes -> codes."""
+"""Codes -> codes: what is likely, and new ones."""
 
 from .base import PriorConfig, PriorMixin, PriorOutput
 from .pixelcnn import PixelCNN, PixelCNNConfig
 
-__all__ = ["PixelCNN", "PixelCNNConfig", "PriorConfig", "PriorMixin", "PriorOutput"]
+PRIORS = {"PixelCNN": (PixelCNNConfig, PixelCNN)}
+
+__all__ = ["PRIORS", "PixelCNN", "PixelCNNConfig", "PriorConfig", "PriorMixin", "PriorOutput"]

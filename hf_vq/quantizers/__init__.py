@@ -11,7 +11,7 @@ from .vector import VectorQuantizer
 QUANTIZERS = {"vector": VectorQuantizer, "ema": EMAVectorQuantizer}
 
 
-def make_quantizer(quantizer_type, codebook_size, dim, quantizer_config=None):
+def make_quantizer(quantizer_type, codebook_size, dim, quantizer_config=None, classes=QUANTIZERS):
     """The quantizer of a name.
 
     Args:
@@ -19,13 +19,14 @@ def make_quantizer(quantizer_type, codebook_size, dim, quantizer_config=None):
         codebook_size: number of codes.
         dim: width of a code vector.
         quantizer_config: its other constructor arguments by name.
+        classes: the classes by name.
 
     Raises:
         ValueError: an unknown type or option, naming the nearest right one.
     """
-    if quantizer_type not in QUANTIZERS:
-        raise ValueError(f"quantizer_type must be one of {sorted(QUANTIZERS)}, got {quantizer_type!r}")
-    quantizer_class, options = QUANTIZERS[quantizer_type], dict(quantizer_config or {})
+    if quantizer_type not in classes:
+        raise ValueError(f"quantizer_type must be one of {sorted(classes)}, got {quantizer_type!r}")
+    quantizer_class, options = classes[quantizer_type], dict(quantizer_config or {})
     known = set(inspect.signature(quantizer_class).parameters) - {"codebook_size", "dim"}
     for name in options:
         if name not in known:
