@@ -114,13 +114,14 @@ def test_every_parameter_learns(variant):
     assert [name for name, p in prior.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # 5.17 has only this name
 @pytest.mark.parametrize("variant", ["gated", "plain"])
 def test_gradient_checkpointing_gives_the_same_gradients(variant):
     gradients = []
     for checkpointing in (False, True):
         prior = make_prior(variant, num_classes=3, class_dropout_prob=0.5, dropout=0.5).train()
         if checkpointing:
-            prior.gradient_checkpointing_enable()  # transformers 5.17 has only this name
+            prior.gradient_checkpointing_enable()
         torch.manual_seed(1)
         prior(torch.arange(70).view(2, 5, 7) % 11, class_labels=torch.tensor([0, 1])).loss.backward()
         gradients.append([p.grad for p in prior.parameters()])
@@ -416,6 +417,19 @@ def test_sample_leaves_modes_alone_and_shows_progress():
     assert seen == [35, 35]
     assert prior.training
     assert not prior.head.training
+
+
+def test_sample_and_log_prob_fetch_offloaded_weights_as_forward_does():
+    class Hook:
+        fetched = []
+
+        def pre_forward(self, module):
+            self.fetched.append(module)
+
+    prior = make_prior()
+    prior._hf_hook = Hook()
+    prior.log_prob(prior.sample(1))
+    assert Hook.fetched == [prior, prior]
 
 
 def test_logits_that_are_not_finite_are_an_error():
