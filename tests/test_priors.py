@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
@@ -91,6 +92,17 @@ def test_cached_logits_equal_full_logits_at_the_original_size():
     codes, class_labels = torch.randint(64, (2, 12, 12)), torch.tensor([0, 9])
     full = prior(codes, class_labels=class_labels).logits
     torch.testing.assert_close(cached_logits(prior, codes, class_labels), full, **CLOSE)
+
+
+@variants
+def test_work_per_code_does_not_grow_with_the_grid(variant):
+    prior, per_code = make_prior(variant), []
+    for height, width in [(2, 3), (3, 8), (8, 4)]:
+        with FlopCounterMode(display=False) as counter:
+            prior.sample(2, (height, width))
+        per_code.append(counter.get_total_flops() / (height * width))
+    assert per_code[0] > 0
+    assert per_code == [per_code[0]] * 3
 
 
 @variants
