@@ -1,8 +1,8 @@
 """Codes -> codes: what is likely, and new ones."""
 
-from .base import PriorConfig, PriorOutput
+from .base import PriorConfig, PriorMixin, PriorOutput
 from .pixelcnn import PixelCNN, PixelCNNConfig
 
 PRIORS = {"PixelCNN": (PixelCNNConfig, PixelCNN)}
 
-__all__ = ["PRIORS", "PixelCNN", "PixelCNNConfig", "PriorConfig", "PriorOutput"]
+__all__ = ["PRIORS", "PixelCNN", "PixelCNNConfig", "PriorConfig", "PriorMixin", "PriorOutput"]

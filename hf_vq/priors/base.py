@@ -8,11 +8,12 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide, sample_codes
+from .sampling import check_sampling_options, draw_uniforms, guide, sample_codes
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
 
@@ -74,10 +75,10 @@ class SamplingState(Protocol):
     """What a prior remembers of the codes drawn so far; its work per code does not grow with the grid."""
 
     def next_logits(self) -> torch.Tensor:
-        """Logits (rows, codebook_size) of the next position in raster order."""
+        """Logits (grids, codebook_size) of the next position in raster order."""
 
     def append(self, codes: torch.Tensor) -> None:
-        """Take the codes (rows,) of that position and go on to the following one."""
+        """Take the codes (grids,) of that position and go on to the following one."""
 
 
 @contextmanager
@@ -100,6 +101,7 @@ class PriorMixin:
 
     main_input_name = "codes"
     # Grids are full, so the mean over accumulated batches is the mean of their means: Trainer may simply average.
+    # (What it would pass as num_items_in_batch counts shifted `labels`, which are not our targets.)
     accepts_loss_kwargs = False
     grid_dims: int
 
@@ -108,11 +110,12 @@ class PriorMixin:
         raise NotImplementedError
 
     def start_sampling(
-        self, num_rows: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
+        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
     ) -> SamplingState:
-        """An empty state for `num_rows` grids of `code_shape`."""
+        """An empty state for `num_grids` grids of `code_shape`."""
         raise NotImplementedError
 
+    @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()
     def log_prob(self, codes: torch.Tensor, *, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probability of whole grids, in eval mode and without gradients.
@@ -130,6 +133,7 @@ class PriorMixin:
             logits = self.predict(codes, class_labels)
         return -_cross_entropy(logits, codes, reduction="none").flatten(1).sum(1)
 
+    @apply_forward_hook
     @torch.no_grad()
     def sample(
         self,
@@ -171,25 +175,12 @@ class PriorMixin:
         """
         check_sampling_options(temperature, top_k, top_p, guidance_scale)
         code_shape = self._check_code_shape(code_shape)
-        if self.config.num_classes > 0:
-            if batch_size is not None:
-                raise ValueError(f"batch_size={batch_size} given, but this prior has classes: give class_labels")
-            class_labels = self.check_class_labels(class_labels)
-            batch_size = len(class_labels)
-        else:
-            self.check_class_labels(class_labels)
-            if batch_size is None or batch_size < 1:
-                raise ValueError(f"batch_size must be at least 1 for a prior without classes, got {batch_size}")
+        batch_size, class_labels = self._check_conditions(batch_size, class_labels, guidance_scale)
         self._check_known(known_codes, known_mask, (batch_size, *code_shape))
 
         guided = guidance_scale != 1
         copies = 2 if guided else 1  # a second copy of each grid runs with the null class
         if guided:
-            if self.config.class_dropout_prob == 0:
-                raise ValueError(
-                    f"guidance_scale={guidance_scale} needs a null class, but this prior was made with "
-                    "class_dropout_prob=0"
-                )
             class_labels = torch.cat([class_labels, torch.full_like(class_labels, self.config.num_classes)])
         num_codes = prod(code_shape)
         uniforms = draw_uniforms(num_codes, batch_size, generator, self.device)
@@ -197,7 +188,8 @@ class PriorMixin:
         if known_codes is not None:
             known_codes, known_mask = (x.to(self.device).flatten(1) for x in (known_codes, known_mask))
         finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
-        with evaluating(self):
+        # the weights' dtype decides, not an autocast region: caches are written in place
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
             state = self.start_sampling(copies * batch_size, code_shape, class_labels)
             positions = range(num_codes)
             for position in positions if progress_bar is None else progress_bar(positions):
@@ -266,6 +258,21 @@ class PriorMixin:
             raise ValueError(f"class_labels must be {wanted}, got {tuple(class_labels.shape)}")
         _check_range("class_labels", class_labels, self.config.num_class_embeddings)
         return class_labels.to(self.device, torch.int64)
+
+    def _check_conditions(
+        self, batch_size: int | None, class_labels: torch.Tensor | Sequence[int] | int | None, guidance_scale: float
+    ) -> tuple[int, torch.Tensor | None]:
+        class_labels = self.check_class_labels(class_labels)
+        if class_labels is not None and batch_size is not None:
+            raise ValueError(f"batch_size={batch_size} given, but this prior has classes: give class_labels alone")
+        if class_labels is None and (batch_size is None or batch_size < 1):
+            raise ValueError(f"batch_size must be at least 1 for a prior without classes, got {batch_size}")
+        if guidance_scale != 1 and self.config.class_dropout_prob == 0:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} needs a null class, but this prior was made with "
+                "class_dropout_prob=0"
+            )
+        return batch_size if class_labels is None else len(class_labels), class_labels
 
     def _check_code_shape(self, code_shape: Sequence[int] | None) -> tuple[int, ...]:
         if code_shape is None:

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
-from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
-from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
+from .base import PriorConfig, PriorMixin, PriorOutput
+from .pixelcnn_layers import GatedStack, ResidualStack
+from .pixelcnn_sampling import PixelCNNSamplingState
 
 
 class PixelCNNConfig(PriorConfig):
@@ -82,15 +82,7 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         super().__init__(config)
         in_channels = config.codebook_size if config.one_hot else config.hidden_channels
         self.embedding = None if config.one_hot else nn.Embedding(config.codebook_size, in_channels)
-        self.stack = (GatedStack if config.gated else ResidualStack)(
-            in_channels,
-            config.hidden_channels,
-            config.num_layers,
-            config.kernel_size,
-            config.first_kernel_size,
-            config.num_class_embeddings,
-            config.dropout,
-        )
+        self.stack = (GatedStack if config.gated else ResidualStack)(config, in_channels)
         head, width = [], config.hidden_channels
         for next_width in config.head_channels:
             head += [nn.Conv2d(width, next_width, 1), nn.ReLU()]
@@ -146,6 +138,6 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         return self.head(features).movedim(1, -1)
 
     def start_sampling(
-        self, num_rows: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
+        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
     ) -> PixelCNNSamplingState:
-        return PixelCNNSamplingState(self, num_rows, code_shape[1], class_labels)
+        return PixelCNNSamplingState(self, num_grids, code_shape[1], class_labels)

@@ -28,9 +28,9 @@ class ShiftedConv2d(nn.Conv2d):
         return super().forward(F.pad(inputs, self.margins))  # (batch, out_channels, height, width)
 
 
-def gate(activations: torch.Tensor, dim: int = 1) -> torch.Tensor:
+def gate(activations: torch.Tensor) -> torch.Tensor:
     """tanh of the first half of the channels times sigmoid of the second (https://arxiv.org/abs/1606.05328, eq. 2)."""
-    values, gates = activations.chunk(2, dim)
+    values, gates = activations.chunk(2, dim=1)
     return values.tanh() * gates.sigmoid()
 
 
@@ -131,22 +131,19 @@ class ResidualBlock(GradientCheckpointingLayer):
 
 
 class GatedStack(nn.Module):
-    """Gated layers, from code vectors (batch, in_channels, height, width) to features (batch, channels, ...)."""
+    """Gated layers, from code vectors (batch, in_channels, height, width) to features (batch, channels, ...).
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        num_layers: int,
-        kernel_size: int,
-        first_kernel_size: int,
-        num_class_embeddings: int,
-        dropout: float,
-    ):
+    Args:
+        config: the `PixelCNNConfig`.
+        in_channels: length of the code vectors.
+    """
+
+    def __init__(self, config, in_channels: int):
         super().__init__()
-        layers = [GatedLayer(channels, first_kernel_size, num_class_embeddings, dropout, True, in_channels)]
-        layers += [GatedLayer(channels, kernel_size, num_class_embeddings, dropout) for _ in range(num_layers - 1)]
-        self.layers = nn.ModuleList(layers)
+        channels, rest = config.hidden_channels, (config.num_class_embeddings, config.dropout)
+        first = GatedLayer(channels, config.first_kernel_size, *rest, first=True, in_channels=in_channels)
+        others = [GatedLayer(channels, config.kernel_size, *rest) for _ in range(config.num_layers - 1)]
+        self.layers = nn.ModuleList([first, *others])
 
     def forward(self, inputs: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         vertical = horizontal = inputs
@@ -158,20 +155,12 @@ class GatedStack(nn.Module):
 class ResidualStack(nn.Module):
     """A first causal convolution and residual blocks, with the arguments and shapes of `GatedStack`."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        num_layers: int,
-        kernel_size: int,
-        first_kernel_size: int,
-        num_class_embeddings: int,
-        dropout: float,
-    ):
+    def __init__(self, config, in_channels: int):
         super().__init__()
-        self.first = CausalConv2d(in_channels, channels, first_kernel_size, first=True)
+        channels, rest = config.hidden_channels, (config.num_class_embeddings, config.dropout)
+        self.first = CausalConv2d(in_channels, channels, config.first_kernel_size, first=True)
         self.layers = nn.ModuleList(
-            ResidualBlock(channels, kernel_size, num_class_embeddings, dropout) for _ in range(num_layers)
+            ResidualBlock(channels, config.kernel_size, *rest) for _ in range(config.num_layers)
         )
 
     def forward(self, inputs: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:

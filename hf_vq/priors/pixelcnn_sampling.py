@@ -2,48 +2,47 @@
 
 What comes from the rows above is computed once per row, for all its columns, from a window of the last few rows of
 each layer. What comes from the left is one matrix product per layer and position, over the last few columns. All
-buffers and their views are made once and written in place; positions come first, (width, rows, channels), so that the
-view of one position is contiguous. "rows" below counts grids that are sampled together (the batch).
+buffers and their views are made once and written in place.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_vq.priors.pixelcnn_layers import GatedLayer, GatedStack, ResidualBlock, ShiftedConv2d, gate
+from .pixelcnn_layers import CausalConv2d, GatedLayer, GatedStack, ResidualBlock, ResidualStack, ShiftedConv2d, gate
 
 
 class Above:
-    """The last lines of a layer's input, and the convolution over them: a whole line of outputs at once."""
+    """The last rows of a layer's input, and the convolution over them: a whole row of outputs at once."""
 
-    def __init__(self, conv: ShiftedConv2d, num_rows: int, width: int):
+    def __init__(self, conv: ShiftedConv2d, num_grids: int, width: int):
         self.conv = conv
         self.margin = conv.margins[0]
-        self.lines = conv.weight.new_zeros(
-            num_rows, conv.in_channels, conv.kernel_size[0], width + conv.kernel_size[1] - 1
+        self.rows = conv.weight.new_zeros(
+            num_grids, conv.in_channels, conv.kernel_size[0], width + conv.kernel_size[1] - 1
         )
-        self.newest = self.lines[:, :, -1, self.margin : self.margin + width]
+        self.newest = self.rows[:, :, -1, self.margin : self.margin + width]
 
-    def push(self, line: torch.Tensor) -> None:
-        """Take the next line (rows, in_channels, width); the oldest goes."""
-        self.lines[:, :, :-1] = self.lines[:, :, 1:].clone()
-        self.newest.copy_(line)
+    def push(self, row: torch.Tensor) -> None:
+        """Take the next row (grids, in_channels, width); the oldest goes."""
+        self.rows[:, :, :-1] = self.rows[:, :, 1:].clone()
+        self.newest.copy_(row)
 
-    def line(self) -> torch.Tensor:
-        """Outputs (rows, out_channels, 1, width) of the line that the window now belongs to."""
-        return F.conv2d(self.lines, self.conv.weight, self.conv.bias)
+    def row(self) -> torch.Tensor:
+        """Outputs (grids, out_channels, 1, width) of the row that the window now belongs to."""
+        return F.conv2d(self.rows, self.conv.weight, self.conv.bias)
 
 
 class Left:
-    """A layer's input in the current line, and the convolution over what lies left of a column."""
+    """A layer's input in the current row, and the convolution over what lies left of a column."""
 
-    def __init__(self, conv: ShiftedConv2d, num_rows: int, width: int):
+    def __init__(self, conv: ShiftedConv2d, num_grids: int, width: int):
         num_taps, reach = conv.kernel_size[1], conv.margins[0]
-        columns = conv.weight.new_zeros(num_rows, reach + width, conv.in_channels)  # zeros left of the grid
-        self.content = columns[:, reach:].transpose(1, 2)  # (rows, in_channels, width)
-        self.slots = columns[:, reach:].unbind(1)  # per column (rows, in_channels)
+        columns = conv.weight.new_zeros(num_grids, reach + width, conv.in_channels)  # zeros left of the grid
+        self.content = columns[:, reach:].transpose(1, 2)  # (grids, in_channels, width)
+        self.slots = columns[:, reach:].unbind(1)  # per column (grids, in_channels)
         windows = columns.flatten(1).unfold(1, num_taps * conv.in_channels, conv.in_channels)
-        self.windows = windows[:, :width].unbind(1)  # per column (rows, taps * in_channels)
+        self.windows = windows[:, :width].unbind(1)  # per column (grids, taps * in_channels)
         self.weight = conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # (taps * in_channels, out)
         self.bias = conv.bias  # (out,)
 
@@ -56,32 +55,32 @@ def _dense(conv: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
 class GatedLayerState:
     """Cached `GatedLayer`."""
 
-    def __init__(self, layer: GatedLayer, num_rows: int, width: int, class_labels: torch.Tensor | None):
+    def __init__(self, layer: GatedLayer, num_grids: int, width: int, class_labels: torch.Tensor | None):
         channels = layer.output.in_channels
         self.first = layer.first
         self.vertical_to_horizontal = layer.vertical_to_horizontal
-        self.above = Above(layer.vertical, num_rows, width)
-        self.left = Left(layer.horizontal, num_rows, width)
+        self.above = Above(layer.vertical, num_grids, width)
+        self.left = Left(layer.horizontal, num_grids, width)
         self.weight, self.bias = _dense(layer.output)
         self.condition = 0.0
         if layer.class_embedding is not None:
-            self.condition = layer.class_embedding(class_labels)[:, :, None, None]  # (rows, 2 * channels, 1, 1)
+            self.condition = layer.class_embedding(class_labels)[:, :, None, None]  # (grids, 2 * channels, 1, 1)
         self.condition_and_bias = self.condition + self.left.bias[:, None, None]
-        self.context = self.weight.new_empty(width, num_rows, 2 * channels)
+        self.context = self.weight.new_empty(width, num_grids, 2 * channels)
         self.contexts = self.context.unbind(0)
-        self.gates = self.weight.new_empty(num_rows, 2 * channels)
+        self.gates = self.weight.new_empty(num_grids, 2 * channels)
         self.values = self.gates[:, :channels]
 
-    def start_line(self, line: torch.Tensor) -> torch.Tensor:
-        """Take the newest line of the vertical input, (rows, channels, width), and give that of the output."""
-        self.above.push(line)
-        above = self.above.line()
-        context = self.vertical_to_horizontal(above) + self.condition_and_bias  # (rows, 2 * channels, 1, width)
+    def start_row(self, row: torch.Tensor) -> torch.Tensor:
+        """Take the newest row of the vertical input, (grids, channels, width), and give that of the output."""
+        self.above.push(row)
+        above = self.above.row()
+        context = self.vertical_to_horizontal(above) + self.condition_and_bias  # (grids, 2 * channels, 1, width)
         self.context.copy_(context[:, :, 0].permute(2, 0, 1))
         return gate(above + self.condition)[:, :, 0]
 
     def step(self, column: int, output: torch.Tensor) -> None:
-        """Write the horizontal output (rows, channels) at a column, whose input is in `left.slots`."""
+        """Write the horizontal output (grids, channels) at a column, whose input is in `left.slots`."""
         torch.addmm(self.contexts[column], self.left.windows[column], self.left.weight, out=self.gates)
         self.values.tanh_()
         torch.addmm(self.bias, F.glu(self.gates), self.weight, out=output)
@@ -92,15 +91,15 @@ class GatedLayerState:
 class GatedStackState:
     """Cached `GatedStack`."""
 
-    def __init__(self, stack: GatedStack, num_rows: int, width: int, class_labels: torch.Tensor | None):
-        self.layers = [GatedLayerState(layer, num_rows, width, class_labels) for layer in stack.layers]
+    def __init__(self, stack: GatedStack, num_grids: int, width: int, class_labels: torch.Tensor | None):
+        self.layers = [GatedLayerState(layer, num_grids, width, class_labels) for layer in stack.layers]
         self.inputs = self.layers[0].left
-        self.features = self.layers[0].weight.new_empty(num_rows, stack.layers[-1].output.out_channels)
+        self.features = self.layers[0].weight.new_empty(num_grids, stack.layers[-1].output.out_channels)
 
-    def start_line(self) -> None:
-        line = self.inputs.content  # the first layer's newest line is the one above, the others' the current one
+    def start_row(self) -> None:
+        row = self.inputs.content  # the first layer's newest row is the one above, the others' the current one
         for layer in self.layers:
-            line = layer.start_line(line)
+            row = layer.start_row(row)
 
     def step(self, column: int) -> torch.Tensor:
         for layer, following in zip(self.layers, self.layers[1:], strict=False):
@@ -110,21 +109,21 @@ class GatedStackState:
 
 
 class CausalConvState:
-    """Cached `CausalConv2d` whose output gets a class embedding (rows, out_channels, 1) or 0."""
+    """Cached `CausalConv2d` whose output gets a class embedding (grids, out_channels, 1) or 0."""
 
-    def __init__(self, conv, num_rows: int, width: int, condition: torch.Tensor | float):
-        self.above = None if conv.above is None else Above(conv.above, num_rows, width)
-        self.left = Left(conv.left, num_rows, width)
+    def __init__(self, conv: CausalConv2d, num_grids: int, width: int, condition: torch.Tensor | float):
+        self.above = None if conv.above is None else Above(conv.above, num_grids, width)
+        self.left = Left(conv.left, num_grids, width)
         self.condition_and_bias = condition + self.left.bias[:, None]
-        self.context = self.left.weight.new_empty(width, num_rows, conv.left.out_channels)
-        self.context.copy_(self.condition_and_bias.expand(num_rows, -1, width).permute(2, 0, 1))
+        self.context = self.left.weight.new_empty(width, num_grids, conv.left.out_channels)
+        self.context.copy_(self.condition_and_bias.expand(num_grids, -1, width).permute(2, 0, 1))
         self.contexts = self.context.unbind(0)
 
-    def start_line(self) -> None:
+    def start_row(self) -> None:
         if self.above is not None:
             self.above.push(self.left.content)
-            line = self.above.line()[:, :, 0] + self.condition_and_bias  # (rows, out_channels, width)
-            self.context.copy_(line.permute(2, 0, 1))
+            row = self.above.row()[:, :, 0] + self.condition_and_bias  # (grids, out_channels, width)
+            self.context.copy_(row.permute(2, 0, 1))
 
     def step(self, column: int) -> torch.Tensor:
         return torch.addmm(self.contexts[column], self.left.windows[column], self.left.weight)
@@ -133,11 +132,11 @@ class CausalConvState:
 class ResidualBlockState:
     """Cached `ResidualBlock`."""
 
-    def __init__(self, block: ResidualBlock, num_rows: int, width: int, class_labels: torch.Tensor | None):
+    def __init__(self, block: ResidualBlock, num_grids: int, width: int, class_labels: torch.Tensor | None):
         self.input_weight, self.input_bias = _dense(block.input)
         self.output_weight, self.output_bias = _dense(block.output)
         condition = 0.0 if block.class_embedding is None else block.class_embedding(class_labels)[:, :, None]
-        self.causal = CausalConvState(block.causal, num_rows, width, condition)
+        self.causal = CausalConvState(block.causal, num_grids, width, condition)
 
     def step(self, column: int, features: torch.Tensor) -> torch.Tensor:
         hidden = torch.addmm(self.input_bias, features, self.input_weight, out=self.causal.left.slots[column]).relu_()
@@ -148,15 +147,15 @@ class ResidualBlockState:
 class ResidualStackState:
     """Cached `ResidualStack`."""
 
-    def __init__(self, stack, num_rows: int, width: int, class_labels: torch.Tensor | None):
-        self.first = CausalConvState(stack.first, num_rows, width, 0.0)
+    def __init__(self, stack: ResidualStack, num_grids: int, width: int, class_labels: torch.Tensor | None):
+        self.first = CausalConvState(stack.first, num_grids, width, 0.0)
         self.inputs = self.first.left
-        self.blocks = [ResidualBlockState(block, num_rows, width, class_labels) for block in stack.layers]
+        self.blocks = [ResidualBlockState(block, num_grids, width, class_labels) for block in stack.layers]
 
-    def start_line(self) -> None:
-        self.first.start_line()
+    def start_row(self) -> None:
+        self.first.start_row()
         for block in self.blocks:
-            block.causal.start_line()
+            block.causal.start_row()
 
     def step(self, column: int) -> torch.Tensor:
         features = self.first.step(column).relu_()
@@ -170,25 +169,25 @@ class PixelCNNSamplingState:
 
     Args:
         prior: the PixelCNN, in eval mode and without gradients.
-        num_rows: grids sampled together.
+        num_grids: grids sampled together.
         width: columns of the grid.
-        class_labels: (rows,) of a prior with classes.
+        class_labels: (grids,) of a prior with classes.
     """
 
-    def __init__(self, prior, num_rows: int, width: int, class_labels: torch.Tensor | None):
+    def __init__(self, prior, num_grids: int, width: int, class_labels: torch.Tensor | None):
         state = GatedStackState if isinstance(prior.stack, GatedStack) else ResidualStackState
-        self.stack = state(prior.stack, num_rows, width, class_labels)
+        self.stack = state(prior.stack, num_grids, width, class_labels)
         self.embed, self.width, self.column = prior.embed, width, 0
         self.head = [_dense(layer) for layer in prior.head if isinstance(layer, nn.Conv2d)]
 
     def next_logits(self) -> torch.Tensor:
         if self.column == 0:
-            self.stack.start_line()
+            self.stack.start_row()
         features = self.stack.step(self.column)
         for weight, bias in self.head[:-1]:
             features = torch.addmm(bias, features, weight).relu_()
         weight, bias = self.head[-1]
-        return torch.addmm(bias, features, weight)  # (rows, codebook_size)
+        return torch.addmm(bias, features, weight)  # (grids, codebook_size)
 
     def append(self, codes: torch.Tensor) -> None:
         self.stack.inputs.slots[self.column].copy_(self.embed(codes))
