@@ -253,7 +253,7 @@ def load_codes(folder, split="train", tokenizer=None):
     for path in paths:
         table = pyarrow.parquet.read_table(path).combine_chunks()
         column = table.column("codes").chunk(0)
-        while not str(column.type) == str(dtype):
+        for _ in plan["code_shape"]:
             column = column.flatten()
         codes.append(column.to_numpy(zero_copy_only=False).reshape(shape))
         if plan["class_names"] is not None:

@@ -1,0 +1,134 @@
+"""`hf-vq train prior`: codes in, a prior out, and a pipeline where the autoencoder is given."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import transformers
+
+import hf_vq
+from hf_vq.cli.checks import (
+    check_disk_space,
+    check_output_folder,
+    check_weights,
+    local_folder,
+    start_output_folder,
+    training_bytes,
+)
+from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
+from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
+from hf_vq.training.pictures import save_loss_curve, save_sample_grid
+from hf_vq.training.prior import PriorTrainingArguments, train_prior
+
+PRIORS = ("PixelCNN",)
+OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "logs", "pipeline")
+
+
+@dataclass
+class PriorOptions:
+    """Which prior to train, on which codes."""
+
+    codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
+    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(PRIORS)}"})
+    prior_config: dict | str | None = field(
+        default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
+    )
+    autoencoder: str | None = field(
+        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, args = parse_options(
+        [PriorOptions, PriorTrainingArguments],
+        argv,
+        verb="train prior",
+        description="Train a prior on the codes of a tokenizer.",
+        aliases={"output": "output_dir"},
+    )
+    run(options, args)
+
+
+def run(options, args):
+    """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
+    if options.overwrite and options.resume:
+        raise ValueError("overwrite and resume exclude each other")
+    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
+    if options.resume:
+        args.resume_from_checkpoint = True
+    splits = code_splits(options.codes)
+    train = load_codes(options.codes, splits[0])
+    validation = load_codes(options.codes, "validation") if "validation" in splits else None
+    autoencoder = load_tokenizer(options, train)
+    config = check_prior_config(options, train)
+    if config["num_classes"] == 0:
+        train.labels = None
+        if validation is not None:
+            validation.labels = None
+    transformers.set_seed(args.seed)
+    prior_class = getattr(hf_vq, options.prior)
+    prior = prior_class(prior_class.config_class(**config))
+    check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
+
+    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    write_recipe(Path(args.output_dir) / "recipe.yaml", options, args)
+    print(
+        f"Training {options.prior} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
+        f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
+    )
+    report = train_prior(prior, train, args, eval_dataset=validation)
+    if report is not None:
+        save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
+        if autoencoder is not None:
+            save_pipeline(autoencoder, prior, Path(args.output_dir), args.seed)
+    return report
+
+
+def load_tokenizer(options, codes):
+    """The autoencoder that made the codes, None where none is given; a ValueError where it made others."""
+    if options.autoencoder is None:
+        return None
+    folder = local_folder(options.autoencoder)
+    check_weights(folder, "autoencoder")
+    autoencoder = hf_vq.AutoVQModel.from_pretrained(folder)
+    check_tokenizer(codes.tokenizer, autoencoder, options.codes)
+    return autoencoder
+
+
+def check_prior_config(options, codes):
+    """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
+    if options.prior not in PRIORS:
+        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
+    config = dict(options.prior_config or {})
+    known = [entry.name for entry in fields(getattr(hf_vq, options.prior).config_class)]
+    check_names(config, known, f"option of {options.prior} in prior_config:")
+    facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
+    for name, fact in facts.items():
+        given = config.get(name, fact)
+        if (tuple(given) if name == "code_shape" else given) != fact:
+            raise ValueError(f"prior_config has {name}={given}, but the codes in {options.codes} have {fact}")
+    if config.get("num_classes", codes.num_classes) not in (0, codes.num_classes):
+        raise ValueError(
+            f"prior_config has num_classes={config['num_classes']}, but the codes in {options.codes} have "
+            f"{codes.num_classes} classes (0 ignores them)"
+        )
+    return {"num_classes": codes.num_classes, **config, **facts}
+
+
+def save_pipeline(autoencoder, prior, folder, seed):
+    """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
+    pipeline = hf_vq.VQPipeline(autoencoder=autoencoder, prior=prior.eval())
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder / "pipeline")
+    num_classes = prior.config.num_classes
+    labels = [label for label in range(min(num_classes, 16)) for _ in range(8)] or None
+    images = pipeline(
+        class_labels=labels,
+        batch_size=None if labels else 64,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    ).images
+    save_sample_grid(folder / "samples.png", images.float().cpu() * 2 - 1, labels)
