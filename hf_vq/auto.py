@@ -1,0 +1,42 @@
+"""The right class for a folder or repository, and registration with transformers and diffusers."""
+
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from transformers import AutoConfig, AutoModel
+
+from .autoencoders import AUTOENCODERS
+from .autoencoders.pretrained import FACES
+
+
+class AutoVQModel:
+    """Loads any autoencoder of ours, or a stock VQModel, as the class it was saved from."""
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path, **kwargs):
+        """The autoencoder of a folder or repository; keyword arguments as in diffusers' `from_pretrained`.
+
+        Raises:
+            OSError: no config, or no weights there.
+            ValueError: the config names a class that is no autoencoder of ours.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        config = AUTOENCODERS["VQVAE"].load_config(pretrained_model_name_or_path, **hub)
+        name = config.get("_class_name")
+        if name not in AUTOENCODERS:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds {name!r}, which is none of {sorted(AUTOENCODERS)}"
+            )
+        return AUTOENCODERS[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+
+HUB_ARGUMENTS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
+
+
+def register():
+    """Makes transformers and diffusers know our classes. Called by `import hf_vq`."""
+    for config_class, face_class in FACES.values():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, face_class, exist_ok=True)
+    verbs = ["save_pretrained", "from_pretrained"]
+    LOADABLE_CLASSES.setdefault("hf_vq", {"ModelMixin": verbs, "PreTrainedModel": verbs})

@@ -1,0 +1,196 @@
+"""What every autoencoder answers: sample <-> codes, a loss that trains, a folder that both libraries read."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
+from huggingface_hub import split_torch_state_dict_into_shards
+
+from ..quantizers import Quantizer
+from ..version import __version__
+
+RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    """Latents of a sample.
+
+    Attributes:
+        latents: (batch, dim, *grid), before quantization.
+    """
+
+    latents: torch.Tensor
+
+
+@dataclass
+class ReconstructionOutput(BaseOutput):
+    """A decoded sample.
+
+    Attributes:
+        sample: (batch, channels, *space) in [-1, 1].
+    """
+
+    sample: torch.Tensor
+
+
+@dataclass
+class AutoencoderOutput(BaseOutput):
+    """Result of an autoencoder's forward.
+
+    Attributes:
+        sample: (batch, channels, *space) reconstruction in [-1, 1].
+        codes: (batch, *grid) int64.
+        loss: scalar, reconstruction_weight x reconstruction_loss + quantizer_loss.
+        reconstruction_loss: scalar.
+        quantizer_loss: scalar, as the quantizer weighs its terms.
+        losses: every term by name, before weighting.
+    """
+
+    sample: torch.Tensor
+    codes: torch.Tensor
+    loss: torch.Tensor
+    reconstruction_loss: torch.Tensor
+    quantizer_loss: torch.Tensor
+    losses: dict[str, torch.Tensor]
+
+
+class AutoencoderMixin:
+    """For a diffusers ModelMixin with one quantizer; `quantizer` names it, `downsample_factor` is a property.
+
+    Class attributes:
+        face_type: the `model_type` under which transformers finds the saved folder.
+    """
+
+    _keep_in_fp32_modules = ["quantize", "quantizer"]
+    face_type = None
+    _weights_name = SAFETENSORS_WEIGHTS_NAME
+
+    @property
+    def codebook_size(self):
+        return self.quantizer.codebook_size
+
+    @property
+    def codebook_initialized(self):
+        """Whether k-means has run, is switched off, or the codebook was loaded."""
+        return self.quantizer.initialized
+
+    def code_shape(self, sample_shape):
+        """Grid of the codes of one sample.
+
+        Args:
+            sample_shape: (channels, *space), without the batch.
+
+        Raises:
+            ValueError: another number of channels, or a side that the downsampling does not divide.
+        """
+        channels, *space = sample_shape
+        factor = self.downsample_factor
+        if channels != self.config.in_channels:
+            raise ValueError(f"sample must have {self.config.in_channels} channels, got shape {tuple(sample_shape)}")
+        if len(space) != 2 or any(side < 1 or side % factor for side in space):
+            raise ValueError(
+                f"sample must be (channels, height, width) with sides that {factor}, the downsampling, divides; "
+                f"got shape {tuple(sample_shape)}"
+            )
+        return tuple(side // factor for side in space)
+
+    def check_sample(self, sample):
+        if not sample.is_floating_point() or sample.ndim != 4:
+            raise ValueError(
+                f"sample must be floating point, (batch, channels, height, width) in [-1, 1]; got {sample.dtype} of "
+                f"shape {tuple(sample.shape)}"
+            )
+        self.code_shape(tuple(sample.shape[1:]))
+
+    @torch.no_grad()
+    def tokenize(self, sample):
+        """Samples (batch, channels, *space) in [-1, 1] to codes (batch, *grid) int64."""
+        return self.quantizer.tokenize(self.encode(sample).latents)
+
+    @torch.no_grad()
+    def initialize_codebook(self, sample):
+        """Starts the codebook by k-means on the latents of these samples, unless it has started or was loaded.
+
+        Returns:
+            bool: whether it did.
+        """
+        if self.codebook_initialized:
+            return False
+        return self.quantizer.initialize(self.encode(sample).latents)
+
+    def set_codebook_updates(self, mode):
+        """When training forwards move the codebook by statistics: "forward", "deferred" or "off".
+
+        Deferred, they gather until `update_codebook()`: once per optimizer step under gradient accumulation.
+        """
+        if mode not in ("forward", "deferred", "off"):
+            raise ValueError(f"mode must be 'forward', 'deferred' or 'off', got {mode!r}")
+        self.quantizer.codebook_updates = mode
+
+    def update_codebook(self):
+        """Applies the statistics gathered since the last update."""
+        self.quantizer.update_codebook()
+
+    def training_output(self, sample, reconstruction, quantized, output_class=AutoencoderOutput, **more):
+        """The output of `forward`, with its losses.
+
+        Args:
+            sample, reconstruction: (batch, channels, *space).
+            quantized: QuantizerOutput.
+        """
+        distance = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
+        reconstruction_loss = distance(reconstruction.float(), sample.float())
+        return output_class(
+            sample=reconstruction,
+            codes=quantized.codes,
+            loss=self.config.reconstruction_weight * reconstruction_loss + quantized.loss,
+            reconstruction_loss=reconstruction_loss,
+            quantizer_loss=quantized.loss,
+            losses={"reconstruction": reconstruction_loss, **quantized.losses},
+            **more,
+        )
+
+    # Folders
+
+    def finish_loading(self, missing):
+        """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Quantizer):
+                start = prefix + "."
+                module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model.finish_loading(info["missing_keys"])
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory, *, max_shard_size="10GB", variant=None, **kwargs):
+        """As diffusers, but a file where the folder should be is an error."""
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
+        shards = split_torch_state_dict_into_shards(self.state_dict(), max_shard_size=max_shard_size)
+        name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
+        self._weights_name = _add_variant(name, variant)
+        super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
+
+    def to_json_string(self):
+        """The config, with what transformers needs to read the same folder (diffusers drops those keys silently)."""
+        config = json.loads(super().to_json_string())
+        for_transformers = {"model_type": self.face_type, "transformers_weights": self._weights_name}
+        config.update(for_transformers, _use_default_values=sorted(for_transformers), _hf_vq_version=__version__)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def check_reconstruction(reconstruction_loss, reconstruction_weight):
+    if reconstruction_loss not in RECONSTRUCTION_LOSSES:
+        raise ValueError(
+            f"reconstruction_loss must be one of {sorted(RECONSTRUCTION_LOSSES)}, got {reconstruction_loss!r}"
+        )
+    if not reconstruction_weight > 0:
+        raise ValueError(f"reconstruction_weight must be above 0, got {reconstruction_weight!r}")

@@ -1,0 +1,78 @@
+"""Convolutions and residual blocks of the image autoencoders."""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+def _norm(norm, channels):
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+class ConvNorm(nn.Module):
+    """A convolution of stride 2, (batch, in, 2h, 2w) to (batch, out, h, w), then a norm.
+
+    Args:
+        padding: "symmetric", or "same": as TensorFlow, the odd one of the padded pixels at the end.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, padding, norm):
+        super().__init__()
+        total = kernel_size - 2
+        before = total // 2 if padding == "same" else (total + 1) // 2
+        self.pads = (before, total - before) * 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=2)
+        self.norm = _norm(norm, out_channels)
+
+    def forward(self, hidden):
+        return self.norm(self.conv(F.pad(hidden, self.pads)))
+
+
+class TransposedConvNorm(nn.Module):
+    """A transposed convolution of stride 2, (batch, in, h, w) to (batch, out, 2h, 2w), then a norm.
+
+    Args:
+        padding: "symmetric", or "same": as TensorFlow, the odd one of the cropped pixels at the end.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, padding, norm):
+        super().__init__()
+        total = kernel_size - 2
+        self.start = total // 2 if padding == "same" else (total + 1) // 2
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2)
+        self.norm = _norm(norm, out_channels)
+
+    def forward(self, hidden):
+        height, width = (2 * side for side in hidden.shape[2:])
+        full = self.conv(hidden)  # (batch, out, 2h + kernel_size - 2, 2w + kernel_size - 2)
+        return self.norm(full[:, :, self.start : self.start + height, self.start : self.start + width])
+
+
+class ResidualBlock(nn.Module):
+    """relu, 3x3 convolution, relu, 1x1 convolution, added to the input or, where "rectified", to its relu."""
+
+    def __init__(self, channels, residual_channels, norm, form):
+        super().__init__()
+        self.rectified = form == "rectified"
+        self.conv1 = nn.Conv2d(channels, residual_channels, 3, padding=1)
+        self.norm1 = _norm(norm, residual_channels)
+        self.conv2 = nn.Conv2d(residual_channels, channels, 1)
+        self.norm2 = _norm(norm, channels)
+
+    def forward(self, hidden):
+        rectified = F.relu(hidden)
+        branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(rectified)))))
+        return branch + (rectified if self.rectified else hidden)
+
+
+class ResidualStack(nn.Module):
+    """Residual blocks, then a relu where `end_activation` says so; without blocks nothing at all."""
+
+    def __init__(self, channels, num_layers, residual_channels, norm, form, end_activation):
+        super().__init__()
+        self.layers = nn.ModuleList(ResidualBlock(channels, residual_channels, norm, form) for _ in range(num_layers))
+        self.ends_rectified = end_activation and num_layers > 0
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return F.relu(hidden) if self.ends_rectified else hidden

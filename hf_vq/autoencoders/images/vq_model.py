@@ -1,0 +1,187 @@
+"""diffusers' VQModel (VQGAN, MoVQ, aMUSEd) that trains and gives token ids."""
+
+import inspect
+import json
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+from ...quantizers import QUANTIZERS, make_quantizer
+from ..base import AutoencoderMixin, check_reconstruction
+
+STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
+
+
+@dataclass
+class VQModelOutput(DecoderOutput):
+    """Result of `VQModel.forward`: diffusers' output, and what training and tokens need.
+
+    Attributes:
+        sample: (batch, channels, height, width) reconstruction.
+        commit_loss: scalar, the same as `quantizer_loss`.
+        codes, loss, reconstruction_loss, quantizer_loss, losses: as in `AutoencoderOutput`.
+    """
+
+    codes: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    quantizer_loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+
+
+class StockProtocol:
+    """Lets a quantizer answer as diffusers' does, because stock pipelines call `VQModel.quantize`."""
+
+    def forward(self, latents):
+        """Latents to (quantized latents, loss, (None, None, codes as one flat row))."""
+        output = super().forward(latents)
+        return output.latents, output.loss, (None, None, output.codes.reshape(-1))
+
+    def quantize(self, latents):
+        """Latents to a QuantizerOutput."""
+        return super().forward(latents)
+
+    def get_codebook_entry(self, indices, shape=None):
+        """Code vectors: (n, dim), or (batch, dim, height, width) where shape = (batch, height, width, dim)."""
+        vectors = self.embedding(indices)
+        if shape is None:
+            return vectors
+        return vectors.view(shape).movedim(-1, 1).contiguous()
+
+
+STOCK_QUANTIZERS = {
+    name: type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
+    for name, base in QUANTIZERS.items()
+}
+
+
+class VQModel(AutoencoderMixin, diffusers.VQModel):
+    """diffusers' `VQModel` with training, token ids and a choice of quantizer (https://arxiv.org/abs/2012.09841).
+
+    It takes the same arguments, loads the same folders, and with those arguments alone saves folders that stock
+    loads without a warning. `encode` and `decode` do what stock's do (`encode` does not quantize, `decode` does);
+    `tokenize` and `detokenize` are the clear way.
+
+    Args:
+        in_channels ... force_upcast: as in diffusers.
+        quantizer_type: "vector" (stock) or "ema".
+        quantizer_config: the quantizer's options. For "vector" those left out are stock's: `legacy=True`, beta on the
+            codebook term, and `restart_threshold=0`, since a stock folder has no room for a running usage.
+        reconstruction_loss: "mse" or "l1".
+        reconstruction_weight: its weight in `loss`, above 0.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    face_type = "hf_vq_vqmodel"
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        num_vq_embeddings: int = 256,
+        norm_num_groups: int = 32,
+        vq_embed_dim: int | None = None,
+        scaling_factor: float = 0.18215,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        lookup_from_codebook: bool = False,
+        force_upcast: bool = False,
+        quantizer_type: str = "vector",
+        quantizer_config: dict | None = None,
+        reconstruction_loss: str = "mse",
+        reconstruction_weight: float = 1.0,
+    ):
+        check_reconstruction(reconstruction_loss, reconstruction_weight)
+        dim = latent_channels if vq_embed_dim is None else vq_embed_dim
+        options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
+        options.update(quantizer_config or {})
+        quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, STOCK_QUANTIZERS)
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            sample_size=sample_size,
+            num_vq_embeddings=num_vq_embeddings,
+            norm_num_groups=norm_num_groups,
+            vq_embed_dim=vq_embed_dim,
+            scaling_factor=scaling_factor,
+            norm_type=norm_type,
+            mid_block_add_attention=mid_block_add_attention,
+            lookup_from_codebook=lookup_from_codebook,
+            force_upcast=force_upcast,
+        )
+        self.quantize = quantizer
+
+    @property
+    def quantizer(self):
+        return self.quantize
+
+    @property
+    def downsample_factor(self):
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def last_layer(self):
+        """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
+        return self.decoder.conv_out.weight
+
+    @apply_forward_hook
+    def encode(self, x, return_dict=True):
+        """Samples (batch, channels, height, width) to latents (batch, dim, *grid), before quantization."""
+        self.check_sample(x)
+        return super().encode(x, return_dict=return_dict)
+
+    @torch.no_grad()
+    def detokenize(self, codes):
+        """Codes (batch, *grid) to samples (batch, channels, height, width)."""
+        return self._decode_quantized(self.quantizer.detokenize(codes).to(self.dtype))
+
+    def forward(self, sample, return_dict=True):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, height, width), in [-1, 1].
+            return_dict: False gives stock's tuple (sample, commit_loss).
+
+        Returns:
+            VQModelOutput.
+        """
+        quantized = self.quantizer.quantize(self.encode(sample).latents)
+        reconstruction = self._decode_quantized(quantized.latents)
+        if not return_dict:
+            return reconstruction, quantized.loss
+        return self.training_output(
+            sample, reconstruction, quantized, output_class=VQModelOutput, commit_loss=quantized.loss
+        )
+
+    def _decode_quantized(self, quantized):
+        condition = quantized if self.config.norm_type == "spatial" else None
+        return self.decoder(self.post_quant_conv(quantized), condition)
+
+    def to_json_string(self):
+        """Own options at their defaults are left out, so that stock reads the file without a warning."""
+        config, own = json.loads(super().to_json_string()), inspect.signature(type(self).__init__).parameters
+        for name, parameter in own.items():
+            if name not in STOCK and config.get(name) == parameter.default:
+                config.pop(name, None)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"

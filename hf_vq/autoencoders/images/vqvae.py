@@ -1,0 +1,218 @@
+"""The VQ-VAE of 2017: strided convolutions, residual blocks, one codebook."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from ...quantizers import make_quantizer
+from ...quantizers.base import check_positive_int
+from ..base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from .blocks import ConvNorm, ResidualStack, TransposedConvNorm
+
+PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
+RESIDUAL_FORMS = ("pre_activation", "rectified")
+
+
+class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+    """VQ-VAE (https://arxiv.org/abs/1711.00937, section 4.1) with the initialisers of Sonnet's example.
+
+    Encoder: a strided convolution per stage, a middle convolution, a residual stack, a projection to the codebook's
+    width. Decoder: the mirror image, with transposed convolutions. The defaults are Sonnet's example; the options
+    also express the Keras example (`stage_channels=(32, 64), kernel_size=3, padding="same", middle_kernel_size=None,
+    num_residual_layers=0, output_kernel_size=3`) and ritheshkumar95/pytorch-vqvae (`stage_channels=(256, 256),
+    middle_kernel_size=None, codebook_dim=None, norm="batch", residual_form="rectified", residual_channels=256,
+    output_activation="tanh"`).
+
+    Args:
+        in_channels: channels of a sample.
+        hidden_channels: width of the middle and of the residual blocks.
+        num_residual_layers: blocks in each of the two residual stacks, 0 or more.
+        residual_channels: inner width of a block; None: a quarter of `hidden_channels`.
+        codebook_size: number of codes.
+        codebook_dim: width of a code; None: no projection, codes are as wide as the encoder's end.
+        quantizer_type: "ema" or "vector" (`hf_vq.quantizers.QUANTIZERS`).
+        quantizer_config: the quantizer's other options.
+        stage_channels: width after each halving of the sides; None: (hidden_channels // 2, hidden_channels).
+        kernel_size: of the strided convolutions, at least 2.
+        middle_kernel_size: of the convolution beside each residual stack, odd; None: no such convolution.
+        output_kernel_size: of a last convolution without stride, odd; None: the last transposed convolution ends.
+        padding: "symmetric", or "same" as TensorFlow pads (odd kernels then pad one side more).
+        norm: "none", or "batch": after each convolution of a block and between strided ones.
+        residual_form: "pre_activation", x + f(relu(x)); "rectified", relu(x) + f(relu(x)).
+        output_activation: "none" or "tanh".
+        reconstruction_loss: "mse" or "l1", on [-1, 1].
+        reconstruction_weight: its weight in `loss`, above 0. Sonnet and Keras minimise the mean squared error on
+            [-0.5, 0.5] over the variance of the data there: 1 / (4 x that variance).
+        input_scale, input_shift: the network sees sample x input_scale + input_shift.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    face_type = "hf_vq_vqvae"
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        hidden_channels: int = 128,
+        num_residual_layers: int = 2,
+        residual_channels: int | None = None,
+        codebook_size: int = 512,
+        codebook_dim: int | None = 64,
+        quantizer_type: str = "ema",
+        quantizer_config: dict | None = None,
+        stage_channels: tuple[int, ...] | None = None,
+        kernel_size: int = 4,
+        middle_kernel_size: int | None = 3,
+        output_kernel_size: int | None = None,
+        padding: str = "symmetric",
+        norm: str = "none",
+        residual_form: str = "pre_activation",
+        output_activation: str = "none",
+        reconstruction_loss: str = "mse",
+        reconstruction_weight: float = 1.0,
+        input_scale: float = 1.0,
+        input_shift: float = 0.0,
+    ):
+        super().__init__()
+        check_positive_int(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
+        _check_choice(padding=(padding, PADDINGS), norm=(norm, NORMS))
+        _check_choice(
+            residual_form=(residual_form, RESIDUAL_FORMS), output_activation=(output_activation, ACTIVATIONS)
+        )
+        check_reconstruction(reconstruction_loss, reconstruction_weight)
+        stages = _stage_channels(stage_channels, hidden_channels)
+        for name, size in (("middle_kernel_size", middle_kernel_size), ("output_kernel_size", output_kernel_size)):
+            if size is not None and (size < 1 or size % 2 == 0):
+                raise ValueError(f"{name} must be odd or None, got {size!r}")
+        if kernel_size < 2:
+            raise ValueError(f"kernel_size must be at least 2, the stride, got {kernel_size!r}")
+        if num_residual_layers < 0:
+            raise ValueError(f"num_residual_layers must be 0 or more, got {num_residual_layers!r}")
+        if input_scale == 0:
+            raise ValueError("input_scale must not be 0")
+        width = hidden_channels if middle_kernel_size else stages[-1]
+        dim = width if codebook_dim is None else codebook_dim
+        if middle_kernel_size is None and num_residual_layers and dim != width:
+            raise ValueError(
+                f"codebook_dim must be None or {width} where middle_kernel_size is None: the decoder's residual "
+                f"blocks then follow the codes directly; got {codebook_dim!r}"
+            )
+        blocks = {
+            "num_layers": num_residual_layers,
+            "residual_channels": residual_channels or max(1, hidden_channels // 4),
+            "norm": norm,
+            "form": residual_form,
+        }
+
+        def middle(in_width):
+            if middle_kernel_size is None:
+                return nn.Identity()
+            return nn.Conv2d(in_width, hidden_channels, middle_kernel_size, padding=middle_kernel_size // 2)
+
+        options = {"kernel_size": kernel_size, "padding": padding}
+        self.downsample = nn.ModuleList(
+            ConvNorm(a, b, norm=norm if i + 1 < len(stages) else "none", **options)
+            for i, (a, b) in enumerate(zip((in_channels, *stages), stages, strict=False))
+        )
+        self.encoder_middle = middle(stages[-1])
+        self.encoder_residual = ResidualStack(width, end_activation=codebook_dim is not None, **blocks)
+        self.to_latents = nn.Identity() if codebook_dim is None else nn.Conv2d(width, dim, 1)
+
+        self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, quantizer_config)
+
+        self.decoder_middle = middle(dim)
+        width = hidden_channels if middle_kernel_size else dim
+        self.decoder_residual = ResidualStack(width, end_activation=True, **blocks)
+        ends = (*stages[::-1],) if output_kernel_size else (*stages[-2::-1], in_channels)
+        self.upsample = nn.ModuleList(
+            TransposedConvNorm(a, b, norm=norm if output_kernel_size or i + 1 < len(ends) else "none", **options)
+            for i, (a, b) in enumerate(zip((width, *ends), ends, strict=False))
+        )
+        self.output = (
+            nn.Conv2d(ends[-1], in_channels, output_kernel_size, padding=output_kernel_size // 2)
+            if output_kernel_size
+            else nn.Identity()
+        )
+        self.apply(_initialize_like_sonnet)
+
+    @property
+    def downsample_factor(self):
+        return 2 ** len(self.downsample)
+
+    @property
+    def last_layer(self):
+        """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
+        return (self.output if self.config.output_kernel_size else self.upsample[-1].conv).weight
+
+    @apply_forward_hook
+    def encode(self, sample, return_dict=True):
+        """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
+        self.check_sample(sample)
+        hidden = sample * self.config.input_scale + self.config.input_shift
+        for layer in self.downsample:
+            hidden = F.relu(layer(hidden))
+        if self.config.middle_kernel_size:
+            hidden = F.relu(self.encoder_middle(hidden))
+        latents = self.to_latents(self.encoder_residual(hidden))
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, latents, return_dict=True):
+        """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width) in [-1, 1]."""
+        hidden = self.decoder_residual(self.decoder_middle(latents))
+        for index, layer in enumerate(self.upsample):
+            hidden = layer(hidden)
+            if index + 1 < len(self.upsample) or self.config.output_kernel_size:
+                hidden = F.relu(hidden)
+        hidden = self.output(hidden)
+        if self.config.output_activation == "tanh":
+            hidden = hidden.tanh()
+        sample = (hidden - self.config.input_shift) / self.config.input_scale
+        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    def detokenize(self, codes):
+        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
+        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
+
+    def forward(self, sample):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, height, width) in [-1, 1].
+
+        Returns:
+            AutoencoderOutput.
+        """
+        quantized = self.quantizer(self.encode(sample).latents)
+        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
+
+
+def _stage_channels(stage_channels, hidden_channels):
+    stages = (max(1, hidden_channels // 2), hidden_channels) if stage_channels is None else tuple(stage_channels)
+    if not stages:
+        raise ValueError("stage_channels must name at least one stage, got ()")
+    check_positive_int(**{f"stage_channels[{i}]": width for i, width in enumerate(stages)})
+    return stages
+
+
+def _check_choice(**choices):
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+
+
+def _initialize_like_sonnet(module):
+    """Truncated normal of deviation 1 / sqrt(fan-in), biases zero: a plain PyTorch start trails it for 1,000 steps."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        fan_in = module.in_channels * math.prod(module.kernel_size)
+        deviation = fan_in**-0.5
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        nn.init.zeros_(module.bias)

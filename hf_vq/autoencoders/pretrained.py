@@ -1,0 +1,106 @@
+"""Every autoencoder's transformers face: a config with named fields and a PreTrainedModel around the same module."""
+
+import inspect
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .images.vq_model import VQModel
+from .images.vqvae import VQVAE
+
+
+class AutoencoderConfig(PreTrainedConfig):
+    """Base of the configs: the fields are the arguments of the autoencoder's constructor.
+
+    Class attributes:
+        autoencoder_class: the ModelMixin that the fields build.
+    """
+
+    autoencoder_class = None
+
+    def autoencoder_arguments(self):
+        names = list(inspect.signature(self.autoencoder_class.__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+
+class AutoencoderForAutoModel(PreTrainedModel):
+    """An autoencoder as a transformers model; `autoencoder` is the diffusers ModelMixin itself.
+
+    It loads and saves the same folder: `config.json` and `diffusion_pytorch_model.safetensors`.
+    """
+
+    base_model_prefix = "autoencoder"
+    main_input_name = "sample"
+    _keep_in_fp32_modules_strict = ["quantize", "quantizer"]
+
+    def __init__(self, config, autoencoder=None):
+        super().__init__(config)
+        self.autoencoder = autoencoder or config.autoencoder_class(**config.autoencoder_arguments())
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_autoencoder(cls, autoencoder):
+        """The face of an autoencoder that exists: the same module, no copy."""
+        fields = cls.config_class().autoencoder_arguments()
+        return cls(cls.config_class(**{name: autoencoder.config[name] for name in fields}), autoencoder)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        self.autoencoder.save_pretrained(save_directory, **kwargs)
+
+    def _init_weights(self, module):
+        """The autoencoder initialised itself when it was built."""
+
+    def forward(self, sample):
+        return self.autoencoder(sample)
+
+    def encode(self, sample):
+        return self.autoencoder.encode(sample)
+
+    def decode(self, latents):
+        return self.autoencoder.decode(latents)
+
+    def tokenize(self, sample):
+        return self.autoencoder.tokenize(sample)
+
+    def detokenize(self, codes):
+        return self.autoencoder.detokenize(codes)
+
+
+def make_face(autoencoder_class):
+    """Config class and model class of an autoencoder class, with the constructor's arguments as fields.
+
+    Returns:
+        `<Name>Config` and `<Name>ForAutoModel`.
+    """
+    name, parameters = autoencoder_class.__name__, inspect.signature(autoencoder_class.__init__).parameters
+    fields = {key: parameter for key, parameter in parameters.items() if key != "self"}
+    config_class = type(
+        f"{name}Config",
+        (AutoencoderConfig,),
+        {
+            "__module__": __name__,
+            "__doc__": f"Config of `{name}ForAutoModel`: the arguments of `{name}`.",
+            "__annotations__": {key: parameter.annotation for key, parameter in fields.items()},
+            "model_type": autoencoder_class.face_type,
+            "autoencoder_class": autoencoder_class,
+            **{key: parameter.default for key, parameter in fields.items()},
+        },
+    )
+    model_class = type(
+        f"{name}ForAutoModel",
+        (AutoencoderForAutoModel,),
+        {"__module__": __name__, "__doc__": f"`{name}` as a transformers model.", "config_class": config_class},
+    )
+    return config_class, model_class
+
+
+VQModelConfig, VQModelForAutoModel = make_face(VQModel)
+VQVAEConfig, VQVAEForAutoModel = make_face(VQVAE)
+FACES = {VQModel: (VQModelConfig, VQModelForAutoModel), VQVAE: (VQVAEConfig, VQVAEForAutoModel)}

@@ -1,0 +1,72 @@
+"""How well a codebook is used."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass
+class CodebookUsageOutput:
+    """Use of one codebook, or of each level's in a list.
+
+    Attributes:
+        usage: share of the codes that occurred, in [0, 1].
+        perplexity: exp of the entropy of the codes, in [1, codebook_size].
+        dead_codes: how many codes never occurred.
+        counts: (codebook_size,) int64, how often each occurred; (num_levels, codebook_size) with levels.
+    """
+
+    usage: float | list[float]
+    perplexity: float | list[float]
+    dead_codes: int | list[int]
+    counts: torch.Tensor
+
+
+class CodebookUsage(nn.Module):
+    """Counts codes over an epoch; the result depends neither on the batch size nor on the number of processes.
+
+    Args:
+        codebook_size: number of codes.
+        num_levels: more than one for residual quantizers, whose codes are (batch, levels, *grid).
+    """
+
+    def __init__(self, codebook_size, num_levels=1):
+        super().__init__()
+        self.codebook_size, self.num_levels = codebook_size, num_levels
+        self.register_buffer("counts", torch.zeros(num_levels, codebook_size, dtype=torch.int64))
+
+    def reset(self):
+        self.counts.zero_()
+
+    @torch.no_grad()
+    def update(self, codes):
+        """Adds codes, (batch, *grid) or (batch, levels, *grid) int64.
+
+        Raises:
+            ValueError: codes outside [0, codebook_size), or another number of levels.
+        """
+        if self.num_levels > 1 and (codes.ndim < 2 or codes.shape[1] != self.num_levels):
+            raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
+        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            raise ValueError(
+                f"codes must be in [0, {self.codebook_size}), got {codes.min().item()} to {codes.max().item()}"
+            )
+        levels = codes.movedim(1, 0) if self.num_levels > 1 else codes[None]
+        for counts, level in zip(self.counts, levels, strict=True):
+            counts += torch.bincount(level.reshape(-1), minlength=self.codebook_size).to(counts.device)
+
+    @torch.no_grad()
+    def compute(self):
+        """The use of all codes counted since `reset`, on all processes."""
+        counts = self.counts.clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        share = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
+        perplexity = torch.special.entr(share).sum(dim=1).exp().tolist()
+        dead = (counts == 0).sum(dim=1).tolist()
+        usage = [1 - d / self.codebook_size for d in dead]
+        if self.num_levels == 1:
+            return CodebookUsageOutput(usage[0], perplexity[0], dead[0], counts[0])
+        return CodebookUsageOutput(usage, perplexity, dead, counts)

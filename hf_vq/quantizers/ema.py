@@ -1,0 +1,98 @@
+"""A codebook that follows the latents by moving averages."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .base import masked_mse
+from .codebook import CodebookQuantizer, find_dead
+from .distributed import draw_rows
+from .kmeans import cluster_statistics
+
+
+class EMAVectorQuantizer(CodebookQuantizer):
+    """Nearest codebook vector, each code the moving average of its latents (VQ-VAE, appendix A.1).
+
+    With counts n_k and sums m_k of the latents of code k in a step, N_k and M_k their averages with `decay`, and
+    T the sum of N, a code is e_k = M_k / (T (N_k + epsilon) / (T + K epsilon)). loss = beta ||z - sg[e]||^2.
+    The latents that a forward returns come from the codebook before its update.
+
+    Args:
+        codebook_size, dim, beta, kmeans_init, restart_threshold: as in `VectorQuantizer`. A restart sets code, sum
+            and count together.
+        decay: of the moving averages, in [0, 1].
+        epsilon: of the Laplace smoothing, between 0 and 1.
+        zero_debias: averages start at zero and are divided by 1 - decay^steps, as in Sonnet: the first step replaces
+            the codebook by batch means. Else they start from the codebook with a count of one, as in
+            lucidrains/vector-quantize-pytorch.
+
+    Raises:
+        As `VectorQuantizer`.
+    """
+
+    def __init__(
+        self,
+        codebook_size,
+        dim,
+        beta=0.25,
+        decay=0.99,
+        epsilon=1e-5,
+        zero_debias=False,
+        kmeans_init=True,
+        restart_threshold=0.05,
+    ):
+        super().__init__(codebook_size, dim, beta, decay, kmeans_init, restart_threshold)
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon must be above 0 and below 1, got {epsilon!r}")
+        self.epsilon, self.zero_debias = epsilon, zero_debias
+        codebook = self.first_codebook()
+        self.embedding = Codebook(codebook)
+        self.register_buffer("cluster_size", torch.full((codebook_size,), 0.0 if zero_debias else 1.0).float())
+        self.register_buffer("embedding_sum", torch.zeros_like(codebook) if zero_debias else codebook.clone())
+        if zero_debias:
+            self.register_buffer("ema_steps", torch.zeros((), dtype=torch.int64))
+
+    def _losses(self, rows, quantized, valid):
+        commitment = masked_mse(rows, quantized.detach(), valid)
+        return self.beta * commitment, {"commitment": commitment}
+
+    def _statistics(self, rows, codes, valid):
+        counts, sums = cluster_statistics(rows, codes, self.codebook_size, valid)
+        return counts, sums, draw_rows(rows, self.codebook_size, valid)
+
+    def _update(self, counts, sums, fresh):
+        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
+        self.embedding_sum.lerp_(sums.to(self.embedding_sum.dtype), 1 - self.decay)
+        started = 1.0
+        if self.zero_debias:
+            self.ema_steps += 1
+            started = 1 - self.decay ** self.ema_steps.to(self.cluster_size.dtype)
+        size, total = self.cluster_size / started, self.embedding_sum / started
+        smoothed = (size + self.epsilon) / (size.sum() + self.codebook_size * self.epsilon) * size.sum()
+        codebook = total / smoothed[:, None]
+        if self.restart_threshold > 0:
+            dead, average = find_dead(size, self.restart_threshold)
+            codebook = torch.where(dead[:, None], fresh, codebook)
+            self.cluster_size.copy_(torch.where(dead, average * started, self.cluster_size))
+            self.embedding_sum.copy_(torch.where(dead[:, None], fresh * average * started, self.embedding_sum))
+        self.embedding.weight.copy_(codebook)
+
+    def _start_averages(self, counts):
+        self.cluster_size.copy_(counts)
+        self.embedding_sum.copy_(self.embedding.weight * counts[:, None])
+        if self.zero_debias:
+            self.ema_steps.fill_(2**31)  # nothing is left to correct
+
+
+class Codebook(nn.Module):
+    """`weight` (codebook_size, dim) as a persistent buffer: under the key of an nn.Embedding, without a gradient.
+
+    (As a frozen Parameter its updates are silently lost under FSDP2.)
+    """
+
+    def __init__(self, weight):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward(self, codes):
+        return F.embedding(codes, self.weight)

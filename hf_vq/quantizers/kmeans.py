@@ -1,0 +1,47 @@
+"""K-means over all processes: where a codebook starts."""
+
+import torch
+
+from .distributed import draw_rows, sum_over_processes
+from .nearest import nearest_codes
+
+
+def cluster_statistics(rows, codes, codebook_size, valid=None):
+    """How many rows took each code, and their sum, over all processes.
+
+    Args:
+        rows: (n, dim).
+        codes: (n,) int64.
+        codebook_size: number of codes.
+        valid: (n,) bool, rows that count; None: all.
+
+    Returns:
+        counts (codebook_size,) and sums (codebook_size, dim), in the dtype of `rows`.
+    """
+    if valid is None:
+        ones = rows.new_ones(rows.shape[0])
+    else:
+        ones, rows = valid.to(rows.dtype), torch.where(valid[:, None], rows, 0)
+    counts = rows.new_zeros(codebook_size).index_add_(0, codes, ones)
+    sums = rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows)
+    return sum_over_processes(counts), sum_over_processes(sums)
+
+
+def kmeans(rows, codebook_size, iterations=10):
+    """Lloyd's algorithm from random rows; an empty cluster starts again at a random row.
+
+    Args:
+        rows: (n, dim) of this process.
+        codebook_size: number of clusters.
+        iterations: passes over the rows.
+
+    Returns:
+        centroids (codebook_size, dim) and counts (codebook_size,), the same on every process.
+    """
+    centroids = draw_rows(rows, codebook_size)
+    for _ in range(iterations):
+        counts, sums = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)
+        means = sums / counts.clamp_min(1)[:, None]
+        centroids = torch.where(counts[:, None] > 0, means, draw_rows(rows, codebook_size))
+    counts, _ = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)
+    return centroids, counts
