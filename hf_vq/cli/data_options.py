@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 from hf_vq.data.images import load_images
+from hf_vq.data.sources import MissingSplitError
 
 
 @dataclass
@@ -53,12 +54,11 @@ class DataOptions:
         return images
 
     def load_train_and_validation(self, channels=None):
-        """The training images, and the validation images or None where `validation_fraction` is 0 and none exist."""
+        """The training images and the validation images, None where the data has none and none were asked for."""
         train = self.load("train", channels)
-        channels = train.sample_shape[0]
-        if self.validation_fraction > 0:
-            return train, self.load("validation", channels)
         try:
-            return train, self.load("validation", channels)
+            return train, self.load("validation", train.sample_shape[0])
         except MissingSplitError:
+            if self.validation_fraction > 0:
+                raise
             return train, None

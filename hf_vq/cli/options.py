@@ -73,7 +73,7 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
         aliases: other spellings of flags, {"output": "output_dir"}.
 
     Returns:
-        tuple of one filled dataclass per type.
+        tuple of one filled dataclass per type, then a dict of what was given (by recipe or flag), defaults left out.
 
     Raises:
         ValueError: an unknown or misspelled name (names the nearest one), or a value of the wrong type.
@@ -110,7 +110,13 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
-    return parser.parse_dict(values)
+    return (*parser.parse_dict(values), values)
+
+
+def write_recipe(path, given):
+    """Write what a run was given as a recipe that repeats it; where it went is left out."""
+    values = {name: value for name, value in given.items() if name not in ("output_dir", "overwrite", "resume")}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _split_mapping_entries(argv, mappings, flags):

@@ -25,7 +25,7 @@ class TokenizeOptions:
 
 def main(argv):
     """Run the verb."""
-    options, data = parse_options(
+    options, data, _ = parse_options(
         [TokenizeOptions, DataOptions],
         argv,
         verb="tokenize",

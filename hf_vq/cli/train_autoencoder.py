@@ -38,17 +38,17 @@ class ModelOptions:
 
 def main(argv):
     """Run the verb."""
-    options, data, args = parse_options(
+    options, data, args, given = parse_options(
         [ModelOptions, DataOptions, AutoencoderTrainingArguments],
         argv,
         verb="train autoencoder",
         description="Train an autoencoder with a vector-quantized bottleneck on images.",
         aliases={"output": "output_dir"},
     )
-    run(options, data, args)
+    run(options, data, args, given)
 
 
-def run(options, data, args):
+def run(options, data, args, given):
     """Check everything, train, and write model, report and pictures into `args.output_dir`; return the report."""
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.overwrite and options.resume:
@@ -63,7 +63,7 @@ def run(options, data, args):
     check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
-    write_recipe(Path(args.output_dir) / "recipe.yaml", options, data, args)
+    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     print(
         f"Training {options.model} ({model.num_parameters():,} parameters): {len(train):,} images of "
         f"{_times(train.sample_shape)} to {_times(code_shape)} codes out of {model.codebook_size}."

@@ -16,6 +16,7 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.sample import draw
 from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
 from hf_vq.training.pictures import save_loss_curve, save_sample_grid
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
@@ -42,17 +43,17 @@ class PriorOptions:
 
 def main(argv):
     """Run the verb."""
-    options, args = parse_options(
+    options, args, given = parse_options(
         [PriorOptions, PriorTrainingArguments],
         argv,
         verb="train prior",
         description="Train a prior on the codes of a tokenizer.",
         aliases={"output": "output_dir"},
     )
-    run(options, args)
+    run(options, args, given)
 
 
-def run(options, args):
+def run(options, args, given):
     """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
@@ -74,7 +75,7 @@ def run(options, args):
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
-    write_recipe(Path(args.output_dir) / "recipe.yaml", options, args)
+    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     print(
         f"Training {options.prior} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
@@ -121,14 +122,7 @@ def check_prior_config(options, codes):
 def save_pipeline(autoencoder, prior, folder, seed):
     """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
     pipeline = hf_vq.VQPipeline(autoencoder=autoencoder, prior=prior.eval())
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "pipeline")
-    num_classes = prior.config.num_classes
-    labels = [label for label in range(min(num_classes, 16)) for _ in range(8)] or None
-    images = pipeline(
-        class_labels=labels,
-        batch_size=None if labels else 64,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
-    ).images
-    save_sample_grid(folder / "samples.png", images.float().cpu() * 2 - 1, labels)
+    labels = [label for label in range(min(prior.config.num_classes, 16)) for _ in range(8)] or None
+    samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
+    save_sample_grid(folder / "samples.png", samples, labels)

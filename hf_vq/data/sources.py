@@ -19,6 +19,10 @@ SPLIT_FOLDERS = {
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+class MissingSplitError(ValueError):
+    """The source has no such split."""
+
+
 @dataclass
 class ImageSource:
     """The images of one split, not yet decoded.
@@ -101,11 +105,11 @@ def held_out_rows(count, fraction):
 def carve(whole, split, fraction, source):
     """Take split "train" or "validation" of a source that comes with no validation split."""
     if split not in ("train", "validation"):
-        raise ValueError(f"split={split!r}: {source} has no such split")
+        raise MissingSplitError(f"split={split!r}: {source} has no such split")
     training, held_out = held_out_rows(len(whole.names), fraction)
     rows = training if split == "train" else held_out
     if len(rows) == 0:
-        raise ValueError(
+        raise MissingSplitError(
             f"split={split!r} is empty: {source} has {len(whole.names)} training images and no validation split, "
             f"and validation_fraction={fraction}"
         )
@@ -259,7 +263,7 @@ def _from_datasets(datasets, source, split, fraction, image_column, label_column
 
     present = "train" if split in ("train", "validation") and split not in datasets else split
     if present not in datasets:
-        raise ValueError(f"split={split!r}: {source} has splits {', '.join(datasets)}")
+        raise MissingSplitError(f"split={split!r}: {source} has splits {', '.join(datasets)}")
     rows = datasets[present]
     image_column = _column_of_type(rows.features, library.Image, image_column, "image_column", source)
     if image_column is None:

@@ -1,0 +1,107 @@
+"""`hf-vq sample`: a pipeline in, new images out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import hf_vq
+from hf_vq.cli.checks import (
+    check_class_labels,
+    check_output_file,
+    check_weights,
+    local_folder,
+    pipeline_folders,
+    read_json,
+)
+from hf_vq.cli.options import parse_options
+from hf_vq.training.pictures import save_sample_grid
+
+
+@dataclass
+class SampleOptions:
+    """What to draw, and how."""
+
+    pipeline: str = field(metadata={"help": "folder or repo id of the pipeline"})
+    output: str = field(metadata={"help": "PNG file of the grid, one row per class"})
+    classes: list[str] | None = field(
+        default=None, metadata={"help": "class labels, such as 0,1,2; default all classes of the prior"}
+    )
+    num: int = field(default=8, metadata={"help": "images per class, or in all where there are no classes"})
+    temperature: float = field(default=1.0, metadata={"help": "below 1: fewer surprises"})
+    top_k: int | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
+    top_p: float | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
+    guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
+    batch_size: int = field(default=64, metadata={"help": "images drawn at once"})
+    seed: int = field(default=0, metadata={"help": "of the random generator"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, _ = parse_options(
+        [SampleOptions], argv, verb="sample", description="Draw new images from a pipeline.", positional="pipeline"
+    )
+    run(options)
+
+
+def run(options):
+    """Check everything, sample, and write the grid."""
+    for name in ("num", "batch_size", "temperature"):
+        if getattr(options, name) <= 0:
+            raise ValueError(f"{name}={getattr(options, name)} must be positive")
+    check_output_file(options.output, suffix=".png", overwrite=options.overwrite)
+    folder = local_folder(options.pipeline)
+    check_weights(folder, "pipeline")
+    num_classes = read_json(pipeline_folders(folder)["prior"] / "config.json").get("num_classes") or 0
+    classes = parse_classes(options.classes) or list(range(num_classes))
+    check_class_labels(classes, num_classes)
+    labels = [label for label in classes for _ in range(options.num)]
+    pipeline = hf_vq.VQPipeline.from_pretrained(folder)
+    samples = draw(
+        pipeline,
+        labels or None,
+        options.num,
+        options.batch_size,
+        torch.Generator().manual_seed(options.seed),
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        guidance_scale=options.guidance_scale,
+    )
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    save_sample_grid(options.output, samples, labels or None)
+    print(f"Wrote {len(samples)} images to {options.output}.")
+
+
+def parse_classes(words):
+    """Class labels from words such as ["0,1", "2"]."""
+    numbers = [number for word in words or () for number in word.split(",") if number]
+    for number in numbers:
+        if not number.lstrip("-").isdecimal():
+            raise ValueError(f"classes: {number!r} is not a class label (an integer from 0)")
+    return [int(number) for number in numbers]
+
+
+def draw(pipeline, labels, num, batch_size, generator, **options):
+    """Sample in batches from a pipeline.
+
+    Args:
+        pipeline: `VQPipeline`.
+        labels: list of class labels, one per image; None without classes.
+        num: number of images without classes.
+        batch_size: images drawn at once.
+        generator: random numbers of all batches.
+        options: passed to the pipeline.
+
+    Returns:
+        (images, channels, height, width) float in [-1, 1].
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    total, batches = len(labels) if labels else num, []
+    for start in range(0, total, batch_size):
+        stop = min(start + batch_size, total)
+        condition = {"class_labels": labels[start:stop]} if labels else {"batch_size": stop - start}
+        images = pipeline(**condition, generator=generator, output_type="pt", **options).images  # in [0, 1]
+        batches.append(images.float().cpu() * 2 - 1)
+    return torch.cat(batches)
