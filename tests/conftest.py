@@ -1,7 +1,10 @@
 """What several tests need."""
 
 import json
+import logging
 import os
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +34,22 @@ def sonnet_variables(case):
 
 def channels_first(tensor):
     return tensor.movedim(-1, 1)
+
+
+@contextmanager
+def no_complaints():
+    """Neither Python nor diffusers, transformers or huggingface_hub warns within."""
+    records = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert not records, [record.getMessage() for record in records]

@@ -1,0 +1,307 @@
+"""What every prior shares: its config fields, checked inputs, the loss, `log_prob` and the loop of `sample`."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.utils import ModelOutput
+
+from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide, sample_codes
+
+IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
+
+
+@dataclass
+class PriorOutput(ModelOutput):
+    """Result of a prior.
+
+    Attributes:
+        loss: scalar, mean nats per code that is not ignored.
+        logits: (batch, *grid, codebook_size), each from the codes before it in raster order.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class PriorConfig(PreTrainedConfig):
+    """Config fields of every prior.
+
+    Args:
+        codebook_size: number of codes.
+        num_classes: number of classes; 0 is an unconditional prior.
+        code_shape: the grid that `sample` draws by default.
+        class_dropout_prob: chance that training replaces a class by the null class, whose index is `num_classes`;
+            above 0 it makes that class exist, and guidance possible.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    codebook_size: int = 512
+    num_classes: int = 0
+    code_shape: tuple[int, ...] | list[int] | None = None
+    class_dropout_prob: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        if self.codebook_size < 1:
+            raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
+        if not 0 <= self.class_dropout_prob < 1:
+            raise ValueError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
+        if self.class_dropout_prob > 0 and self.num_classes == 0:
+            raise ValueError(f"class_dropout_prob is {self.class_dropout_prob}, but num_classes is 0: nothing to drop")
+        if self.code_shape is not None:
+            self.code_shape = tuple(self.code_shape)  # JSON has lists
+            if any(size < 1 for size in self.code_shape):
+                raise ValueError(f"code_shape must have sizes of at least 1, got {self.code_shape}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_class_embeddings(self) -> int:
+        """Rows of a class embedding: the classes, and the null class where there is one."""
+        return self.num_classes + (self.class_dropout_prob > 0)
+
+
+class SamplingState(Protocol):
+    """What a prior remembers of the codes drawn so far; its work per code does not grow with the grid."""
+
+    def next_logits(self) -> torch.Tensor:
+        """Logits (rows, codebook_size) of the next position in raster order."""
+
+    def append(self, codes: torch.Tensor) -> None:
+        """Take the codes (rows,) of that position and go on to the following one."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and afterwards each of its modules back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class PriorMixin:
+    """The part of a prior that does not depend on its network; stands before `PreTrainedModel` among the bases.
+
+    A prior gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions.
+    """
+
+    main_input_name = "codes"
+    # Grids are full, so the mean over accumulated batches is the mean of their means: Trainer may simply average.
+    accepts_loss_kwargs = False
+    grid_dims: int
+
+    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and labels (batch,)."""
+        raise NotImplementedError
+
+    def start_sampling(
+        self, num_rows: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
+    ) -> SamplingState:
+        """An empty state for `num_rows` grids of `code_shape`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def log_prob(self, codes: torch.Tensor, *, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probability of whole grids, in eval mode and without gradients.
+
+        Args:
+            codes: (batch, *grid) int64.
+            class_labels: (batch,) int64 where the prior has classes.
+
+        Returns:
+            (batch,) nats, at most 0.
+        """
+        self.check_codes(codes)
+        class_labels = self.check_class_labels(class_labels, codes.shape[0])
+        with evaluating(self):
+            logits = self.predict(codes, class_labels)
+        return -_cross_entropy(logits, codes, reduction="none").flatten(1).sum(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch_size: int | None = None,
+        code_shape: Sequence[int] | None = None,
+        *,
+        class_labels: torch.Tensor | Sequence[int] | int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        known_codes: torch.Tensor | None = None,
+        known_mask: torch.Tensor | None = None,
+        progress_bar: Callable[[Iterable], Iterable] | None = None,
+    ) -> torch.Tensor:
+        """Draw codes one by one in raster order, in eval mode, with cached activations.
+
+        Args:
+            batch_size: number of grids of a prior without classes; with classes their number is that of the labels.
+            code_shape: the grid; `config.code_shape` by default.
+            class_labels: (batch,) classes, of a prior with classes; `num_classes` is the null class where it exists.
+            temperature: divides the logits; 0 is greedy.
+            top_k: draw among that many most probable codes.
+            top_p: draw among the most probable codes that hold this mass.
+            guidance_scale: classifier-free guidance; 1 is none. Needs the null class (`class_dropout_prob` > 0).
+            generator: a generator on the CPU or the model's device, or one per grid.
+            known_codes: (batch, *grid) int64, read where `known_mask` is True: these codes are kept. Later positions
+                follow them; earlier ones, drawn before, do not know of them.
+            known_mask: (batch, *grid) bool.
+            progress_bar: wraps the loop over positions, such as `tqdm` or a pipeline's `progress_bar`.
+
+        Returns:
+            (batch, *grid) int64.
+
+        Raises:
+            ValueError: an argument is missing, out of range or of the wrong shape.
+            RuntimeError: the network gave logits that are not finite.
+        """
+        check_sampling_options(temperature, top_k, top_p, guidance_scale)
+        code_shape = self._check_code_shape(code_shape)
+        if self.config.num_classes > 0:
+            if batch_size is not None:
+                raise ValueError(f"batch_size={batch_size} given, but this prior has classes: give class_labels")
+            class_labels = self.check_class_labels(class_labels)
+            batch_size = len(class_labels)
+        else:
+            self.check_class_labels(class_labels)
+            if batch_size is None or batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1 for a prior without classes, got {batch_size}")
+        self._check_known(known_codes, known_mask, (batch_size, *code_shape))
+
+        guided = guidance_scale != 1
+        copies = 2 if guided else 1  # a second copy of each grid runs with the null class
+        if guided:
+            if self.config.class_dropout_prob == 0:
+                raise ValueError(
+                    f"guidance_scale={guidance_scale} needs a null class, but this prior was made with "
+                    "class_dropout_prob=0"
+                )
+            class_labels = torch.cat([class_labels, torch.full_like(class_labels, self.config.num_classes)])
+        num_codes = prod(code_shape)
+        uniforms = draw_uniforms(num_codes, batch_size, generator, self.device)
+        codes = torch.empty(batch_size, num_codes, dtype=torch.int64, device=self.device)
+        if known_codes is not None:
+            known_codes, known_mask = (x.to(self.device).flatten(1) for x in (known_codes, known_mask))
+        finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
+        with evaluating(self):
+            state = self.start_sampling(copies * batch_size, code_shape, class_labels)
+            positions = range(num_codes)
+            for position in positions if progress_bar is None else progress_bar(positions):
+                logits = _at_least_float32(state.next_logits())
+                finite &= logits.sum().isfinite()
+                if guided:
+                    logits = guide(*logits.chunk(2), guidance_scale)
+                drawn = sample_codes(logits, uniforms[position], temperature, top_k, top_p)
+                if known_codes is not None:
+                    drawn = torch.where(known_mask[:, position], known_codes[:, position], drawn)
+                codes[:, position] = drawn
+                state.append(drawn.repeat(copies))
+        if not finite:
+            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
+        return codes.view(batch_size, *code_shape)
+
+    def compute_loss(self, logits: torch.Tensor, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Mean nats per code: `labels` instead of `codes` as targets where given, -100 ignored."""
+        return _cross_entropy(logits, codes if labels is None else labels)
+
+    def drop_class_labels(self, class_labels: torch.Tensor | None) -> torch.Tensor | None:
+        """In training, replace each label by the null class with probability `class_dropout_prob`."""
+        if not self.training or self.config.class_dropout_prob == 0:
+            return class_labels
+        dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
+        return class_labels.masked_fill(dropped, self.config.num_classes)
+
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        """Raise a `ValueError` unless codes (and targets) are int64 (batch, *grid) in [0, codebook_size)."""
+        if codes.dtype != torch.int64:
+            raise ValueError(f"codes must be int64, got {codes.dtype}")
+        if codes.ndim != 1 + self.grid_dims or codes.numel() == 0:
+            raise ValueError(f"codes must be (batch, *grid) with {self.grid_dims} grid axes, got {tuple(codes.shape)}")
+        _check_range("codes", codes, self.config.codebook_size)
+        if labels is None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != codes.shape:
+            raise ValueError(
+                f"labels must be int64 of the shape of codes {tuple(codes.shape)}, "
+                f"got {labels.dtype} {tuple(labels.shape)}"
+            )
+        _check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.config.codebook_size)
+
+    def check_class_labels(
+        self, class_labels: torch.Tensor | Sequence[int] | int | None, batch_size: int | None = None
+    ) -> torch.Tensor | None:
+        """Labels (batch,) int64 on the model's device, None for a prior without classes.
+
+        Raises:
+            ValueError: labels are missing or not wanted, out of range, or not one per item.
+        """
+        num_classes = self.config.num_classes
+        if num_classes == 0:
+            if class_labels is not None:
+                raise ValueError("class_labels given, but this prior has no classes (num_classes=0)")
+            return None
+        if class_labels is None:
+            raise ValueError(f"class_labels missing: this prior has num_classes={num_classes}")
+        class_labels = torch.as_tensor(class_labels)
+        if class_labels.ndim == 0 and batch_size is None:
+            class_labels = class_labels[None]
+        if class_labels.is_floating_point() or class_labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be integers, got {class_labels.dtype}")
+        if class_labels.ndim != 1 or len(class_labels) == 0 or batch_size not in (None, len(class_labels)):
+            wanted = "(batch,)" if batch_size is None else f"({batch_size},)"
+            raise ValueError(f"class_labels must be {wanted}, got {tuple(class_labels.shape)}")
+        _check_range("class_labels", class_labels, self.config.num_class_embeddings)
+        return class_labels.to(self.device, torch.int64)
+
+    def _check_code_shape(self, code_shape: Sequence[int] | None) -> tuple[int, ...]:
+        if code_shape is None:
+            code_shape = self.config.code_shape
+        if code_shape is None:
+            raise ValueError("code_shape missing: neither an argument nor in the config")
+        if len(code_shape) != self.grid_dims or any(size < 1 for size in code_shape):
+            raise ValueError(f"code_shape must be {self.grid_dims} sizes of at least 1, got {tuple(code_shape)}")
+        return tuple(code_shape)
+
+    def _check_known(
+        self, known_codes: torch.Tensor | None, known_mask: torch.Tensor | None, shape: tuple[int, ...]
+    ) -> None:
+        if known_codes is None and known_mask is None:
+            return
+        if known_codes is None or known_mask is None:
+            raise ValueError("known_codes and known_mask go together: one of them is missing")
+        for name, value, dtype in (("known_codes", known_codes, torch.int64), ("known_mask", known_mask, torch.bool)):
+            if value.dtype != dtype or value.shape != shape:
+                raise ValueError(f"{name} must be {dtype} {shape}, got {value.dtype} {tuple(value.shape)}")
+        _check_range("known_codes", known_codes.masked_fill(~known_mask, 0), self.config.codebook_size)
+
+
+def _check_range(name: str, values: torch.Tensor, size: int) -> None:
+    if torch.compiler.is_compiling():  # a look at the values would break the graph
+        return
+    low, high = (int(extreme) for extreme in values.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} must be in [0, {size}), got {low if low < 0 else high}")
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    return F.cross_entropy(
+        _at_least_float32(logits).movedim(-1, 1), targets, ignore_index=IGNORED, reduction=reduction
+    )

@@ -1,0 +1,151 @@
+"""PixelCNN: an autoregressive prior over two-dimensional grids of codes, gated or with plain residual blocks."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
+from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
+
+
+class PixelCNNConfig(PriorConfig):
+    """Config of `PixelCNN`.
+
+    Args:
+        codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        gated: vertical and horizontal stacks with gates; otherwise residual blocks with masked convolutions.
+        hidden_channels: channels of the layers; residual blocks narrow to half of it inside.
+        num_layers: gated layers, the first included; or residual blocks, after the first convolution.
+        kernel_size: odd size of the kernels.
+        first_kernel_size: odd size, at least 3, of the first kernel, which excludes the position itself.
+        one_hot: feed codes as one-hot vectors instead of embeddings of `hidden_channels`.
+        head_channels: widths of the 1x1 ReLU layers before the logits; an int is one layer. By default one of 512
+            where gated, else two of `hidden_channels`.
+        dropout: inside every layer.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    model_type = "hf_vq_pixelcnn"
+
+    gated: bool = True
+    hidden_channels: int = 64
+    num_layers: int = 15
+    kernel_size: int = 3
+    first_kernel_size: int = 7
+    one_hot: bool = False
+    head_channels: int | list[int] | tuple[int, ...] | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        if self.head_channels is None:
+            self.head_channels = [512] if self.gated else [self.hidden_channels] * 2
+        elif isinstance(self.head_channels, int):
+            self.head_channels = [self.head_channels]
+        self.head_channels = list(self.head_channels)
+        if self.hidden_channels < 2:
+            raise ValueError(f"hidden_channels must be at least 2, got {self.hidden_channels}")
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
+        for name, smallest in (("kernel_size", 1), ("first_kernel_size", 3)):
+            size = getattr(self, name)
+            if size < smallest or size % 2 == 0:
+                raise ValueError(f"{name} must be odd and at least {smallest}, got {size}")
+        if any(width < 1 for width in self.head_channels):
+            raise ValueError(f"head_channels must be at least 1 each, got {self.head_channels}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__(**kwargs)
+        if self.code_shape is not None and len(self.code_shape) != 2:
+            raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
+
+
+class PixelCNN(PriorMixin, PreTrainedModel):
+    """Gated PixelCNN (https://arxiv.org/abs/1606.05328) or plain PixelCNN (https://arxiv.org/abs/1601.06759).
+
+    With `gated=True` the network of ritheshkumar95/pytorch-vqvae, with `gated=False` and `one_hot=True` that of the
+    Keras VQ-VAE example, at any width, depth, kernel and grid, with or without classes.
+    """
+
+    config_class = PixelCNNConfig
+    base_model_prefix = "prior"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GatedLayer", "ResidualBlock"]
+    grid_dims = 2
+
+    def __init__(self, config: PixelCNNConfig):
+        super().__init__(config)
+        in_channels = config.codebook_size if config.one_hot else config.hidden_channels
+        self.embedding = None if config.one_hot else nn.Embedding(config.codebook_size, in_channels)
+        self.stack = (GatedStack if config.gated else ResidualStack)(
+            in_channels,
+            config.hidden_channels,
+            config.num_layers,
+            config.kernel_size,
+            config.first_kernel_size,
+            config.num_class_embeddings,
+            config.dropout,
+        )
+        head, width = [], config.hidden_channels
+        for next_width in config.head_channels:
+            head += [nn.Conv2d(width, next_width, 1), nn.ReLU()]
+            width = next_width
+        self.head = nn.Sequential(*head, nn.Conv2d(width, config.codebook_size, 1))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Both originals: Glorot-uniform kernels and zero biases; embeddings of unit variance."""
+        if isinstance(module, nn.Conv2d):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+
+    @can_return_tuple
+    def forward(
+        self,
+        codes: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> PriorOutput:
+        """Logits of every code from the codes before it in raster order, and their loss.
+
+        Args:
+            codes: (batch, height, width) int64.
+            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
+            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
+            return_loss: compute the loss.
+
+        Returns:
+            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
+
+        Raises:
+            ValueError: codes, classes or targets out of range or of the wrong shape or type.
+        """
+        self.check_codes(codes, labels)
+        class_labels = self.check_class_labels(class_labels, codes.shape[0])
+        logits = self.predict(codes, self.drop_class_labels(class_labels))
+        return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
+
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """Code vectors (*shape, in_channels) of codes (*shape)."""
+        if self.embedding is None:
+            return F.one_hot(codes, self.config.codebook_size).to(self.dtype)
+        return self.embedding(codes)
+
+    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        features = self.stack(self.embed(codes).movedim(-1, 1), class_labels)  # (batch, channels, height, width)
+        return self.head(features).movedim(1, -1)
+
+    def start_sampling(
+        self, num_rows: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
+    ) -> PixelCNNSamplingState:
+        return PixelCNNSamplingState(self, num_rows, code_shape[1], class_labels)

@@ -1,0 +1,131 @@
+"""From logits to codes: guidance, temperature, top-k, top-p and the draw, plain functions on (batch, codebook_size).
+
+Every filter keeps logits as logits, so that they compose; `sample_codes` is the order in which priors apply them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def check_sampling_options(
+    temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float = 1.0
+) -> None:
+    """Raise a `ValueError` for sampling options out of range.
+
+    Args:
+        temperature: 0 (greedy) or more.
+        top_k: None, or at least 1; above the codebook size it keeps everything.
+        top_p: None, or in (0, 1].
+        guidance_scale: 0 (no condition) or more; 1 is no guidance.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
+    if top_k is not None and (int(top_k) != top_k or top_k < 1):
+        raise ValueError(f"top_k must be a whole number of at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+    if not 0 <= guidance_scale < float("inf"):
+        raise ValueError(f"guidance_scale must be finite and at least 0, got {guidance_scale}")
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance of logits (https://arxiv.org/abs/2207.12598): 1 is the condition alone, 0 is none."""
+    return torch.lerp(unconditional, conditional, guidance_scale)
+
+
+def apply_temperature(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divide logits by a temperature above 0; the largest is moved to 0 first, so that small ones do not overflow."""
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Set all but the `top_k` largest logits of each row to -inf; of equal ones no more than `top_k` stay."""
+    values, indices = logits.topk(min(int(top_k), logits.shape[-1]), dim=-1)
+    return torch.full_like(logits, -torch.inf).scatter(-1, indices, values)
+
+
+def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the fewest most probable entries that hold `top_p` of the mass (https://arxiv.org/abs/1904.09751)."""
+    values, indices = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = values.softmax(dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    beyond = mass_before >= top_p
+    beyond[..., 0] = False  # rounding must not remove the most probable entry
+    return torch.full_like(logits, -torch.inf).scatter(-1, indices, values.masked_fill(beyond, -torch.inf))
+
+
+def draw_uniforms(
+    num_draws: int,
+    batch_size: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device,
+) -> torch.Tensor:
+    """Draw the randomness of a whole `sample` call at once, with diffusers' rules for generators.
+
+    Args:
+        num_draws: draws per item.
+        batch_size: number of items.
+        generator: None (torch's own), one generator, or one per item, which makes each item independent of the batch.
+            A CPU generator serves every device: its numbers are moved there.
+        device: where the numbers are needed.
+
+    Returns:
+        (num_draws, batch_size) float32 in [0, 1).
+
+    Raises:
+        ValueError: the list of generators does not have one per item.
+    """
+    if isinstance(generator, torch.Generator) or generator is None:
+        source = device if generator is None else generator.device
+        return torch.rand(num_draws, batch_size, generator=generator, device=source).to(device)
+    if len(generator) != batch_size:
+        raise ValueError(f"generator must be one, or one per item: got {len(generator)} for {batch_size} items")
+    return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
+
+
+def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draw one code per row by inverting the cumulative distribution.
+
+    Args:
+        logits: (batch, codebook_size); -inf is never drawn.
+        uniforms: (batch,) in [0, 1).
+
+    Returns:
+        (batch,) int64.
+    """
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    # the first entry beyond the threshold; rounding may lift the threshold to the total, which nothing is beyond
+    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    codes = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return codes.clamp(max=logits.shape[-1] - 1)  # NaN logits must give a code too: `sample` reports them at its end
+
+
+def sample_codes(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """Choose one code per row: temperature, then top-k, then top-p, then the draw.
+
+    Args:
+        logits: (batch, codebook_size) float32 or wider.
+        uniforms: (batch,) in [0, 1).
+        temperature: 0 is greedy, without randomness.
+        top_k: keep that many most probable codes.
+        top_p: keep the most probable codes that hold this mass.
+
+    Returns:
+        (batch,) int64.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = apply_temperature(logits, temperature)
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None and top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    return draw_codes(logits, uniforms)

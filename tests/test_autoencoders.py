@@ -1,0 +1,407 @@
+"""Facts about autoencoders: parity with the originals, what both libraries load, what a bad argument says."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import hf_vq
+from hf_vq import VQVAE, AutoVQModel, VQModel
+
+from .conftest import FIXTURES, channels_first, fixture, no_complaints, sonnet_variables
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+STOCK_CASES = sorted(folder.name for folder in (FIXTURES / "diffusers_vqmodel").iterdir())
+SMALL = {"in_channels": 1, "hidden_channels": 16, "codebook_size": 20, "codebook_dim": 6}
+SMALL_VQMODEL = {
+    "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2, "norm_num_groups": 4, "num_vq_embeddings": 20, "sample_size": 8,
+}  # fmt: skip
+
+
+def build(name):
+    """A small model of each family after one training step, and a batch for it."""
+    torch.manual_seed(0)
+    family, quantizer_type = name.split("-")
+    model = {
+        "vqvae": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type),
+        "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
+    }[family]()
+    sample = torch.rand(4, model.config.in_channels, 16, 8) * 2 - 1
+    model.train()(sample)
+    return model.eval(), sample
+
+
+FAMILIES = ["vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema"]
+
+
+# Every family
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_codes_decode_to_the_reconstruction(name):
+    model, sample = build(name)
+    output = model(sample)
+    assert output.codes.shape == (4, *model.code_shape(tuple(sample.shape[1:])))
+    assert torch.equal(model.tokenize(sample), output.codes)
+    torch.testing.assert_close(model.detokenize(output.codes), output.sample, **CLOSE)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_reaches_every_parameter_and_sums_its_terms(name):
+    model, sample = build(name)
+    output = model.train()(sample)
+    output.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+    torch.testing.assert_close(output.loss, output.reconstruction_loss + output.quantizer_loss)
+    torch.testing.assert_close(output.losses["reconstruction"], (output.sample - sample).square().mean())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_save_equals_load_in_both_libraries(name, tmp_path):
+    model, sample = build(name)
+    model.save_pretrained(tmp_path)
+    expected = model(sample)
+    with no_complaints():
+        loaded = [AutoVQModel.from_pretrained(tmp_path), type(model).from_pretrained(tmp_path)]
+        face = AutoModel.from_pretrained(tmp_path)
+    assert [type(m) for m in loaded] == [type(model)] * 2
+    for other in (*loaded, face):
+        assert torch.equal(other(sample).sample, expected.sample)
+        assert torch.equal(other.tokenize(sample), expected.codes)
+    assert loaded[0].codebook_initialized
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded[0].state_dict()[key], value), key
+        assert torch.equal(face.autoencoder.state_dict()[key], value), key
+    face.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/config.json").read_text() == (tmp_path / "config.json").read_text()
+    assert torch.equal(AutoVQModel.from_pretrained(tmp_path / "again")(sample).sample, expected.sample)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_goes_on_after_loading_as_without(name, tmp_path):
+    model, sample = build(name)
+    model.save_pretrained(tmp_path)
+    states = []
+    for trained in (model, AutoVQModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path).autoencoder):
+        torch.manual_seed(2)
+        for _ in range(3):
+            trained.train()(sample)
+        states.append(trained.state_dict())
+    for other in states[1:]:
+        assert all(torch.equal(other[key], value) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_keeps_the_codebook_in_float32(name, tmp_path):
+    model, sample = build(name)
+    model.save_pretrained(tmp_path)
+    for half in (
+        AutoVQModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16),
+        AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16).autoencoder,
+        model.to(torch.bfloat16),
+    ):
+        assert half(sample.to(torch.bfloat16)).sample.dtype == torch.bfloat16
+        assert {t.dtype for t in half.quantizer.state_dict().values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sharded_and_variant_folders_load_in_both_libraries(name, tmp_path):
+    model, sample = build(name)
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    for loaded in (AutoVQModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert torch.equal(loaded(sample).sample, model(sample).sample)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bad_samples_and_folders_are_named(name, tmp_path):
+    model, sample = build(name)
+    with pytest.raises(ValueError, match=r"downsampling.*15"):
+        model(torch.rand(1, model.config.in_channels, 15, 8))
+    with pytest.raises(ValueError, match="channels"):
+        model.code_shape((model.config.in_channels + 1, 16, 8))
+    with pytest.raises(ValueError, match="floating point"):
+        model(sample.to(torch.uint8))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        model.save_pretrained(tmp_path / "file")
+
+
+def test_auto_refuses_what_is_no_autoencoder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    with pytest.raises(ValueError, match="UNet2DModel"):
+        AutoVQModel.from_pretrained(tmp_path)
+
+
+# VQModel and stock diffusers
+
+
+@pytest.mark.parametrize("case", STOCK_CASES)
+def test_stock_folders_give_stock_numbers(case):
+    tensors, meta = fixture(f"diffusers_vqmodel/{case}")
+    model = VQModel.from_pretrained(FIXTURES / "diffusers_vqmodel" / case)
+    sample, codes = tensors["in.pixel_values"], tensors["in.codes"]
+    entries = tensors["out.codebook_entries"]
+    with torch.no_grad():
+        latents = model.encode(sample).latents
+        stock_tuple = model.quantize(latents)
+        decoded = model.decode(latents)
+        output = model(sample)
+        numbers = {
+            "latents": latents,
+            "quantized": stock_tuple[0],
+            "quantize_loss": stock_tuple[1],
+            "decoded_from_latents": decoded.sample,
+            "commit_loss": decoded.commit_loss,
+            "decoded_from_codes": model.detokenize(codes),
+            "codebook_entries": model.quantize.get_codebook_entry(codes, (*codes.shape, entries.shape[1])),
+            "forward_sample": output.sample,
+        }
+        if not meta["hyperparameters"].get("lookup_from_codebook"):
+            continuous = tensors["in.latents_continuous"]
+            numbers["decoded_unquantized"] = model.decode(continuous, force_not_quantize=True).sample
+        else:
+            stock_call = model.decode(codes, force_not_quantize=True, shape=(*codes.shape, entries.shape[1]))
+            torch.testing.assert_close(stock_call.sample, tensors["out.decoded_from_codes"], **CLOSE)
+        assert torch.equal(model.tokenize(sample), tensors["out.indices"])
+        assert torch.equal(stock_tuple[2][2].view_as(output.codes), tensors["out.indices"])
+        for name, ours in numbers.items():
+            torch.testing.assert_close(ours, tensors[f"out.{name}"], **CLOSE, msg=lambda t, n=name: f"{n}: {t}")
+        assert [
+            torch.equal(a, b)
+            for a, b in zip(model(sample, return_dict=False), model.decode(latents, return_dict=False), strict=True)
+        ] == [True, True]  # noqa: E501
+
+
+@pytest.mark.parametrize("case", STOCK_CASES)
+def test_what_we_save_loads_in_stock_without_a_word(case, tmp_path):
+    sample = fixture(f"diffusers_vqmodel/{case}")[0]["in.pixel_values"]
+    model = VQModel.from_pretrained(FIXTURES / "diffusers_vqmodel" / case)
+    model.train()(sample)  # trains with stock options, leaves no extra state
+    model.eval().save_pretrained(tmp_path)
+    with no_complaints():
+        stock = diffusers.VQModel.from_pretrained(tmp_path)
+        generic = diffusers.AutoModel.from_pretrained(str(tmp_path))
+    assert type(stock) is type(generic) is diffusers.VQModel
+    with torch.no_grad():
+        for other in (stock, generic):
+            torch.testing.assert_close(other(sample).sample, model(sample).sample, **CLOSE)
+
+
+def test_stock_resaved_folder_still_loads(tmp_path):
+    model, sample = build("vqmodel-vector")
+    model.save_pretrained(tmp_path)
+    diffusers.VQModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "stock")
+    with no_complaints():
+        ours = VQModel.from_pretrained(tmp_path / "stock")
+    assert torch.equal(ours(sample).sample, model(sample).sample)
+
+
+def test_vqmodel_trains_with_gradient_checkpointing_alike():
+    model, sample = build("vqmodel-ema")
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model.set_codebook_updates("off")
+        (model.enable_gradient_checkpointing if checkpointing else model.disable_gradient_checkpointing)()
+        model.train()(sample).loss.backward()
+        gradients.append(model.encoder.conv_in.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+# VQVAE and its three originals
+
+
+def sonnet_weights(case):
+    """Sonnet's variables under our names: HWIO kernels to OIHW, transposed (kh, kw, out, in) to (in, out, kh, kw)."""
+    names = {
+        "_encoder/_enc_1": "downsample.0.conv", "_encoder/_enc_2": "downsample.1.conv",
+        "_encoder/_enc_3": "encoder_middle", "_pre_vq_conv1": "to_latents", "_decoder/_dec_1": "decoder_middle",
+        "_decoder/_dec_2": "upsample.0.conv", "_decoder/_dec_3": "upsample.1.conv",
+    }  # fmt: skip
+    for side in ("encoder", "decoder"):
+        for layer in (0, 1):
+            for conv in (0, 1):
+                source = f"_{side}/_residual_stack/_layers/{layer}/{conv}"
+                names[source] = f"{side}_residual.layers.{layer}.conv{conv + 1}"
+    variables = sonnet_variables(case)
+    weights = {"quantizer.embedding.weight": variables["_vqvae/embeddings"].T}
+    for theirs, ours in names.items():
+        weights[f"{ours}.weight"] = variables[f"{theirs}/w"].permute(3, 2, 0, 1)
+        weights[f"{ours}.bias"] = variables[f"{theirs}/b"]
+    return weights
+
+
+@pytest.mark.parametrize(("case", "quantizer_type"), [("model_ema", "ema"), ("model_vq", "vector")])
+def test_sonnet_example_model(case, quantizer_type):
+    tensors, meta = fixture(f"sonnet_vqvae/{case}")
+    options = meta["hyperparameters"]
+    config = {"restart_threshold": 0.0, "kmeans_init": False, "beta": options["beta"]}
+    if quantizer_type == "ema":
+        config |= {"zero_debias": True, "decay": options["decay"], "epsilon": options["eps"]}
+    model = VQVAE(
+        hidden_channels=options["nh"], num_residual_layers=options["nr"], residual_channels=options["nrh"],
+        codebook_size=options["K"], codebook_dim=options["D"], quantizer_type=quantizer_type, quantizer_config=config,
+        input_scale=0.5, reconstruction_weight=1 / (4 * options["var"]),
+    )  # fmt: skip
+    missing, unexpected = model.load_state_dict(sonnet_weights(case), strict=False)
+    assert not unexpected
+    assert all(name.startswith("quantizer.") for name in missing)
+    sample = channels_first(tensors["in.images"]) * 2  # theirs is [-0.5, 0.5]
+    output = model.eval()(sample)
+    latents = model.encode(sample).latents
+    assert torch.equal(output.codes, tensors["out.indices"])
+    torch.testing.assert_close(latents, channels_first(tensors["out.z"]), **CLOSE)
+    torch.testing.assert_close(output.sample / 2, channels_first(tensors["out.x_recon"]), **CLOSE)
+    torch.testing.assert_close(output.loss, tensors["out.loss"], **CLOSE)
+    torch.testing.assert_close(output.quantizer_loss, tensors["out.vq_loss"], **CLOSE)
+
+    output = model.train()(sample)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, tensors["out.train_loss"], **CLOSE)
+    gradients = {
+        "grad_enc_1_w": model.downsample[0].conv.weight.grad,
+        "grad_dec_3_w": model.upsample[1].conv.weight.grad,
+        "grad_pre_vq_w": model.to_latents.weight.grad,
+    }
+    for name, ours in gradients.items():
+        torch.testing.assert_close(ours.permute(2, 3, 1, 0), tensors[f"out.{name}"], rtol=1e-4, atol=1e-5)
+    if quantizer_type == "ema":
+        torch.testing.assert_close(model.quantizer.embedding.weight.T, tensors["out.train_embeddings"], **CLOSE)
+    else:
+        torch.testing.assert_close(
+            model.quantizer.embedding.weight.grad.T, tensors["out.grad_embeddings"], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_keras_example():
+    tensors, meta = fixture("keras_vqvae_example")
+    options = meta["hyperparameters"]
+    model = VQVAE(
+        in_channels=1, stage_channels=options["filters"], kernel_size=3, padding="same", middle_kernel_size=None,
+        num_residual_layers=0, output_kernel_size=3, codebook_size=options["num_embeddings"],
+        codebook_dim=options["latent_dim"], quantizer_type="vector", input_scale=0.5,
+        quantizer_config={"beta": options["beta"], "restart_threshold": 0.0},
+        reconstruction_weight=1 / (4 * options["train_variance"]),
+    )  # fmt: skip
+    keras = load_file(FIXTURES / "keras_vqvae_example/vqvae_weights.safetensors")
+    names = {
+        "encoder/conv2d": "downsample.0.conv", "encoder/conv2d_1": "downsample.1.conv",
+        "encoder/conv2d_2": "to_latents", "decoder/conv2d_transpose": "upsample.0.conv",
+        "decoder/conv2d_transpose_1": "upsample.1.conv", "decoder/conv2d_transpose_2": "output",
+    }  # fmt: skip
+    weights = {"quantizer.embedding.weight": keras["vector_quantizer/embeddings_vqvae:0"].T}
+    for theirs, ours in names.items():
+        kernel = keras[f"{theirs}/kernel:0"].permute(3, 2, 0, 1)
+        if ours == "output":  # a transposed convolution without stride is a convolution with the kernel turned round
+            kernel = kernel.transpose(0, 1).flip(2, 3)
+        weights |= {f"{ours}.weight": kernel, f"{ours}.bias": keras[f"{theirs}/bias:0"]}
+    model.load_state_dict(weights)
+    sample = channels_first(tensors["in.images"]) * 2
+    output = model(sample)
+    output.loss.backward()
+    assert torch.equal(output.codes, tensors["out.indices"])
+    torch.testing.assert_close(model.encode(sample).latents, channels_first(tensors["out.z"]), **CLOSE)
+    torch.testing.assert_close(output.sample / 2, channels_first(tensors["out.reconstruction"]), **CLOSE)
+    torch.testing.assert_close(output.loss, tensors["out.total_loss"], **CLOSE)
+    torch.testing.assert_close(output.quantizer_loss, tensors["out.vq_loss"], **CLOSE)
+    decoded = model.detokenize(tensors["in.codes"]) / 2
+    torch.testing.assert_close(decoded, channels_first(tensors["out.decoded_codes"]), **CLOSE)
+    codebook, kernel = model.quantizer.embedding.weight.grad, model.downsample[0].conv.weight.grad
+    torch.testing.assert_close(codebook.T, tensors["out.grad_embeddings"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kernel.permute(2, 3, 1, 0), tensors["out.grad_first_kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_ritheshkumar_batchnorm_network():
+    tensors, meta = fixture("ritheshkumar_vqvae")
+    options = meta["hyperparameters"]["vqvae"]
+    width = options["dim"]
+    model = VQVAE(
+        in_channels=options["input_dim"], hidden_channels=width, stage_channels=(width, width),
+        residual_channels=width, codebook_size=options["K"], codebook_dim=None, middle_kernel_size=None,
+        norm="batch", residual_form="rectified", output_activation="tanh", quantizer_type="vector",
+        quantizer_config={"restart_threshold": 0.0},
+    )  # fmt: skip
+    names = {
+        "encoder.0": "downsample.0.conv", "encoder.1": "downsample.0.norm", "encoder.3": "downsample.1.conv",
+        "codebook.embedding": "quantizer.embedding", "decoder.3": "upsample.0.conv", "decoder.4": "upsample.0.norm",
+        "decoder.6": "upsample.1.conv",
+    }  # fmt: skip
+    for theirs, ours in (("encoder.4", 0), ("encoder.5", 1), ("decoder.0", 0), ("decoder.1", 1)):
+        stack = f"{theirs.split('.')[0]}_residual.layers.{ours}"
+        parts = {"1": "conv1", "2": "norm1", "4": "conv2", "5": "norm2"}
+        names |= {f"{theirs}.block.{a}": f"{stack}.{b}" for a, b in parts.items()}
+    theirs = torch.load(FIXTURES / "ritheshkumar_vqvae/best.pt", weights_only=True)
+    model.load_state_dict({f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in theirs.items()})
+
+    sample = tensors["image"]
+    output = model.eval()(sample)
+    assert torch.equal(output.codes, tensors["codes"])
+    torch.testing.assert_close(model.encode(sample).latents, tensors["prequant"], **CLOSE)
+    torch.testing.assert_close(output.sample, tensors["reconstruction"], **CLOSE)
+    torch.testing.assert_close(model.detokenize(tensors["codes"]), tensors["reconstruction_from_codes"], **CLOSE)
+    torch.testing.assert_close(output.reconstruction_loss, tensors["eval_loss_recons"], **CLOSE)
+
+    output = model.train()(sample)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, tensors["train.loss_total"], **CLOSE)
+    torch.testing.assert_close(output.losses["commitment"], tensors["train.loss_commit"], **CLOSE)
+    torch.testing.assert_close(output.losses["codebook"], tensors["train.loss_vq"], **CLOSE)
+    gradients = {
+        "codebook": model.quantizer.embedding.weight,
+        "decoder_last": model.last_layer,
+        "encoder_conv0": model.downsample[0].conv.weight,
+    }
+    for name, parameter in gradients.items():
+        torch.testing.assert_close(parameter.grad, tensors[f"train.grad_{name}"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.downsample[0].norm.running_mean, tensors["train.bn1_running_mean"], **CLOSE)
+    torch.testing.assert_close(model.downsample[0].norm.running_var, tensors["train.bn1_running_var"], **CLOSE)
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+def test_any_kernel_halves_and_doubles(padding, kernel_size):
+    model = VQVAE(**SMALL, kernel_size=kernel_size, padding=padding, stage_channels=(4, 4, 8))
+    sample = torch.rand(1, 1, 24, 8)
+    assert model.encode(sample).latents.shape == (1, 6, 3, 1)
+    assert model(sample).sample.shape == sample.shape
+
+
+def test_initialisers_are_sonnets():
+    model = VQVAE(hidden_channels=256)
+    for conv in (model.encoder_middle, model.upsample[0].conv):
+        weight, deviation = conv.weight, (conv.in_channels * conv.kernel_size[0] ** 2) ** -0.5
+        assert weight.abs().max() <= 2 * deviation
+        # a normal cut at two deviations has 0.8796 of the deviation
+        torch.testing.assert_close(weight.std().item(), 0.8796 * deviation, rtol=0.01, atol=0)
+        assert conv.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_channels": 0}, "hidden_channels.*0"),
+        ({"codebook_size": -1}, "codebook_size.*-1"),
+        ({"padding": "sane"}, "padding.*sane"),
+        ({"kernel_size": 1}, "kernel_size.*1"),
+        ({"middle_kernel_size": 2}, "middle_kernel_size.*2"),
+        ({"middle_kernel_size": None, "codebook_dim": 7}, "codebook_dim.*7"),
+        ({"reconstruction_loss": "l3"}, "reconstruction_loss.*l3"),
+        ({"reconstruction_weight": 0.0}, "reconstruction_weight.*0"),
+        ({"quantizer_type": "vq"}, "quantizer_type.*vq"),
+        ({"quantizer_config": {"bata": 1}}, "bata.*beta"),
+        ({"stage_channels": ()}, "stage_channels"),
+        ({"num_residual_layers": -1}, "num_residual_layers.*-1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VQVAE(**arguments)
+
+
+def test_public_names_exist():
+    assert all(hasattr(hf_vq, name) for name in hf_vq.__all__)
