@@ -137,7 +137,9 @@ def folder_kind(folder):
         return "autoencoder" if "_class_name" in read_json(folder / "config.json") else "prior"
     if any(folder.glob("data/*.parquet")):
         return "codes"
-    raise ValueError(f"{folder} holds no model, pipeline or codes (no model_index.json, config.json or data/*.parquet)")
+    raise ValueError(
+        f"{folder} holds no model, pipeline or codes (no model_index.json, config.json or data/*.parquet)"
+    )
 
 
 def pipeline_folders(folder):

@@ -33,11 +33,12 @@ def main(argv):
         description="Measure an autoencoder, a prior or a pipeline on held-out data.",
         positional="model",
     )
-    run(options, data)
+    figures = run(options, data)
+    print(json.dumps(figures, indent=2))
 
 
 def run(options, data):
-    """Check everything, evaluate, print and write the figures; return them."""
+    """Check everything, evaluate, and write the figures; return them."""
     check_output_file(options.output, suffix=".json", overwrite=options.overwrite)
     if options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} must be positive")
@@ -52,7 +53,6 @@ def run(options, data):
     text = json.dumps({"model": options.model, "split": options.split, **figures}, indent=2)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(text + "\n", encoding="utf-8")
-    print(text)
     return figures
 
 

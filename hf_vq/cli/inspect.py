@@ -4,7 +4,6 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -130,7 +129,7 @@ def _describe_usage(folder):
     facts = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118: it is no mapping
+            for name in file.keys():  # noqa: SIM118
                 if name.endswith("cluster_size"):  # one number per code, the only tensor that is read
                     shares = file.get_tensor(name).double()
                     shares = shares / shares.sum().clamp(min=1e-12)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, start_output_folder
+from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
 
 OUTPUTS = ("autoencoder", "codes", "prior", "*.png", "evaluation.json")
@@ -51,8 +52,9 @@ def run(options):
     recipe = options.prior_recipe or str(built_in_recipe("quickstart-prior.yaml"))
     train_prior.main([recipe, "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
     sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
-    evaluation = str(folder / "evaluation.json")
-    figures = evaluate.run_quietly(pipeline, "digits", evaluation)
+    figures = evaluate.run(
+        evaluate.EvaluateOptions(model=pipeline, output=str(folder / "evaluation.json")), DataOptions(data="digits")
+    )
     print(summary(figures, folder, pipeline, time.monotonic() - started))
 
 

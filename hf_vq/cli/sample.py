@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers.utils import make_image_grid
+from PIL import Image
 
 import hf_vq
 from hf_vq.cli.checks import (
@@ -15,7 +17,6 @@ from hf_vq.cli.checks import (
     read_json,
 )
 from hf_vq.cli.options import parse_options
-from hf_vq.training.pictures import save_sample_grid
 
 
 @dataclass
@@ -70,7 +71,7 @@ def run(options):
         guidance_scale=options.guidance_scale,
     )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    save_sample_grid(options.output, samples, labels or None)
+    save_rows(options.output, samples, columns=min(options.num, 8) if not labels else options.num)
     print(f"Wrote {len(samples)} images to {options.output}.")
 
 
@@ -105,3 +106,15 @@ def draw(pipeline, labels, num, batch_size, generator, **options):
         images = pipeline(**condition, generator=generator, output_type="pt", **options).images  # in [0, 1]
         batches.append(images.float().cpu() * 2 - 1)
     return torch.cat(batches)
+
+
+def save_rows(path, samples, columns):
+    """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
+    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    height, width = pixels.shape[1:3]
+    zoom = max(1, 48 // max(height, width))
+    images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
+    blank = Image.new("RGB", images[0].size, "white")
+    images += [blank] * (-len(images) % columns)
+    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 
-import hf_vq
+from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_disk_space, check_output_folder, start_output_folder, training_bytes
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
@@ -20,7 +20,6 @@ from hf_vq.training.pictures import (
     save_usage_histogram,
 )
 
-MODELS = ("VQVAE", "VQModel")
 OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "logs")
 
 
@@ -28,7 +27,7 @@ OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "l
 class ModelOptions:
     """Which autoencoder to train."""
 
-    model: str = field(default="VQVAE", metadata={"help": f"class of the autoencoder: {', '.join(MODELS)}"})
+    model: str = field(default="VQVAE", metadata={"help": f"class of the autoencoder: {', '.join(AUTOENCODERS)}"})
     model_config: dict | str | None = field(
         default=None, metadata={"help": "its constructor arguments; --model_config.codebook_size 64 sets one"}
     )
@@ -76,9 +75,9 @@ def run(options, data, args, given):
 
 def check_model_config(options):
     """The constructor arguments of the model; a ValueError names an unknown one and the nearest that exists."""
-    if options.model not in MODELS:
-        raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, MODELS)}")
-    known = list(inspect.signature(getattr(hf_vq, options.model).__init__).parameters)[1:]
+    if options.model not in AUTOENCODERS:
+        raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, AUTOENCODERS)}")
+    known = list(inspect.signature(AUTOENCODERS[options.model].__init__).parameters)[1:]
     config = dict(options.model_config or {})
     check_names(config, known, f"argument of {options.model} in model_config:")
     return config
@@ -86,7 +85,7 @@ def check_model_config(options):
 
 def build_model(name, config, sample_shape):
     """Build an autoencoder for samples of this shape; the data says how many channels there are."""
-    model_class = getattr(hf_vq, name)
+    model_class = AUTOENCODERS[name]
     parameters = inspect.signature(model_class.__init__).parameters
     channels = {key: sample_shape[0] for key in ("in_channels", "out_channels") if key in parameters}
     try:

@@ -16,12 +16,13 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
-from hf_vq.cli.sample import draw
+from hf_vq.cli.sample import draw, save_rows
 from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
-from hf_vq.training.pictures import save_loss_curve, save_sample_grid
+from hf_vq.priors.pixelcnn import PixelCNN
+from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-PRIORS = ("PixelCNN",)
+PRIORS = {"PixelCNN": PixelCNN}
 OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "logs", "pipeline")
 
 
@@ -70,7 +71,7 @@ def run(options, args, given):
         if validation is not None:
             validation.labels = None
     transformers.set_seed(args.seed)
-    prior_class = getattr(hf_vq, options.prior)
+    prior_class = PRIORS[options.prior]
     prior = prior_class(prior_class.config_class(**config))
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
@@ -104,7 +105,7 @@ def check_prior_config(options, codes):
     if options.prior not in PRIORS:
         raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
     config = dict(options.prior_config or {})
-    known = [entry.name for entry in fields(getattr(hf_vq, options.prior).config_class)]
+    known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
     for name, fact in facts.items():
@@ -123,6 +124,6 @@ def save_pipeline(autoencoder, prior, folder, seed):
     """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
     pipeline = hf_vq.VQPipeline(autoencoder=autoencoder, prior=prior.eval())
     pipeline.save_pretrained(folder / "pipeline")
-    labels = [label for label in range(min(prior.config.num_classes, 16)) for _ in range(8)] or None
+    labels = [label for label in range(prior.config.num_classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-    save_sample_grid(folder / "samples.png", samples, labels)
+    save_rows(folder / "samples.png", samples, columns=8)

@@ -248,14 +248,13 @@ def load_codes(folder, split="train", tokenizer=None):
     plan = _read_metadata(paths[0])
     if tokenizer is not None:
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
-    dtype, shape = storage_dtype(plan["codebook_size"]), (-1, *plan["code_shape"])
     codes, labels = [], []
     for path in paths:
         table = pyarrow.parquet.read_table(path).combine_chunks()
         column = table.column("codes").chunk(0)
         for _ in plan["code_shape"]:
             column = column.flatten()
-        codes.append(column.to_numpy(zero_copy_only=False).reshape(shape))
+        codes.append(column.to_numpy(zero_copy_only=False).reshape(-1, *plan["code_shape"]))
         if plan["class_names"] is not None:
             labels.append(table.column("class_labels").to_numpy())
     return CodesDataset(
