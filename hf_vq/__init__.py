@@ -3,7 +3,7 @@
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
-from .auto import AutoVQModel, register
+from .auto import AutoVQModel, AutoVQPrior, register
 from .autoencoders import (
     VQVAE,
     VQModel,
@@ -12,6 +12,8 @@ from .autoencoders import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
+from .pipelines import VQPipeline
+from .priors import PixelCNN, PixelCNNConfig
 from .quantizers import EMAVectorQuantizer, VectorQuantizer
 from .version import __version__
 
@@ -19,12 +21,16 @@ register()
 
 __all__ = [
     "AutoVQModel",
+    "AutoVQPrior",
     "EMAVectorQuantizer",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
+    "PixelCNN",
+    "PixelCNNConfig",
     "PreTrainedModel",
     "VQModel",
     "VQModelConfig",
     "VQModelForAutoModel",
+    "VQPipeline",
     "VQVAE",
     "VQVAEConfig",
     "VQVAEForAutoModel",

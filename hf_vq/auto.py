@@ -1,10 +1,15 @@
 """The right class for a folder or repository, and registration with transformers and diffusers."""
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from .autoencoders import AUTOENCODERS
 from .autoencoders.pretrained import FACES
+from .priors import PRIORS
+
+HUB_ARGUMENTS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
 
 
 class AutoVQModel:
@@ -28,9 +33,26 @@ class AutoVQModel:
         return AUTOENCODERS[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
-HUB_ARGUMENTS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
-)  # fmt: skip
+class AutoVQPrior:
+    """Loads any prior of ours as the class it was saved from."""
+
+    @staticmethod
+    def from_pretrained(pretrained_model_name_or_path, **kwargs):
+        """The prior of a folder or repository; keyword arguments as in transformers' `from_pretrained`.
+
+        Raises:
+            OSError: no config, or no weights there.
+            ValueError: the config names a model that is no prior of ours.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        classes = {config_class.model_type: prior_class for config_class, prior_class in PRIORS.values()}
+        if config.get("model_type") not in classes:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds {config.get('model_type')!r}, which is none of "
+                f"{sorted(classes)}"
+            )
+        return classes[config["model_type"]].from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 def register():
@@ -38,5 +60,8 @@ def register():
     for config_class, face_class in FACES.values():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, face_class, exist_ok=True)
+    for config_class, prior_class in PRIORS.values():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, prior_class, exist_ok=True)
     verbs = ["save_pretrained", "from_pretrained"]
     LOADABLE_CLASSES.setdefault("hf_vq", {"ModelMixin": verbs, "PreTrainedModel": verbs})

@@ -174,7 +174,7 @@ def test_stock_folders_give_stock_numbers(case):
         assert [
             torch.equal(a, b)
             for a, b in zip(model(sample, return_dict=False), model.decode(latents, return_dict=False), strict=True)
-        ] == [True, True]  # noqa: E501
+        ] == [True, True]
 
 
 @pytest.mark.parametrize("case", STOCK_CASES)

@@ -39,9 +39,7 @@ class AutoencoderForAutoModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
         return (model, info) if output_loading_info else model
 

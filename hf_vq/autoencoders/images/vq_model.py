@@ -152,6 +152,7 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         return super().encode(x, return_dict=return_dict)
 
     @torch.no_grad()
+    @apply_forward_hook
     def detokenize(self, codes):
         """Codes (batch, *grid) to samples (batch, channels, height, width)."""
         return self._decode_quantized(self.quantizer.detokenize(codes).to(self.dtype))

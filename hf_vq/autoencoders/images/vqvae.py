@@ -178,6 +178,7 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()
+    @apply_forward_hook
     def detokenize(self, codes):
         """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
         return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample

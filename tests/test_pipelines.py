@@ -1,0 +1,126 @@
+"""Facts about pipelines: prior and autoencoder in a row, folders, what diffusers users expect."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from hf_vq import VQVAE, AutoVQPrior, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
+
+from .conftest import no_complaints
+
+
+def build(classes=3, channels=1, autoencoder="vqvae"):
+    if autoencoder == "vqvae":
+        model = VQVAE(in_channels=channels, hidden_channels=8, codebook_size=12, codebook_dim=4, stage_channels=(8,))
+    else:
+        model = VQModel(in_channels=3, block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, num_vq_embeddings=12)  # fmt: skip
+    model.train()(torch.rand(4, model.config.in_channels, 8, 8) * 2 - 1)
+    config = PixelCNNConfig(
+        codebook_size=12, num_classes=classes, code_shape=(4, 4), hidden_channels=8, num_layers=2,
+        class_dropout_prob=0.1 if classes else 0.0,
+    )  # fmt: skip
+    names = ["ant", "bee", "cat"] if classes else None
+    pipe = VQPipeline(autoencoder=model.eval(), prior=PixelCNN(config).eval(), class_names=names)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generator(seed=3):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "channels", "mode"), [("vqvae", 1, "L"), ("vqvae", 3, "RGB"), ("vqmodel", 3, "RGB")]
+)  # noqa: E501
+def test_images_are_the_decoded_codes_of_the_prior(autoencoder, channels, mode):
+    pipe = build(channels=channels, autoencoder=autoencoder)
+    labels = torch.tensor([0, 0, 2, 2])
+    codes = pipe.prior.sample(class_labels=labels, generator=generator(), temperature=0.9, top_k=5)
+    arguments = {"class_labels": [0, "cat"], "num_images_per_prompt": 2, "temperature": 0.9, "top_k": 5}
+    assert torch.equal(pipe(**arguments, generator=generator(), output_type="codes").images, codes)
+    expected = (pipe.autoencoder.detokenize(codes) / 2 + 0.5).clamp(0, 1)
+    images = pipe(**arguments, generator=generator(), output_type="pt").images
+    torch.testing.assert_close(images, expected)
+    array = pipe(**arguments, generator=generator(), output_type="np").images
+    np.testing.assert_allclose(array, expected.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    (pictures,) = pipe(**arguments, generator=generator(), return_dict=False)
+    assert [(type(p), p.mode, p.size) for p in pictures] == [(Image.Image, mode, (8, 8))] * 4
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_folder_gives_the_same_images(classes, tmp_path):
+    pipe = build(classes)
+    arguments = {"class_labels": ["bee", "ant"], "guidance_scale": 2.0} if classes else {"batch_size": 2}
+    expected = pipe(**arguments, generator=generator(), output_type="pt").images
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert (index["autoencoder"], index["prior"]) == (["hf_vq", "VQVAE"], ["hf_vq", "PixelCNN"])
+    with no_complaints():
+        loaded = VQPipeline.from_pretrained(tmp_path)
+        swapped = VQPipeline.from_pretrained(tmp_path, autoencoder=pipe.autoencoder)
+        parts = VQPipeline(
+            VQVAE.from_pretrained(tmp_path, subfolder="autoencoder"),
+            AutoVQPrior.from_pretrained(tmp_path, subfolder="prior"),
+            class_names=loaded.config.class_names,
+        )
+    assert type(AutoModel.from_pretrained(tmp_path / "prior")) is PixelCNN
+    for other in (loaded, swapped, parts):
+        other.set_progress_bar_config(disable=True)
+        assert torch.equal(other(**arguments, generator=generator(), output_type="pt").images, expected)
+
+
+def test_one_generator_per_image_makes_each_independent_of_the_batch():
+    pipe = build()
+    together = pipe([1, 2, 0], generator=[generator(seed) for seed in (5, 6, 7)], output_type="codes").images
+    alone = pipe(2, generator=[generator(6)], output_type="codes").images
+    assert torch.equal(together[1:2], alone)
+
+
+def test_another_size_and_known_codes():
+    pipe = build(classes=0)
+    assert pipe(height=12, width=6)[0][0].size == (6, 12)
+    known = torch.randint(0, 12, (1, 4, 4))
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[:, :2] = True
+    codes = pipe(known_codes=known, known_mask=mask, output_type="codes").images
+    assert torch.equal(codes[mask], known[mask])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": 3, "guidance_scale": 1.0, "output_type": "jpeg"}, "output_type.*jpeg"),
+        ({"class_labels": 7}, "class_labels.*7"),
+        ({"class_labels": "dog"}, "dog.*ant"),
+        ({}, "class_labels"),
+        ({"class_labels": 1, "batch_size": 4}, "batch_size"),
+        ({"class_labels": 1, "num_images_per_prompt": 0}, "num_images_per_prompt.*0"),
+        ({"class_labels": 1, "height": 8}, "height and width"),
+        ({"class_labels": 1, "height": 7, "width": 8}, "downsampling"),
+        ({"class_labels": 1, "temperature": -1.0}, "temperature.*-1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build()(**arguments)
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    pipe = build()
+    other = PixelCNN(PixelCNNConfig(codebook_size=13, hidden_channels=8, num_layers=1))
+    with pytest.raises(ValueError, match=r"13.*12"):
+        VQPipeline(pipe.autoencoder, other)
+    with pytest.raises(ValueError, match="class_names"):
+        VQPipeline(pipe.autoencoder, pipe.prior, class_names=["one"])
+
+
+def test_pipeline_is_a_diffusers_pipeline():
+    pipe = build().to(torch.float32)
+    assert isinstance(pipe, diffusers.DiffusionPipeline)
+    assert set(pipe.components) == {"autoencoder", "prior"}
