@@ -73,6 +73,8 @@ def main(argv=None):
     if arguments[0] == "train" and arguments[1:] in ([], ["-h"], ["--help"]):
         print(usage({name: entry for name, entry in VERBS.items() if name.startswith("train")}))
         return 0 if arguments[1:] else 2
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds: progress bars should not flood a log file
     try:
         verb, rest = find_verb(arguments)
         importlib.import_module(VERBS[verb][0]).main(rest)

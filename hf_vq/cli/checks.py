@@ -154,6 +154,8 @@ def check_weights(folder, *kinds):
     folder, kind = Path(folder), folder_kind(folder)
     if kind not in kinds:
         raise ValueError(f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed")
+    if kind == "codes":
+        return kind
     for model in pipeline_folders(folder).values() if kind == "pipeline" else [folder]:
         if not (model / "config.json").is_file():
             raise ValueError(f"{model} has no config.json")

@@ -1,6 +1,7 @@
 """`hf-vq quickstart`: the whole road on the digits that come with scikit-learn, by the same functions as the verbs."""
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,7 +12,7 @@ from hf_vq.cli.checks import check_output_folder, start_output_folder
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
 
-OUTPUTS = ("autoencoder", "codes", "prior", "*.png", "evaluation.json")
+OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "*.png", "evaluation.json")
 
 
 @dataclass
@@ -43,7 +44,7 @@ def run(options):
     check_output_folder(options.output, overwrite=options.overwrite)
     folder = start_output_folder(options.output, overwrite=options.overwrite, stale=OUTPUTS)
     autoencoder, codes, prior = (str(folder / name) for name in ("autoencoder", "codes", "prior"))
-    pipeline = str(folder / "prior" / "pipeline")
+    pipeline = str(folder / "pipeline")
     seed = ["--seed", str(options.seed)]
 
     recipe = options.autoencoder_recipe or str(built_in_recipe("quickstart-autoencoder.yaml"))
@@ -51,6 +52,7 @@ def run(options):
     tokenize.main([autoencoder, "--data", "digits", "--output", codes])
     recipe = options.prior_recipe or str(built_in_recipe("quickstart-prior.yaml"))
     train_prior.main([recipe, "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
+    os.replace(folder / "prior" / "pipeline", pipeline)
     sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
     figures = evaluate.run(
         evaluate.EvaluateOptions(model=pipeline, output=str(folder / "evaluation.json")), DataOptions(data="digits")

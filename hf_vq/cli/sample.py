@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 
 import hf_vq
 from hf_vq.cli.checks import (
@@ -16,7 +16,7 @@ from hf_vq.cli.checks import (
     pipeline_folders,
     read_json,
 )
-from hf_vq.cli.options import parse_options
+from hf_vq.cli.options import nearest, parse_options
 
 
 @dataclass
@@ -26,7 +26,7 @@ class SampleOptions:
     pipeline: str = field(metadata={"help": "folder or repo id of the pipeline"})
     output: str = field(metadata={"help": "PNG file of the grid, one row per class"})
     classes: list[str] | None = field(
-        default=None, metadata={"help": "class labels, such as 0,1,2; default all classes of the prior"}
+        default=None, metadata={"help": "class labels or names, such as 0,1,2; default all"}
     )
     num: int = field(default=8, metadata={"help": "images per class, or in all where there are no classes"})
     temperature: float = field(default=1.0, metadata={"help": "below 1: fewer surprises"})
@@ -55,7 +55,8 @@ def run(options):
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")
     num_classes = read_json(pipeline_folders(folder)["prior"] / "config.json").get("num_classes") or 0
-    classes = parse_classes(options.classes) or list(range(num_classes))
+    class_names = read_json(folder / "model_index.json").get("class_names") or []
+    classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
     labels = [label for label in classes for _ in range(options.num)]
     pipeline = hf_vq.VQPipeline.from_pretrained(folder)
@@ -75,13 +76,19 @@ def run(options):
     print(f"Wrote {len(samples)} images to {options.output}.")
 
 
-def parse_classes(words):
-    """Class labels from words such as ["0,1", "2"]."""
-    numbers = [number for word in words or () for number in word.split(",") if number]
-    for number in numbers:
-        if not number.lstrip("-").isdecimal():
-            raise ValueError(f"classes: {number!r} is not a class label (an integer from 0)")
-    return [int(number) for number in numbers]
+def parse_classes(words, class_names):
+    """Class labels, as integers, from words such as ["0,1", "2"] or ["rose"]; a name goes before a number."""
+    labels = []
+    for word in filter(None, ",".join(words or ()).split(",")):
+        if word in class_names:
+            labels.append(class_names.index(word))
+        elif word.lstrip("-").isdecimal():
+            labels.append(int(word))
+        else:
+            raise ValueError(
+                f"classes: {word!r} is neither a class label nor a class name{nearest(word, class_names)}"
+            )
+    return labels
 
 
 def draw(pipeline, labels, num, batch_size, generator, **options):
@@ -115,6 +122,6 @@ def save_rows(path, samples, columns):
     height, width = pixels.shape[1:3]
     zoom = max(1, 48 // max(height, width))
     images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
-    blank = Image.new("RGB", images[0].size, "white")
-    images += [blank] * (-len(images) % columns)
+    images = [ImageOps.expand(image, border=2, fill="white") for image in images]
+    images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
     make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)

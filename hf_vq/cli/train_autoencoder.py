@@ -69,6 +69,9 @@ def run(options, data, args, given):
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
+        metrics = report["metrics"]
+        error = "" if validation is None else f": error over variance {metrics['eval_error_over_variance']:.4f}"
+        print(f"Wrote {args.output_dir}{error}.")
         save_pictures(model, train if validation is None else validation, report, Path(args.output_dir))
     return report
 

@@ -83,9 +83,11 @@ def run(options, args, given):
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
+        nats = report["metrics"].get("eval_nats_per_code")
+        print(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
         if autoencoder is not None:
-            save_pipeline(autoencoder, prior, Path(args.output_dir), args.seed)
+            save_pipeline(autoencoder, prior, train.class_names, Path(args.output_dir), args.seed)
     return report
 
 
@@ -120,9 +122,9 @@ def check_prior_config(options, codes):
     return {"num_classes": codes.num_classes, **config, **facts}
 
 
-def save_pipeline(autoencoder, prior, folder, seed):
+def save_pipeline(autoencoder, prior, class_names, folder, seed):
     """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
-    pipeline = hf_vq.VQPipeline(autoencoder=autoencoder, prior=prior.eval())
+    pipeline = hf_vq.VQPipeline(autoencoder, prior.eval(), class_names if prior.config.num_classes else None)
     pipeline.save_pretrained(folder / "pipeline")
     labels = [label for label in range(prior.config.num_classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))

@@ -64,7 +64,7 @@ def decode(image, channels, image_size=None):
     if image_size is not None and image.size != (image_size, image_size):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS, box=box)
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
     pixels = np.array(image)  # (height, width) or (height, width, channels)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
