@@ -15,6 +15,8 @@ VERBS = {
     "evaluate": ("hf_vq.cli.evaluate", "measure a tokenizer, a prior or a pipeline on held-out data"),
     "inspect": ("hf_vq.cli.inspect", "tell what a folder is, without loading its weights"),
 }
+EXPECTED = ("DivergenceError", "OutOfMemoryError")  # RuntimeErrors that are no bugs
+TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "yaml")
 
 
 def usage(verbs=VERBS):
@@ -78,10 +80,12 @@ def main(argv=None):
     try:
         verb, rest = find_verb(arguments)
         importlib.import_module(VERBS[verb][0]).main(rest)
-    except (ValueError, OSError, ImportError) as error:
-        if traceback:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if traceback or (isinstance(error, RuntimeError) and type(error).__name__ not in EXPECTED):
             raise
-        print(f"hf-vq: error: {one_line(error)}", file=sys.stderr)
+        missing = isinstance(error, ImportError) and error.name in TRAIN_EXTRA
+        advice = " (pip install 'hf_vq[train]')" if missing else ""
+        print(f"hf-vq: error: {one_line(error)}{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hf-vq: interrupted", file=sys.stderr)

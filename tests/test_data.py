@@ -217,7 +217,7 @@ def test_hub_failure_says_what_was_tried(monkeypatch):
         raise FileNotFoundError("no connection")
 
     monkeypatch.setattr(datasets, "load_dataset", missing)
-    with pytest.raises(ValueError, match="'someone/pictures' is no file or folder here, .* no connection"):
+    with pytest.raises(ValueError, match=r"'someone/pictures' is no file or folder here, .* no connection"):
         load_images("someone/pictures")
 
 
@@ -255,9 +255,9 @@ def test_codes_know_their_tokenizer_also_after_it_was_saved_and_loaded(tmp_path)
     load_codes(tmp_path / "codes", tokenizer=VQVAE.from_pretrained(tmp_path / "model"))
     with torch.no_grad():
         model.quantizer.embedding.weight[0, 0] += 1e-3
-    with pytest.raises(ValueError, match="made by another tokenizer .*weights_sha256"):
+    with pytest.raises(ValueError, match=r"made by another tokenizer .*weights_sha256"):
         load_codes(tmp_path / "codes", tokenizer=model)
-    with pytest.raises(ValueError, match="made by another tokenizer .*config_sha256"):
+    with pytest.raises(ValueError, match=r"made by another tokenizer .*config_sha256"):
         load_codes(tmp_path / "codes", tokenizer=tiny_model(reconstruction_weight=2.0))
 
 
@@ -281,7 +281,7 @@ def test_interrupted_tokenizing_continues_to_the_same_bytes(tmp_path, monkeypatc
         load_codes(tmp_path / "cut")
     with pytest.raises(ValueError, match="exists and is not empty"):
         tokenize_dataset(model, images, tmp_path / "cut", shard_size=400)
-    with pytest.raises(ValueError, match="cannot resume: .* was made with tokenizer="):
+    with pytest.raises(ValueError, match=r"cannot resume: .* was made with tokenizer="):
         tokenize_dataset(tiny_model(reconstruction_weight=2.0), images, tmp_path / "cut", shard_size=400, resume=True)
     before = os.stat(tmp_path / "cut" / "data" / "train-00000-of-00004.parquet").st_mtime_ns
     tokenize_dataset(model, images, tmp_path / "cut", shard_size=400, resume=True)

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import shutil
 import tempfile
 from pathlib import Path
+
+import torch
 
 from hf_vq.data.sources import HUB_ID
 
@@ -39,6 +42,10 @@ def check_output_folder(path, *, overwrite=False, resume=False):
         resume: a non-empty folder is fine, and what is in it stays.
     """
     check_writable(path)
+    if overwrite and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("overwrite is for one process: remove the output folder before starting several")
+    if not is_main_process():  # the main one may have begun already
+        return
     if Path(path).is_dir() and any(Path(path).iterdir()) and not (overwrite or resume):
         raise ValueError(f"the output folder {path} exists and is not empty (--overwrite replaces what it holds)")
 
@@ -76,6 +83,17 @@ def training_bytes(model, args, num_samples):
         checkpoints = min(checkpoints, args.save_total_limit + 1)  # the new one is written before an old one goes
     copies = 4 if getattr(args, "weight_ema_decay", None) else 3
     return weights * (1 + copies * checkpoints)
+
+
+def is_main_process():
+    """Whether this is the one process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text):
+    """Print, once where several processes run."""
+    if is_main_process():
+        print(text)
 
 
 def start_output_folder(path, *, overwrite, stale):
@@ -145,7 +163,7 @@ def folder_kind(folder):
 def pipeline_folders(folder):
     """Folders of the models of a pipeline by component name, from its model_index.json."""
     index = read_json(Path(folder) / "model_index.json")
-    names = [name for name, value in index.items() if isinstance(value, list) and name[0] != "_" and value[0]]
+    names = [name for name in index if name == "autoencoder" or name.endswith("prior")]
     return {name: Path(folder) / name for name in names}
 
 
@@ -166,6 +184,16 @@ def check_weights(folder, *kinds):
 
 def _named(kind):
     return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
+
+
+def pick_device(name):
+    """The torch device to compute on: the one asked for, else a GPU where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {error}") from error
 
 
 def check_class_labels(labels, num_classes):

@@ -10,6 +10,8 @@ from typing import get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
+
 
 class _RecipeLoader(yaml.SafeLoader):
     """PyYAML reads YAML 1.1, in which 1e-3 is a string; here it is the number that everybody means."""
@@ -53,6 +55,13 @@ def read_recipe(path):
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {path} must be a mapping of option names to values")
     return recipe
+
+
+def as_mapping(name, value):
+    """A copy of the value of a mapping option, empty for None; a ValueError names an option that is no mapping."""
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name}={value!r} must be a mapping of names to values")
+    return dict(value or {})
 
 
 class _Parser(HfArgumentParser):
@@ -101,12 +110,10 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
         values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
     values.update(given)
     for name in mappings & set(values):
-        if isinstance(values[name], str):
+        if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
             values[name] = read_yaml(values[name], f"--{name}")
-        if not isinstance(values[name], dict | None):
-            raise ValueError(f"{name}={values[name]!r} must be a mapping of names to values")
     for name, key, text in entries:
-        values[name] = {**(values.get(name) or {}), key: read_yaml(text, f"--{name}.{key}")}
+        values[name] = {**as_mapping(name, values.get(name)), key: read_yaml(text, f"--{name}.{key}")}
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
@@ -115,7 +122,7 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
 
 def write_recipe(path, given):
     """Write what a run was given as a recipe that repeats it; where it went is left out."""
-    values = {name: value for name, value in given.items() if name not in ("output_dir", "overwrite", "resume")}
+    values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

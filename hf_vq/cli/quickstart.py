@@ -10,9 +10,9 @@ from pathlib import Path
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, start_output_folder
 from hf_vq.cli.data_options import DataOptions
-from hf_vq.cli.options import parse_options
+from hf_vq.cli.options import parse_options, read_recipe
 
-OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "*.png", "evaluation.json")
+OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")
 
 
 @dataclass
@@ -42,16 +42,20 @@ def run(options):
     """Train both models, tokenize in between, sample every class, and say what came out."""
     started = time.monotonic()
     check_output_folder(options.output, overwrite=options.overwrite)
+    recipes = {
+        "autoencoder": options.autoencoder_recipe or str(built_in_recipe("quickstart-autoencoder.yaml")),
+        "prior": options.prior_recipe or str(built_in_recipe("quickstart-prior.yaml")),
+    }
+    for recipe in recipes.values():
+        read_recipe(recipe)
     folder = start_output_folder(options.output, overwrite=options.overwrite, stale=OUTPUTS)
     autoencoder, codes, prior = (str(folder / name) for name in ("autoencoder", "codes", "prior"))
     pipeline = str(folder / "pipeline")
     seed = ["--seed", str(options.seed)]
 
-    recipe = options.autoencoder_recipe or str(built_in_recipe("quickstart-autoencoder.yaml"))
-    train_autoencoder.main([recipe, "--output_dir", autoencoder, *seed])
+    train_autoencoder.main([recipes["autoencoder"], "--output_dir", autoencoder, *seed])
     tokenize.main([autoencoder, "--data", "digits", "--output", codes])
-    recipe = options.prior_recipe or str(built_in_recipe("quickstart-prior.yaml"))
-    train_prior.main([recipe, "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
+    train_prior.main([recipes["prior"], "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
     os.replace(folder / "prior" / "pipeline", pipeline)
     sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
     figures = evaluate.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import hf_vq
-from hf_vq.cli.checks import check_output_file, check_weights, local_folder
+from hf_vq.cli.checks import check_output_file, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
 from hf_vq.data.images import load_images
@@ -22,6 +22,9 @@ class ReconstructOptions:
     images: list[str] | None = field(default=None, metadata={"help": "image files, instead of --data"})
     split: str = field(default="validation", metadata={"help": "split of the data"})
     num: int = field(default=16, metadata={"help": "the first so many images of the data"})
+    device: str | None = field(
+        default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
 
 
@@ -44,9 +47,10 @@ def run(options, data):
         raise ValueError(f"num={options.num} must be positive")
     if (options.images is None) == (data.data is None):
         raise ValueError("give either data or images")
+    device = pick_device(options.device)
     folder = local_folder(options.model)
     check_weights(folder, "autoencoder")
-    model = hf_vq.AutoVQModel.from_pretrained(folder)
+    model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
     channels = model.config.in_channels
     if options.images is not None:
         images = load_images(options.images, image_size=data.image_size, channels=channels)
@@ -56,7 +60,7 @@ def run(options, data):
     samples = torch.stack([images[index]["sample"] for index in range(min(options.num, len(images)))])
     model.eval()
     with torch.no_grad():
-        reconstructions = model.detokenize(model.tokenize(samples))
+        reconstructions = model.detokenize(model.tokenize(samples.to(device))).cpu()
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     save_reconstruction_grid(options.output, samples, reconstructions)
     error = torch.nn.functional.mse_loss(reconstructions, samples).item()

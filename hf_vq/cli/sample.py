@@ -13,6 +13,7 @@ from hf_vq.cli.checks import (
     check_output_file,
     check_weights,
     local_folder,
+    pick_device,
     pipeline_folders,
     read_json,
 )
@@ -35,6 +36,9 @@ class SampleOptions:
     guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
     batch_size: int = field(default=64, metadata={"help": "images drawn at once"})
     seed: int = field(default=0, metadata={"help": "of the random generator"})
+    device: str | None = field(
+        default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
 
 
@@ -52,6 +56,7 @@ def run(options):
         if getattr(options, name) <= 0:
             raise ValueError(f"{name}={getattr(options, name)} must be positive")
     check_output_file(options.output, suffix=".png", overwrite=options.overwrite)
+    device = pick_device(options.device)
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")
     num_classes = read_json(pipeline_folders(folder)["prior"] / "config.json").get("num_classes") or 0
@@ -59,7 +64,7 @@ def run(options):
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
     labels = [label for label in classes for _ in range(options.num)]
-    pipeline = hf_vq.VQPipeline.from_pretrained(folder)
+    pipeline = hf_vq.VQPipeline.from_pretrained(folder).to(device)
     samples = draw(
         pipeline,
         labels or None,
@@ -105,7 +110,6 @@ def draw(pipeline, labels, num, batch_size, generator, **options):
     Returns:
         (images, channels, height, width) float in [-1, 1].
     """
-    pipeline.set_progress_bar_config(disable=True)
     total, batches = len(labels) if labels else num, []
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)

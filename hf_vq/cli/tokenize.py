@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import hf_vq
-from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder
+from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
 from hf_vq.data.codes import storage_dtype, tokenize_dataset
@@ -19,6 +19,9 @@ class TokenizeOptions:
     batch_size: int = field(default=64, metadata={"help": "images per forward pass"})
     shard_size: int = field(default=16384, metadata={"help": "images per file"})
     num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
+    device: str | None = field(
+        default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace the codes in the output folder"})
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
 
@@ -43,9 +46,10 @@ def run(options, data):
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
     check_output_folder(options.output, overwrite=options.overwrite, resume=options.resume)
+    device = pick_device(options.device)
     folder = local_folder(options.model)
     check_weights(folder, "autoencoder")
-    model = hf_vq.AutoVQModel.from_pretrained(folder)
+    model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
     channels = model.config.in_channels
     if options.splits:
         images = {split: data.load(split, channels) for split in options.splits}

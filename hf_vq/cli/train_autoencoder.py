@@ -8,11 +8,12 @@ import torch
 import transformers
 
 from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.cli.checks import check_disk_space, check_output_folder, start_output_folder, training_bytes
+from hf_vq.cli.checks import check_disk_space, check_output_folder, say, start_output_folder, training_bytes
 from hf_vq.cli.data_options import DataOptions
-from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.metrics.codebook import CodebookUsage
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
+from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import (
     save_code_maps,
     save_loss_curve,
@@ -20,7 +21,9 @@ from hf_vq.training.pictures import (
     save_usage_histogram,
 )
 
-OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "logs")
+PICTURES = ("reconstructions.png", "code_maps.png", "codebook_usage.png", "loss_curve.png")
+WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs")
 
 
 @dataclass
@@ -53,7 +56,7 @@ def run(options, data, args, given):
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
     if options.resume:
-        args.resume_from_checkpoint = True
+        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
     config = check_model_config(options)
     train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
     transformers.set_seed(args.seed)
@@ -63,7 +66,7 @@ def run(options, data, args, given):
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
-    print(
+    say(
         f"Training {options.model} ({model.num_parameters():,} parameters): {len(train):,} images of "
         f"{_times(train.sample_shape)} to {_times(code_shape)} codes out of {model.codebook_size}."
     )
@@ -71,7 +74,7 @@ def run(options, data, args, given):
     if report is not None:
         metrics = report["metrics"]
         error = "" if validation is None else f": error over variance {metrics['eval_error_over_variance']:.4f}"
-        print(f"Wrote {args.output_dir}{error}.")
+        say(f"Wrote {args.output_dir}{error}.")
         save_pictures(model, train if validation is None else validation, report, Path(args.output_dir))
     return report
 
@@ -81,7 +84,7 @@ def check_model_config(options):
     if options.model not in AUTOENCODERS:
         raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, AUTOENCODERS)}")
     known = list(inspect.signature(AUTOENCODERS[options.model].__init__).parameters)[1:]
-    config = dict(options.model_config or {})
+    config = as_mapping("model_config", options.model_config)
     check_names(config, known, f"argument of {options.model} in model_config:")
     return config
 

@@ -12,18 +12,21 @@ from hf_vq.cli.checks import (
     check_output_folder,
     check_weights,
     local_folder,
+    say,
     start_output_folder,
     training_bytes,
 )
-from hf_vq.cli.options import check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw, save_rows
 from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
 from hf_vq.priors.pixelcnn import PixelCNN
+from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 PRIORS = {"PixelCNN": PixelCNN}
-OUTPUTS = ("checkpoint-*", "*.json", "*.safetensors", "*.png", "recipe.yaml", "logs", "pipeline")
+WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
 
 
 @dataclass
@@ -60,10 +63,9 @@ def run(options, args, given):
         raise ValueError("overwrite and resume exclude each other")
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
-        args.resume_from_checkpoint = True
-    splits = code_splits(options.codes)
-    train = load_codes(options.codes, splits[0])
-    validation = load_codes(options.codes, "validation") if "validation" in splits else None
+        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+    train = load_codes(options.codes, "train")
+    validation = load_codes(options.codes, "validation") if "validation" in code_splits(options.codes) else None
     autoencoder = load_tokenizer(options, train)
     config = check_prior_config(options, train)
     if config["num_classes"] == 0:
@@ -77,14 +79,14 @@ def run(options, args, given):
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
-    print(
+    say(
         f"Training {options.prior} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
         nats = report["metrics"].get("eval_nats_per_code")
-        print(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
+        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
         if autoencoder is not None:
             save_pipeline(autoencoder, prior, train.class_names, Path(args.output_dir), args.seed)
@@ -106,7 +108,7 @@ def check_prior_config(options, codes):
     """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
     if options.prior not in PRIORS:
         raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
-    config = dict(options.prior_config or {})
+    config = as_mapping("prior_config", options.prior_config)
     known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
@@ -124,7 +126,9 @@ def check_prior_config(options, codes):
 
 def save_pipeline(autoencoder, prior, class_names, folder, seed):
     """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
-    pipeline = hf_vq.VQPipeline(autoencoder, prior.eval(), class_names if prior.config.num_classes else None)
+    pipeline = hf_vq.VQPipeline(
+        autoencoder.to(prior.device), prior.eval(), class_names if prior.config.num_classes else None
+    )
     pipeline.save_pretrained(folder / "pipeline")
     labels = [label for label in range(prior.config.num_classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))

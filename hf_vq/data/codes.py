@@ -138,7 +138,10 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
     if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
         raise ValueError(f"{output_dir} exists and is not empty (overwrite replaces its codes, resume continues them)")
     if overwrite and not resume and folder.is_dir():
-        for path in folder.glob("*.parquet"):
+        stale = list(folder.glob("*.parquet"))
+        for path in stale:
+            _read_metadata(path)  # raises for what is not ours to delete
+        for path in stale:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.parquet.partial"):
