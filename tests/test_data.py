@@ -308,6 +308,7 @@ def test_foreign_parquet_is_not_taken_for_codes(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.skipif("HF_VQ_DATA" not in os.environ, reason="HF_VQ_DATA does not name the folder of the data sets")
 def test_mnist_comes_whole_with_labels():
     train = load_images(f"{os.environ['HF_VQ_DATA']}/mnist", split="test")
     assert (len(train), train.sample_shape, train.num_classes) == (10000, (1, 28, 28), 10)
