@@ -320,6 +320,22 @@ def test_a_full_disk_is_noticed_before_any_work(command, here, capsys, monkeypat
     fails(capsys, here, "no disk space", *command.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "copies"),
+    [
+        ({"max_steps": 100, "save_steps": 25}, 1 + 3 * 4),
+        ({"max_steps": 100, "save_steps": 30, "weight_ema_decay": 0.9}, 1 + 4 * 4),
+        ({"num_train_epochs": 2, "per_device_train_batch_size": 10, "save_steps": 5}, 1 + 3 * 4),
+        ({"max_steps": 100, "save_steps": 1, "save_total_limit": 2}, 1 + 3 * 3),
+        ({"max_steps": 100, "save_steps": 0}, 1 + 3),
+    ],
+)
+def test_estimated_bytes_count_weights_and_optimizer_of_every_checkpoint(options, copies):
+    model = torch.nn.Linear(9, 10)  # 100 numbers of 4 bytes
+    args = AutoencoderTrainingArguments(output_dir="out", **options)
+    assert checks.training_bytes(model, args, num_samples=100) == 400 * copies
+
+
 def test_codes_of_another_tokenizer_are_refused(here, capsys):
     assert run("train", "autoencoder", "a.yaml", "--output", "other", "--seed", 5) == 0
     command = "train prior p.yaml --codes quickstart/codes --autoencoder other --output out"

@@ -78,7 +78,13 @@ def training_bytes(model, args, num_samples):
     if steps <= 0:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         steps = math.ceil(num_samples / per_step * args.num_train_epochs)
-    checkpoints = 1 + (steps // int(args.save_steps) if args.save_steps and args.save_steps >= 1 else 0)
+    strategy, every = getattr(args, "save_strategy", "steps"), args.save_steps  # the autoencoder's only has steps
+    if strategy == "no" or (strategy == "steps" and not every):
+        checkpoints = 1  # the last one
+    elif strategy == "steps":
+        checkpoints = math.ceil(steps / every) if every >= 1 else math.ceil(1 / every)  # below 1: share of all steps
+    else:
+        checkpoints = math.ceil(args.num_train_epochs)
     if args.save_total_limit:
         checkpoints = min(checkpoints, args.save_total_limit + 1)  # the new one is written before an old one goes
     copies = 4 if getattr(args, "weight_ema_decay", None) else 3

@@ -82,6 +82,10 @@ def load_images(
     return ImageDataset(images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes)
 
 
+class MismatchError(ValueError):
+    """A sound image that does not fit the others: no bad image to skip, but options to change."""
+
+
 class ImageDataset(Dataset):
     """Images as samples in [-1, 1]; an item is `{"sample": (channels, height, width), "class_labels": ()}`.
 
@@ -103,11 +107,10 @@ class ImageDataset(Dataset):
         self.source, headers = self._read_headers(source)
         self._grey_was_guessed = channels is None and not any(header.colour for header in headers)
         channels = channels or (1 if self._grey_was_guessed else 3)
-        if image_size is None:
-            self._check_equal_sizes(headers)
-            self.sample_shape = (channels, headers[0].height, headers[0].width)
-        else:
-            self.sample_shape = (channels, image_size, image_size)
+        sides = (image_size, image_size) if image_size else (headers[0].height, headers[0].width)
+        self.sample_shape = (channels, *sides)
+        for name, header in zip(self.source.names, headers, strict=False):
+            self._check_header(name, header)
         self.cache = None
         if len(self.source.names) * math.prod(self.sample_shape) <= cache_bytes:
             self.source, decoded = self._each(self.source, self._decode, "decoding images")
@@ -134,16 +137,23 @@ class ImageDataset(Dataset):
         try:
             with self.source.open(index) as image:
                 header = read_header(image)
-                if self._grey_was_guessed and header.colour:
-                    raise ValueError(f"has colour where {self.source.names[0]} has none: give channels (1 or 3)")
-                if self.image_size is None and (header.height, header.width) != self.sample_shape[1:]:
-                    raise ValueError(
-                        f"is {header.height}x{header.width} where {self.source.names[0]} is "
-                        f"{self.sample_shape[1]}x{self.sample_shape[2]}: give image_size"
-                    )
+                self._check_header(self.source.names[index], header)
                 return torch.from_numpy(np.ascontiguousarray(decode(image, self.sample_shape[0], self.image_size)))
+        except MismatchError:
+            raise
         except Exception as error:  # image plugins raise all kinds on damaged bytes
             raise _bad_image(self.source.names[index], error) from error
+
+    def _check_header(self, name, header):
+        """Raise a MismatchError for a sound image that does not fit the first one."""
+        height, width = self.sample_shape[1:]
+        if self._grey_was_guessed and header.colour:
+            raise MismatchError(f"{name} has colour where {self.source.names[0]} has none: give channels (1 or 3)")
+        if self.image_size is None and (header.height, header.width) != (height, width):
+            raise MismatchError(
+                f"images differ in size, give image_size: {self.source.names[0]} is {height}x{width}, "
+                f"{name} is {header.height}x{header.width}"
+            )
 
     def _check(self, index):
         """Look for a truncated file; with `skip_bad` by decoding, so that nothing is left to go wrong later."""
@@ -160,6 +170,8 @@ class ImageDataset(Dataset):
             try:
                 results.append(read(index))
                 kept.append(index)
+            except MismatchError:
+                raise
             except Exception as error:
                 problem = _bad_image(source.names[index], error)
                 if not self.skip_bad:
@@ -184,15 +196,6 @@ class ImageDataset(Dataset):
             except Exception as error:
                 problem = _bad_image(source.names[index], error)
         raise problem
-
-    def _check_equal_sizes(self, headers):
-        first = headers[0]
-        for name, header in zip(self.source.names, headers, strict=False):
-            if (header.height, header.width) != (first.height, first.width):
-                raise ValueError(
-                    f"images differ in size, give image_size: {self.source.names[0]} is {first.height}x{first.width}, "
-                    f"{name} is {header.height}x{header.width}"
-                )
 
 
 def _bad_image(name, error):
