@@ -300,6 +300,19 @@ def test_tokenizing_an_indivisible_size_writes_nothing(tmp_path):
     assert not (tmp_path / "codes").exists()
 
 
+def test_overwriting_codes_spares_parquet_files_of_others(tmp_path):
+    model, images = tiny_model(), load_images("digits", split="validation")
+    tokenize_dataset(model, images, tmp_path / "codes", shard_size=100)
+    tokenize_dataset(model, images, tmp_path / "codes", shard_size=200, overwrite=True)
+    assert len(list((tmp_path / "codes" / "data").iterdir())) == 2
+    foreign = write_parquet(tmp_path / "codes" / "data" / "train-00000-of-00009.parquet")
+    before = foreign.read_bytes()
+    with pytest.raises(ValueError, match="does not hold codes"):
+        tokenize_dataset(model, images, tmp_path / "codes", overwrite=True)
+    assert foreign.read_bytes() == before
+    assert len(list((tmp_path / "codes" / "data").iterdir())) == 3
+
+
 def test_foreign_parquet_is_not_taken_for_codes(tmp_path):
     write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="does not hold codes"):
