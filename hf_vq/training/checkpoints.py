@@ -108,10 +108,10 @@ def resolve_checkpoint(output_dir, resume_from_checkpoint):
         ValueError: nothing complete to resume from, or a start anew in a folder that already holds checkpoints.
     """
     if not resume_from_checkpoint:
-        existing = list_checkpoints(output_dir)
+        existing = [path.name for _, path in list_checkpoints(output_dir) if not path.name.endswith(PARTIAL_SUFFIX)]
         if existing:
             raise ValueError(
-                f"output_dir={str(output_dir)!r} already holds checkpoints (up to {existing[-1][1].name}): "
+                f"output_dir={str(output_dir)!r} already holds checkpoints (up to {existing[-1]}): "
                 "resume with resume_from_checkpoint=True, or choose another folder"
             )
         return None
@@ -119,7 +119,8 @@ def resolve_checkpoint(output_dir, resume_from_checkpoint):
         path = latest_checkpoint(output_dir)
         if path is None:
             raise ValueError(
-                f"resume_from_checkpoint=True, but output_dir={str(output_dir)!r} has no complete checkpoint"
+                f"resume_from_checkpoint=True, but output_dir={str(output_dir)!r} has no complete checkpoint: "
+                "start anew, in another folder"
             )
         return path
     path = Path(resume_from_checkpoint)
@@ -131,7 +132,7 @@ def resolve_checkpoint(output_dir, resume_from_checkpoint):
 
 def abandon_newer(output_dir, checkpoint):
     """Let no checkpoint count that is newer than the one a run resumes from: the run will write its own."""
-    newest = int(FOLDER_NAME.fullmatch(Path(checkpoint).name)[1])
+    newest = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))["step"]
     for step, path in list_checkpoints(output_dir):
         if step > newest and why_incomplete(path) is None:
             logger.warning("Resuming from %s: the newer %s no longer counts.", Path(checkpoint).name, path)

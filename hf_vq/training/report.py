@@ -12,8 +12,8 @@ import diffusers
 import torch
 import transformers
 
-import hf_vq
 from hf_vq.training.checkpoints import write_text
+from hf_vq.version import __version__
 
 
 def describe_machine(device):
@@ -25,7 +25,7 @@ def describe_machine(device):
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
         "python": platform.python_version(),
-        "hf_vq": hf_vq.__version__,
+        "hf_vq": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "diffusers": diffusers.__version__,
