@@ -69,15 +69,15 @@ def main(argv=None):
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if arguments[0] == "--version":
-        print(metadata.version("hf_vq"))
-        return 0
     if arguments[0] == "train" and arguments[1:] in ([], ["-h"], ["--help"]):
         print(usage({name: entry for name, entry in VERBS.items() if name.startswith("train")}))
         return 0 if arguments[1:] else 2
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds: progress bars should not flood a log file
     try:
+        if arguments[0] == "--version":
+            print(metadata.version("hf_vq"))
+            return 0
         verb, rest = find_verb(arguments)
         importlib.import_module(VERBS[verb][0]).main(rest)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
