@@ -345,3 +345,39 @@ def test_codes_of_another_tokenizer_are_refused(here, capsys):
 def test_traceback_on_request(here):
     with pytest.raises(ValueError, match="no such model folder"):
         run("inspect", "./nowhere", "--traceback")
+
+
+def test_training_starts_from_a_model_with_its_codebook_and_averages(here, capsys):
+    start = hf_vq.AutoVQModel.from_pretrained("quickstart/autoencoder")
+    flags = [
+        "--data",
+        "digits",
+        "--use_cpu",
+        "true",
+        "--disable_tqdm",
+        "true",
+        "--learning_rate",
+        "1e-12",
+        "--max_steps",
+        1,
+    ]
+    assert run("train", "autoencoder", *flags, "--init_from", "quickstart/autoencoder", "--output", "tuned") == 0
+    tuned = hf_vq.AutoVQModel.from_pretrained("tuned")
+    assert dict(tuned.config) | {"_name_or_path": ""} == dict(start.config) | {"_name_or_path": ""}
+    moved = (tuned.quantizer.embedding.weight - start.quantizer.embedding.weight).abs().max()
+    assert 0 < moved < 0.1  # one step of a moving average, no new k-means
+    torch.testing.assert_close(tuned.downsample[0].conv.weight, start.downsample[0].conv.weight)
+
+    prior = hf_vq.AutoVQPrior.from_pretrained("quickstart/prior")
+    flags = ["--codes", "quickstart/codes", *flags, "--init_from", "quickstart/prior", "--output", "tuned-prior"]
+    assert run("train", "prior", *flags) == 0
+    for name, value in hf_vq.AutoVQPrior.from_pretrained("tuned-prior").state_dict().items():
+        torch.testing.assert_close(value, prior.state_dict()[name], msg=name)
+
+    wrong = ["train", "autoencoder", "--data", "digits", "--output", "w", "--init_from"]
+    fails(capsys, here, "codebook_size=9", *wrong, "quickstart/autoencoder", "--model_config.codebook_size", 9)
+    fails(capsys, here, "VQModel", *wrong, "quickstart/autoencoder", "--model", "VQModel")
+    fails(capsys, here, "a prior, an autoencoder is needed", *wrong, "quickstart/prior")
+    flags += ["--overwrite", "--prior_config.hidden_channels", 9]
+    assert run("train", "prior", *flags) == 2
+    assert "hidden_channels=9" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def generator(seed=3):
 
 @pytest.mark.parametrize(
     ("autoencoder", "channels", "mode"), [("vqvae", 1, "L"), ("vqvae", 3, "RGB"), ("vqmodel", 3, "RGB")]
-)  # noqa: E501
+)
 def test_images_are_the_decoded_codes_of_the_prior(autoencoder, channels, mode):
     pipe = build(channels=channels, autoencoder=autoencoder)
     labels = torch.tensor([0, 0, 2, 2])

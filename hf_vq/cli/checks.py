@@ -188,6 +188,16 @@ def check_weights(folder, *kinds):
     return kind
 
 
+def check_same_config(option, wanted, config, source):
+    """Raise a ValueError for the first wanted value that a model which exists does not have."""
+    for name, value in wanted.items():
+        if name not in config:
+            raise ValueError(f"{option}: {source} has no option {name!r}")
+        has = config[name]
+        if (list(has) if isinstance(has, tuple) else has) != (list(value) if isinstance(value, tuple) else value):
+            raise ValueError(f"{option} has {name}={value!r}, but init_from={source} has {has!r}, which cannot change")
+
+
 def _named(kind):
     return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
 

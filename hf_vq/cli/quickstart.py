@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+import torch
+
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, start_output_folder
 from hf_vq.cli.data_options import DataOptions
@@ -35,7 +37,12 @@ def main(argv):
         description="Train a VQ-VAE and a PixelCNN on bundled digits, and sample every class.",
         positional="output",
     )
-    run(options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small gain nothing by more, and lose much where another program is busy
+    try:
+        run(options)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run(options):

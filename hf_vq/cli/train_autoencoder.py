@@ -7,8 +7,18 @@ from pathlib import Path
 import torch
 import transformers
 
+from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.cli.checks import check_disk_space, check_output_folder, say, start_output_folder, training_bytes
+from hf_vq.cli.checks import (
+    check_disk_space,
+    check_output_folder,
+    check_same_config,
+    check_weights,
+    local_folder,
+    say,
+    start_output_folder,
+    training_bytes,
+)
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.metrics.codebook import CodebookUsage
@@ -34,6 +44,9 @@ class ModelOptions:
     model_config: dict | str | None = field(
         default=None, metadata={"help": "its constructor arguments; --model_config.codebook_size 64 sets one"}
     )
+    init_from: str | None = field(
+        default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
 
@@ -57,17 +70,18 @@ def run(options, data, args, given):
         raise ValueError("overwrite and resume exclude each other")
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    config = check_model_config(options)
+    initial = load_initial(options, given) if options.init_from else None
+    config = check_model_config(options) if initial is None else dict(initial.config)
     train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
     transformers.set_seed(args.seed)
-    model = build_model(options.model, config, train.sample_shape)
+    model = initial or build_model(options.model, config, train.sample_shape)
     code_shape = model.code_shape(train.sample_shape)
     check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
-        f"Training {options.model} ({model.num_parameters():,} parameters): {len(train):,} images of "
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} images of "
         f"{_times(train.sample_shape)} to {_times(code_shape)} codes out of {model.codebook_size}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
@@ -77,6 +91,23 @@ def run(options, data, args, given):
         say(f"Wrote {args.output_dir}{error}.")
         save_pictures(model, train if validation is None else validation, report, Path(args.output_dir))
     return report
+
+
+def load_initial(options, given):
+    """The autoencoder to start from, codebook and averages included.
+
+    Raises:
+        ValueError: no autoencoder there, or the recipe or flags ask for another class or another config.
+    """
+    folder = local_folder(options.init_from)
+    check_weights(folder, "autoencoder")
+    model = AutoVQModel.from_pretrained(folder)
+    if "model" in given and options.model != type(model).__name__:
+        raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
+    check_same_config(
+        "model_config", as_mapping("model_config", options.model_config), model.config, options.init_from
+    )
+    return model
 
 
 def check_model_config(options):

@@ -10,6 +10,7 @@ import hf_vq
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
+    check_same_config,
     check_weights,
     local_folder,
     say,
@@ -41,6 +42,9 @@ class PriorOptions:
     autoencoder: str | None = field(
         default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
     )
+    init_from: str | None = field(
+        default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
 
@@ -67,20 +71,21 @@ def run(options, args, given):
     train = load_codes(options.codes, "train")
     validation = load_codes(options.codes, "validation") if "validation" in code_splits(options.codes) else None
     autoencoder = load_tokenizer(options, train)
-    config = check_prior_config(options, train)
+    initial = load_initial(options, given, train) if options.init_from else None
+    config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
     if config["num_classes"] == 0:
         train.labels = None
         if validation is not None:
             validation.labels = None
     transformers.set_seed(args.seed)
     prior_class = PRIORS[options.prior]
-    prior = prior_class(prior_class.config_class(**config))
+    prior = initial or prior_class(prior_class.config_class(**config))
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
-        f"Training {options.prior} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
+        f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
@@ -102,6 +107,29 @@ def load_tokenizer(options, codes):
     autoencoder = hf_vq.AutoVQModel.from_pretrained(folder)
     check_tokenizer(codes.tokenizer, autoencoder, options.codes)
     return autoencoder
+
+
+def load_initial(options, given, codes):
+    """The prior to start from; from now on it samples grids of these codes' shape.
+
+    Raises:
+        ValueError: no prior there, one for other codes or classes, or the recipe or flags ask for another config.
+    """
+    folder = local_folder(options.init_from)
+    check_weights(folder, "prior")
+    prior = hf_vq.AutoVQPrior.from_pretrained(folder)
+    if "prior" in given and options.prior != type(prior).__name__:
+        raise ValueError(f"prior={options.prior!r}, but init_from={options.init_from} holds {type(prior).__name__}")
+    wanted = as_mapping("prior_config", options.prior_config)
+    check_same_config("prior_config", wanted, prior.config.to_dict(), options.init_from)
+    if prior.config.codebook_size != codes.codebook_size or prior.config.num_classes not in (0, codes.num_classes):
+        raise ValueError(
+            f"init_from={options.init_from} has codebook_size={prior.config.codebook_size} and "
+            f"num_classes={prior.config.num_classes}, but the codes in {options.codes} have {codes.codebook_size} "
+            f"and {codes.num_classes}"
+        )
+    prior.config.code_shape = tuple(codes.code_shape)
+    return prior
 
 
 def check_prior_config(options, codes):
