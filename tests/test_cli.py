@@ -349,19 +349,9 @@ def test_traceback_on_request(here):
 
 def test_training_starts_from_a_model_with_its_codebook_and_averages(here, capsys):
     start = hf_vq.AutoVQModel.from_pretrained("quickstart/autoencoder")
-    flags = [
-        "--data",
-        "digits",
-        "--use_cpu",
-        "true",
-        "--disable_tqdm",
-        "true",
-        "--learning_rate",
-        "1e-12",
-        "--max_steps",
-        1,
-    ]
-    assert run("train", "autoencoder", *flags, "--init_from", "quickstart/autoencoder", "--output", "tuned") == 0
+    flags = ["--use_cpu", "true", "--disable_tqdm", "true", "--learning_rate", "1e-12", "--max_steps", 1]
+    source = ["--data", "digits", "--init_from", "quickstart/autoencoder"]
+    assert run("train", "autoencoder", *source, *flags, "--output", "tuned") == 0
     tuned = hf_vq.AutoVQModel.from_pretrained("tuned")
     assert dict(tuned.config) | {"_name_or_path": ""} == dict(start.config) | {"_name_or_path": ""}
     moved = (tuned.quantizer.embedding.weight - start.quantizer.embedding.weight).abs().max()
