@@ -1,0 +1,205 @@
+"""What every verb checks before any work: output paths, disk space, model folders, class labels."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from hf_vq.data.sources import HUB_ID
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+
+
+def existing_parent(path):
+    """The nearest path at or above the given one that exists."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_writable(path):
+    """Raise a ValueError if a folder cannot be created or written, without leaving a trace."""
+    parent = existing_parent(path)
+    if not parent.is_dir():
+        raise ValueError(f"cannot write to {path}: {parent} is a file, not a folder")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror or error}") from error
+
+
+def check_output_folder(path, *, overwrite=False, resume=False):
+    """Raise a ValueError unless a verb may write into this folder.
+
+    Args:
+        path: the folder; it is not created.
+        overwrite: a non-empty folder is fine.
+        resume: a non-empty folder is fine, and what is in it stays.
+    """
+    check_writable(path)
+    if overwrite and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("overwrite is for one process: remove the output folder before starting several")
+    if not is_main_process():  # the main one may have begun already
+        return
+    if Path(path).is_dir() and any(Path(path).iterdir()) and not (overwrite or resume):
+        raise ValueError(f"the output folder {path} exists and is not empty (--overwrite replaces what it holds)")
+
+
+def check_output_file(path, *, suffix, overwrite=False):
+    """Raise a ValueError unless a verb may write this file."""
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"the output {path} must be a {suffix} file")
+    if path.is_dir():
+        raise ValueError(f"the output {path} is a folder, a file name is needed")
+    if path.exists() and not overwrite:
+        raise ValueError(f"the output file {path} exists (--overwrite replaces it)")
+    check_writable(path.parent)
+
+
+def check_disk_space(path, needed, what):
+    """Raise a ValueError if the disk of a path has fewer than `needed` bytes left."""
+    free = shutil.disk_usage(existing_parent(path)).free
+    if free < needed:
+        raise ValueError(
+            f"no disk space: {what} needs about {needed / 2**20:,.1f} MiB in {path}, {free / 2**20:,.1f} MiB are free"
+        )
+
+
+def training_bytes(model, args, num_samples):
+    """Bytes that a training writes: the weights, and per checkpoint weights, gradient averages and weight average."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    steps = args.max_steps
+    if steps <= 0:
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        steps = math.ceil(num_samples / per_step * args.num_train_epochs)
+    checkpoints = 1 + (steps // int(args.save_steps) if args.save_steps and args.save_steps >= 1 else 0)
+    if args.save_total_limit:
+        checkpoints = min(checkpoints, args.save_total_limit + 1)  # the new one is written before an old one goes
+    copies = 4 if getattr(args, "weight_ema_decay", None) else 3
+    return weights * (1 + copies * checkpoints)
+
+
+def is_main_process():
+    """Whether this is the one process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text):
+    """Print, once where several processes run."""
+    if is_main_process():
+        print(text)
+
+
+def start_output_folder(path, *, overwrite, stale):
+    """Create an output folder once everything has been checked; with `overwrite`, remove what earlier runs left.
+
+    Args:
+        path: the folder.
+        overwrite: delete what matches `stale`; files of other makers stay.
+        stale: glob patterns of what this verb writes.
+    """
+    folder = Path(path)
+    if overwrite:
+        for pattern in stale:
+            for found in sorted(folder.glob(pattern)):
+                if found.is_dir():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def local_folder(name):
+    """The folder of a model: the given one, or the download of a repo id of the Hub.
+
+    Raises:
+        ValueError: neither a folder nor a repo id, or a repo that cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
+        raise ValueError(f"no such model folder: {name}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} is no folder here, and downloading it from the Hub failed: {error}") from error
+
+
+def read_json(path):
+    """Read a JSON file; a ValueError names it when that fails."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def folder_kind(folder):
+    """Tell what a folder holds: "pipeline", "autoencoder", "prior" or "codes".
+
+    Raises:
+        ValueError: none of them.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        return "pipeline"
+    if (folder / "config.json").is_file():
+        return "autoencoder" if "_class_name" in read_json(folder / "config.json") else "prior"
+    if any(folder.glob("data/*.parquet")):
+        return "codes"
+    raise ValueError(
+        f"{folder} holds no model, pipeline or codes (no model_index.json, config.json or data/*.parquet)"
+    )
+
+
+def pipeline_folders(folder):
+    """Folders of the models of a pipeline by component name, from its model_index.json."""
+    index = read_json(Path(folder) / "model_index.json")
+    names = [name for name in index if name == "autoencoder" or name.endswith("prior")]
+    return {name: Path(folder) / name for name in names}
+
+
+def check_weights(folder, *kinds):
+    """Raise a ValueError unless a folder is of one of the kinds and has its config and weights; return its kind."""
+    folder, kind = Path(folder), folder_kind(folder)
+    if kind not in kinds:
+        raise ValueError(f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed")
+    if kind == "codes":
+        return kind
+    for model in pipeline_folders(folder).values() if kind == "pipeline" else [folder]:
+        if not (model / "config.json").is_file():
+            raise ValueError(f"{model} has no config.json")
+        if not any(path for pattern in WEIGHT_PATTERNS for path in model.glob(pattern)):
+            raise ValueError(f"{model} has a config.json but no weights (no {' or '.join(WEIGHT_PATTERNS)})")
+    return kind
+
+
+def _named(kind):
+    return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
+
+
+def pick_device(name):
+    """The torch device to compute on: the one asked for, else a GPU where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {error}") from error
+
+
+def check_class_labels(labels, num_classes):
+    """Raise a ValueError for the first class label out of range."""
+    for label in labels:
+        if num_classes == 0:
+            raise ValueError(f"class label {label}: the prior was trained without classes")
+        if not 0 <= label < num_classes:
+            raise ValueError(f"class label {label} is out of range: the prior has classes 0 to {num_classes - 1}")

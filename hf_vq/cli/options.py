@@ -1,0 +1,167 @@
+"""Options of the verbs: dataclasses, filled from a YAML recipe and from flags, flags first."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """PyYAML reads YAML 1.1, in which 1e-3 is a string; here it is the number that everybody means."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def nearest(name, known):
+    """Half a sentence that names the nearest of the known names, for the end of an error."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {found[0]!r}?" if found else f" (known: {', '.join(sorted(known))})"
+
+
+def check_names(given, known, where):
+    """Raise a ValueError for the first given name that is not known, with the nearest one that is."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown {where} {name!r}{nearest(str(name), known)}")
+
+
+def read_yaml(text, what):
+    """Parse YAML; a ValueError says what could not be parsed."""
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not valid YAML: {error}") from error
+
+
+def read_recipe(path):
+    """Read a recipe: a YAML file that holds one mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {error}") from error
+    recipe = read_yaml(text, f"the recipe {path}")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"the recipe {path} must be a mapping of option names to values")
+    return recipe
+
+
+def as_mapping(name, value):
+    """A copy of the value of a mapping option, empty for None; a ValueError names an option that is no mapping."""
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name}={value!r} must be a mapping of names to values")
+    return dict(value or {})
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+
+def parse_options(types, argv, *, verb, description, positional="recipe", aliases=None):
+    """Fill option dataclasses from a recipe and flags.
+
+    Args:
+        types: dataclasses with distinct field names. A field of type `dict | str | None` is a mapping; one of its
+            keys is set by a flag such as `--model_config.codebook_size 32`.
+        argv: list of str, the command line after the verb.
+        verb: name for the usage line.
+        description: one sentence for --help.
+        positional: what the argument without a flag is: "recipe", or a field.
+        aliases: other spellings of flags, {"output": "output_dir"}.
+
+    Returns:
+        tuple of one filled dataclass per type, then a dict of what was given (by recipe or flag), defaults left out.
+
+    Raises:
+        ValueError: an unknown or misspelled name (names the nearest one), or a value of the wrong type.
+    """
+    parser = _Parser(types, prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
+    fields = {entry.name: entry for cls in types for entry in dataclasses.fields(cls) if entry.init}
+    mappings = {name for cls in types for name, kind in get_type_hints(cls).items() if dict in get_args(kind)}
+    parser.add_argument("--recipe", default=None, help="YAML file with any of these options; flags override it")
+    for flag, name in (aliases or {}).items():
+        parser.add_argument(f"--{flag}", dest=name, help=f"the same as --{name}")
+    parser.add_argument(positional, nargs="?", help=f"the same as --{positional}")
+    if "-h" in argv or "--help" in argv:
+        parser.print_help()
+        raise SystemExit(0)
+
+    flags = {*fields, "recipe", *(aliases or ())} | {f"no_{name}" for name in fields if fields[name].default is True}
+    argv, entries = _split_mapping_entries(argv, mappings, flags)
+    for action in parser._actions:  # leave defaults to the dataclasses: here only what was given counts
+        action.required, action.default = False, argparse.SUPPRESS
+    given = vars(parser.parse_args(argv))
+    values, recipe = {}, given.pop("recipe", None)
+    if recipe is not None:
+        values = read_recipe(recipe)
+        check_names(values, fields, f"key in the recipe {recipe}:")
+        values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
+    values.update(given)
+    for name in mappings & set(values):
+        if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
+            values[name] = read_yaml(values[name], f"--{name}")
+    for name, key, text in entries:
+        values[name] = {**as_mapping(name, values.get(name)), key: read_yaml(text, f"--{name}.{key}")}
+    for name, entry in fields.items():
+        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
+    return (*parser.parse_dict(values), values)
+
+
+def write_recipe(path, given):
+    """Write what a run was given as a recipe that repeats it; where it went is left out."""
+    values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
+    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _split_mapping_entries(argv, mappings, flags):
+    """Take the flags `--mapping.key value` out of a command line, and check the names of all flags.
+
+    Returns:
+        The rest of the command line, and a list of (mapping, key, value).
+    """
+    rest, entries, arguments = [], [], iter(argv)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name, dot, key = flag[2:].replace("-", "_").partition(".")
+        if not flag.startswith("--"):
+            rest.append(argument)
+        elif dot and name in mappings:
+            if not equals and (value := next(arguments, None)) is None:
+                raise ValueError(f"{flag} needs a value")
+            entries.append((name, key, value))
+        elif name not in flags or dot:
+            raise ValueError(f"unknown option {flag}{nearest(name, flags)}")
+        else:
+            rest.append(argument)
+    return rest, entries
+
+
+def _convert(parser, name, value, mappings):
+    """Give a value of a recipe the type of its option, as a flag with the same text would have."""
+    if value is None or name in mappings:
+        return value
+    action = parser._option_string_actions[f"--{name}"]
+    items = value if isinstance(value, list) and action.nargs == "+" else [value]
+    try:
+        if any(isinstance(item, list | dict) for item in items):
+            raise ValueError("one value is needed")
+        items = [parser._get_value(action, str(item)) for item in items]
+        for item in items:
+            parser._check_value(action, item)
+    except (ValueError, argparse.ArgumentError) as error:
+        reason = error.message if isinstance(error, argparse.ArgumentError) else error
+        raise ValueError(f"recipe key {name!r}: {reason}") from error
+    return items if action.nargs == "+" else items[0]

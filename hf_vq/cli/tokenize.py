@@ -1,0 +1,76 @@
+"""`hf-vq tokenize`: an image data set in, its codes out."""
+
+from dataclasses import dataclass, field
+
+import hf_vq
+from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
+from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.options import parse_options
+from hf_vq.data.codes import storage_dtype, tokenize_dataset
+
+
+@dataclass
+class TokenizeOptions:
+    """What to tokenize with, and where to."""
+
+    model: str = field(metadata={"help": "folder or repo id of the autoencoder"})
+    output: str = field(metadata={"help": "folder of the codes"})
+    splits: list[str] | None = field(default=None, metadata={"help": "splits to tokenize; default train, validation"})
+    batch_size: int = field(default=64, metadata={"help": "images per forward pass"})
+    shard_size: int = field(default=16384, metadata={"help": "images per file"})
+    num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
+    device: str | None = field(
+        default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace the codes in the output folder"})
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, data, _ = parse_options(
+        [TokenizeOptions, DataOptions],
+        argv,
+        verb="tokenize",
+        description="Tokenize a data set once and keep the codes as Parquet files.",
+        positional="model",
+    )
+    run(options, data)
+
+
+def run(options, data):
+    """Check everything and write the codes; return the number of images by split."""
+    for name in ("batch_size", "shard_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} must be positive")
+    if options.overwrite and options.resume:
+        raise ValueError("overwrite and resume exclude each other")
+    check_output_folder(options.output, overwrite=options.overwrite, resume=options.resume)
+    device = pick_device(options.device)
+    folder = local_folder(options.model)
+    check_weights(folder, "autoencoder")
+    model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
+    channels = model.config.in_channels
+    if options.splits:
+        images = {split: data.load(split, channels) for split in options.splits}
+    else:
+        train, validation = data.load_train_and_validation(channels)
+        images = {"train": train} if validation is None else {"train": train, "validation": validation}
+    needed = 0
+    for dataset in images.values():
+        height, width = model.code_shape(dataset.sample_shape)
+        needed += len(dataset) * height * width * storage_dtype(model.codebook_size).itemsize
+    check_disk_space(options.output, needed, "tokenizing")
+    counts = tokenize_dataset(
+        model,
+        images,
+        options.output,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        num_workers=options.num_workers,
+        path=options.model,
+        overwrite=options.overwrite,
+        resume=options.resume,
+    )
+    print(f"Wrote the codes of {', '.join(f'{count:,} {split}' for split, count in counts.items())} images.")
+    return counts

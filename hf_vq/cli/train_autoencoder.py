@@ -1,0 +1,120 @@
+"""`hf-vq train autoencoder`: images in, a tokenizer out."""
+
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+
+from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.cli.checks import check_disk_space, check_output_folder, say, start_output_folder, training_bytes
+from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.metrics.codebook import CodebookUsage
+from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
+from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.pictures import (
+    save_code_maps,
+    save_loss_curve,
+    save_reconstruction_grid,
+    save_usage_histogram,
+)
+
+PICTURES = ("reconstructions.png", "code_maps.png", "codebook_usage.png", "loss_curve.png")
+WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs")
+
+
+@dataclass
+class ModelOptions:
+    """Which autoencoder to train."""
+
+    model: str = field(default="VQVAE", metadata={"help": f"class of the autoencoder: {', '.join(AUTOENCODERS)}"})
+    model_config: dict | str | None = field(
+        default=None, metadata={"help": "its constructor arguments; --model_config.codebook_size 64 sets one"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, data, args, given = parse_options(
+        [ModelOptions, DataOptions, AutoencoderTrainingArguments],
+        argv,
+        verb="train autoencoder",
+        description="Train an autoencoder with a vector-quantized bottleneck on images.",
+        aliases={"output": "output_dir"},
+    )
+    run(options, data, args, given)
+
+
+def run(options, data, args, given):
+    """Check everything, train, and write model, report and pictures into `args.output_dir`; return the report."""
+    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
+    if options.overwrite and options.resume:
+        raise ValueError("overwrite and resume exclude each other")
+    if options.resume:
+        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+    config = check_model_config(options)
+    train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
+    transformers.set_seed(args.seed)
+    model = build_model(options.model, config, train.sample_shape)
+    code_shape = model.code_shape(train.sample_shape)
+    check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
+
+    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
+    say(
+        f"Training {options.model} ({model.num_parameters():,} parameters): {len(train):,} images of "
+        f"{_times(train.sample_shape)} to {_times(code_shape)} codes out of {model.codebook_size}."
+    )
+    report = train_autoencoder(model, train, args, eval_dataset=validation)
+    if report is not None:
+        metrics = report["metrics"]
+        error = "" if validation is None else f": error over variance {metrics['eval_error_over_variance']:.4f}"
+        say(f"Wrote {args.output_dir}{error}.")
+        save_pictures(model, train if validation is None else validation, report, Path(args.output_dir))
+    return report
+
+
+def check_model_config(options):
+    """The constructor arguments of the model; a ValueError names an unknown one and the nearest that exists."""
+    if options.model not in AUTOENCODERS:
+        raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, AUTOENCODERS)}")
+    known = list(inspect.signature(AUTOENCODERS[options.model].__init__).parameters)[1:]
+    config = as_mapping("model_config", options.model_config)
+    check_names(config, known, f"argument of {options.model} in model_config:")
+    return config
+
+
+def build_model(name, config, sample_shape):
+    """Build an autoencoder for samples of this shape; the data says how many channels there are."""
+    model_class = AUTOENCODERS[name]
+    parameters = inspect.signature(model_class.__init__).parameters
+    channels = {key: sample_shape[0] for key in ("in_channels", "out_channels") if key in parameters}
+    try:
+        return model_class(**{**channels, **config})
+    except TypeError as error:
+        raise ValueError(f"model_config does not fit {name}: {error}") from error
+
+
+@torch.no_grad()
+def save_pictures(model, images, report, folder):
+    """Write reconstructions.png, code_maps.png, codebook_usage.png and loss_curve.png."""
+    model.eval()
+    device = next(model.parameters()).device
+    samples = torch.stack([images[index]["sample"] for index in range(min(16, len(images)))])
+    output = model(samples.to(device))
+    save_reconstruction_grid(folder / "reconstructions.png", samples, output.sample.cpu())
+    save_code_maps(folder / "code_maps.png", samples, output.codes.cpu(), model.codebook_size)
+    usage = CodebookUsage(model.codebook_size).to(device)
+    for batch in torch.utils.data.DataLoader(images, 64):
+        usage.update(model.tokenize(batch["sample"].to(device)))
+    save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
+    save_loss_curve(folder / "loss_curve.png", report["history"])
+
+
+def _times(shape):
+    return "x".join(map(str, shape))

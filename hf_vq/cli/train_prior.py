@@ -1,0 +1,135 @@
+"""`hf-vq train prior`: codes in, a prior out, and a pipeline where the autoencoder is given."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import transformers
+
+import hf_vq
+from hf_vq.cli.checks import (
+    check_disk_space,
+    check_output_folder,
+    check_weights,
+    local_folder,
+    say,
+    start_output_folder,
+    training_bytes,
+)
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.sample import draw, save_rows
+from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
+from hf_vq.priors.pixelcnn import PixelCNN
+from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.pictures import save_loss_curve
+from hf_vq.training.prior import PriorTrainingArguments, train_prior
+
+PRIORS = {"PixelCNN": PixelCNN}
+WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+
+
+@dataclass
+class PriorOptions:
+    """Which prior to train, on which codes."""
+
+    codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
+    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(PRIORS)}"})
+    prior_config: dict | str | None = field(
+        default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
+    )
+    autoencoder: str | None = field(
+        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, args, given = parse_options(
+        [PriorOptions, PriorTrainingArguments],
+        argv,
+        verb="train prior",
+        description="Train a prior on the codes of a tokenizer.",
+        aliases={"output": "output_dir"},
+    )
+    run(options, args, given)
+
+
+def run(options, args, given):
+    """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
+    if options.overwrite and options.resume:
+        raise ValueError("overwrite and resume exclude each other")
+    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
+    if options.resume:
+        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+    train = load_codes(options.codes, "train")
+    validation = load_codes(options.codes, "validation") if "validation" in code_splits(options.codes) else None
+    autoencoder = load_tokenizer(options, train)
+    config = check_prior_config(options, train)
+    if config["num_classes"] == 0:
+        train.labels = None
+        if validation is not None:
+            validation.labels = None
+    transformers.set_seed(args.seed)
+    prior_class = PRIORS[options.prior]
+    prior = prior_class(prior_class.config_class(**config))
+    check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
+
+    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
+    say(
+        f"Training {options.prior} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
+        f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
+    )
+    report = train_prior(prior, train, args, eval_dataset=validation)
+    if report is not None:
+        nats = report["metrics"].get("eval_nats_per_code")
+        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
+        save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
+        if autoencoder is not None:
+            save_pipeline(autoencoder, prior, train.class_names, Path(args.output_dir), args.seed)
+    return report
+
+
+def load_tokenizer(options, codes):
+    """The autoencoder that made the codes, None where none is given; a ValueError where it made others."""
+    if options.autoencoder is None:
+        return None
+    folder = local_folder(options.autoencoder)
+    check_weights(folder, "autoencoder")
+    autoencoder = hf_vq.AutoVQModel.from_pretrained(folder)
+    check_tokenizer(codes.tokenizer, autoencoder, options.codes)
+    return autoencoder
+
+
+def check_prior_config(options, codes):
+    """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
+    if options.prior not in PRIORS:
+        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
+    config = as_mapping("prior_config", options.prior_config)
+    known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
+    check_names(config, known, f"option of {options.prior} in prior_config:")
+    facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
+    for name, fact in facts.items():
+        given = config.get(name, fact)
+        if (tuple(given) if name == "code_shape" else given) != fact:
+            raise ValueError(f"prior_config has {name}={given}, but the codes in {options.codes} have {fact}")
+    if config.get("num_classes", codes.num_classes) not in (0, codes.num_classes):
+        raise ValueError(
+            f"prior_config has num_classes={config['num_classes']}, but the codes in {options.codes} have "
+            f"{codes.num_classes} classes (0 ignores them)"
+        )
+    return {"num_classes": codes.num_classes, **config, **facts}
+
+
+def save_pipeline(autoencoder, prior, class_names, folder, seed):
+    """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
+    pipeline = hf_vq.VQPipeline(
+        autoencoder.to(prior.device), prior.eval(), class_names if prior.config.num_classes else None
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    labels = [label for label in range(prior.config.num_classes) for _ in range(8)] or None
+    samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
+    save_rows(folder / "samples.png", samples, columns=8)

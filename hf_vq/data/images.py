@@ -1,0 +1,203 @@
+"""Images for training: one function that loads them from anywhere, one map-style data set."""
+
+import glob
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .decoding import check_complete, decode, read_header
+from .sources import HUB_ID, digits_source, files_source, folder_source, hub_source, parquet_files, parquet_source
+
+CACHE_BYTES = 512 * 2**20
+
+
+def load_images(
+    source,
+    *,
+    split="train",
+    image_size=None,
+    channels=None,
+    image_column=None,
+    label_column=None,
+    config_name=None,
+    validation_fraction=0.1,
+    skip_bad=False,
+    cache_bytes=CACHE_BYTES,
+):
+    """Load one split of an image data set.
+
+    Where the source has no validation split, the same random `validation_fraction` of its training images is held
+    out on every call. An image folder is checked file by file, and whatever fits the cache is decoded here, so that
+    a bad file is reported before any work.
+
+    Args:
+        source: "digits" (scikit-learn's 8x8 digits), an image folder (sub-folders are classes, or train/ and
+            validation/ with classes below), a Parquet file, folder or glob, a data set id of the Hub, or a list of
+            image files.
+        split: "train", "validation", or another that the source has.
+        image_size: centre-crop and resize to squares of this side, in pixels; None keeps sizes as they are, which
+            must then be equal.
+        channels: 1 (grey) or 3 (RGB); None takes 3 if any image has colour, else 1.
+        image_column: column of the images; None takes the one of type Image.
+        label_column: column of the classes (class labels, integers or strings); None takes the one of type
+            ClassLabel, if any.
+        config_name: configuration of a data set of the Hub.
+        validation_fraction: in [0, 1), see above.
+        skip_bad: leave out images that cannot be decoded (all of them are decoded here to find out) and list them
+            in `skipped`.
+        cache_bytes: keep the decoded images in memory if they take no more bytes than this.
+
+    Returns:
+        `ImageDataset`.
+
+    Raises:
+        ValueError: unknown source, split or column, bad image (names the file), sizes that differ (names two).
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size={image_size} must be positive")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction} must be in [0, 1)")
+    columns = (image_column, label_column)
+    if isinstance(source, (list, tuple)):
+        images = files_source(source)
+    elif source == "digits":
+        images = digits_source(split, resized=image_size is not None)
+    elif files := parquet_files(str(source)):
+        images = parquet_source(str(source), files, split, validation_fraction, *columns)
+    elif os.path.isdir(source):
+        images = folder_source(Path(source), split, validation_fraction)
+    elif os.path.exists(source):
+        raise ValueError(f"data={str(source)!r} is neither a Parquet file nor a folder")
+    elif glob.has_magic(str(source)) or not HUB_ID.fullmatch(str(source)):
+        raise ValueError(f"data={str(source)!r}: no such file or folder, and not a data set id of the Hub")
+    else:
+        images = hub_source(str(source), config_name, split, validation_fraction, *columns)
+    return ImageDataset(images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes)
+
+
+class ImageDataset(Dataset):
+    """Images as samples in [-1, 1]; an item is `{"sample": (channels, height, width), "class_labels": ()}`.
+
+    `class_labels` is there only where the images have classes. Images are decoded when asked for, or once if all of
+    them fit `cache_bytes`. See `load_images` for the arguments.
+
+    Attributes:
+        sample_shape: (channels, height, width).
+        num_classes: 0 without classes.
+        class_names: list of str, None without classes.
+        labels: (len,) int64 tensor, None without classes.
+        skipped: one line per bad image that was left out, with the reason.
+    """
+
+    def __init__(self, source, *, image_size=None, channels=None, skip_bad=False, cache_bytes=CACHE_BYTES):
+        if len(source.names) == 0:
+            raise ValueError("the data set has no images")
+        self.image_size, self.skip_bad, self.skipped = image_size, skip_bad, []
+        self.source, headers = self._read_headers(source)
+        self._grey_was_guessed = channels is None and not any(header.colour for header in headers)
+        channels = channels or (1 if self._grey_was_guessed else 3)
+        if image_size is None:
+            self._check_equal_sizes(headers)
+            self.sample_shape = (channels, headers[0].height, headers[0].width)
+        else:
+            self.sample_shape = (channels, image_size, image_size)
+        self.cache = None
+        if len(self.source.names) * math.prod(self.sample_shape) <= cache_bytes:
+            self.source, decoded = self._each(self.source, self._decode, "decoding images")
+            self.cache = torch.stack(decoded)
+        elif source.files or skip_bad:
+            self.source, _ = self._each(self.source, self._check, "checking images")
+        labels = self.source.labels
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.class_names = self.source.class_names
+        self.num_classes = len(self.class_names or ())
+
+    def __len__(self):
+        return len(self.source.names)
+
+    def __getitem__(self, index):
+        pixels = self._decode(index) if self.cache is None else self.cache[index]
+        item = {"sample": pixels.to(torch.float32) * (2 / self.source.white) - 1}
+        if self.labels is not None:
+            item["class_labels"] = self.labels[index]
+        return item
+
+    def _decode(self, index):
+        """(channels, height, width) uint8; an error names the image."""
+        try:
+            with self.source.open(index) as image:
+                header = read_header(image)
+                if self._grey_was_guessed and header.colour:
+                    raise ValueError(f"has colour where {self.source.names[0]} has none: give channels (1 or 3)")
+                if self.image_size is None and (header.height, header.width) != self.sample_shape[1:]:
+                    raise ValueError(
+                        f"is {header.height}x{header.width} where {self.source.names[0]} is "
+                        f"{self.sample_shape[1]}x{self.sample_shape[2]}: give image_size"
+                    )
+                return torch.from_numpy(np.ascontiguousarray(decode(image, self.sample_shape[0], self.image_size)))
+        except Exception as error:  # image plugins raise all kinds on damaged bytes
+            raise _bad_image(self.source.names[index], error) from error
+
+    def _check(self, index):
+        """Look for a truncated file; with `skip_bad` by decoding, so that nothing is left to go wrong later."""
+        if self.skip_bad:
+            self._decode(index)
+        else:
+            with self.source.open(index) as image:
+                check_complete(image)
+
+    def _each(self, source, read, title):
+        """Call `read(index)` for all images; return the source without those that fail, and the results."""
+        kept, results = [], []
+        for index in tqdm(range(len(source.names)), title, leave=False, disable=None):
+            try:
+                results.append(read(index))
+                kept.append(index)
+            except Exception as error:
+                problem = _bad_image(source.names[index], error)
+                if not self.skip_bad:
+                    raise ValueError(f"{problem} (skip_bad leaves bad images out)") from error
+                self.skipped.append(str(problem))
+        if not kept:
+            raise ValueError(f"no image can be read: {self.skipped[0]}")
+        return (source if len(kept) == len(source.names) else source.select(kept)), results
+
+    def _read_headers(self, source):
+        """Headers of all image files; of Parquet rows, which have to be read whole, that of the first good one."""
+
+        def read(index):
+            with source.open(index) as image:
+                return read_header(image)
+
+        if source.files:
+            return self._each(source, read, "reading headers")
+        for index in range(len(source.names) if self.skip_bad else 1):
+            try:
+                return source, [read(index)]
+            except Exception as error:
+                problem = _bad_image(source.names[index], error)
+        raise problem
+
+    def _check_equal_sizes(self, headers):
+        first = headers[0]
+        for name, header in zip(self.source.names, headers, strict=False):
+            if (header.height, header.width) != (first.height, first.width):
+                raise ValueError(
+                    f"images differ in size, give image_size: {self.source.names[0]} is {first.height}x{first.width}, "
+                    f"{name} is {header.height}x{header.width}"
+                )
+
+
+def _bad_image(name, error):
+    """The error for one image, once: an error that names the image already is returned as it is."""
+    text = str(error)
+    if text.startswith(f"bad image {name}: "):
+        return error
+    return ValueError(f"bad image {name}: {'not an image' if 'cannot identify image file' in text else text}")

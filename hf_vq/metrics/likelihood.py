@@ -1,0 +1,78 @@
+"""How well a prior predicts codes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_vq.metrics.reduction import sum_over_processes
+
+
+@dataclass
+class CodeLikelihoodOutput:
+    """Likelihood of a set of codes.
+
+    Attributes:
+        nats_per_code: mean negative log-likelihood of a code, in nats.
+        unigram_entropy: entropy of the codes' own frequencies, in nats: what a prior without context reaches at best.
+        ratio: `nats_per_code` over `unigram_entropy`; below 1 the context is used. NaN where all codes are equal.
+        bits_per_dim: bits that the codes of one item cost, over the dimensions of its sample; None without its shape.
+    """
+
+    nats_per_code: float
+    unigram_entropy: float
+    ratio: float
+    bits_per_dim: float | None
+
+
+class CodeLikelihood(nn.Module):
+    """Sums log-likelihoods over an epoch, in float64; depends neither on the batch size nor on the processes.
+
+    Args:
+        codebook_size: number of codes.
+        sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
+    """
+
+    def __init__(self, codebook_size, sample_shape=None):
+        super().__init__()
+        self.sample_shape = sample_shape
+        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # items, nats
+
+    def reset(self):
+        self.counts.zero_()
+        self.sums.zero_()
+
+    @torch.no_grad()
+    def update(self, codes, log_prob):
+        """Adds codes, (batch, *grid) int64, and their log-likelihoods, (batch,) nats.
+
+        Raises:
+            ValueError: codes outside [0, codebook_size), or not one log-likelihood an item.
+        """
+        if log_prob.shape != codes.shape[:1]:
+            raise ValueError(f"log_prob must be ({codes.shape[0]},), one value an item, got {tuple(log_prob.shape)}")
+        if codes.min() < 0 or codes.max() >= len(self.counts):
+            raise ValueError(f"codes must be in [0, {len(self.counts)}), got {codes.min()} to {codes.max()}")
+        self.counts += torch.bincount(codes.reshape(-1), minlength=len(self.counts)).to(self.counts)
+        nats = -log_prob.double().sum()
+        self.sums += torch.stack([torch.full_like(nats, len(codes)), nats]).to(self.sums.device)
+
+    @torch.no_grad()
+    def compute(self):
+        """The likelihood of everything added since `reset`, on all processes.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        counts = sum_over_processes(self.counts)
+        items, nats = sum_over_processes(self.sums).tolist()
+        if items == 0:
+            raise ValueError("no codes were added")
+        entropy = torch.special.entr(counts / counts.sum()).sum().item()
+        nats_per_code = nats / counts.sum().item()
+        bits = None
+        if self.sample_shape is not None:
+            bits = nats / (items * math.prod(self.sample_shape) * math.log(2))
+        return CodeLikelihoodOutput(nats_per_code, entropy, nats_per_code / entropy if entropy else math.nan, bits)

@@ -1,0 +1,72 @@
+"""How far reconstructions are from their samples."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_vq.metrics.reduction import sum_over_processes
+
+
+@dataclass
+class ReconstructionErrorOutput:
+    """Errors over all values of all samples, samples being in [-1, 1].
+
+    Attributes:
+        mse: mean squared error.
+        error_over_variance: `mse` over the variance of the data; 0 is perfect, 1 is as good as the mean. It is the
+            same whatever the scale of the samples. NaN where the data does not vary.
+        psnr: peak signal-to-noise ratio of `mse`, in dB, for a peak-to-peak range of 2; infinite without error.
+    """
+
+    mse: float
+    error_over_variance: float
+    psnr: float
+
+
+class ReconstructionError(nn.Module):
+    """Sums squared errors over an epoch, in float64; depends neither on the batch size nor on the number of processes.
+
+    The variance is that of all values around their one mean, as in Sonnet's and Keras' examples.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(4, dtype=torch.float64))  # values, sum, squares, squared errors
+
+    def reset(self):
+        self.sums.zero_()
+
+    @torch.no_grad()
+    def update(self, samples, reconstructions):
+        """Adds samples and their reconstructions, (batch, channels, *space) float in [-1, 1] each.
+
+        Raises:
+            ValueError: shapes differ.
+        """
+        if samples.shape != reconstructions.shape:
+            raise ValueError(
+                f"samples {tuple(samples.shape)} and reconstructions {tuple(reconstructions.shape)} differ in shape"
+            )
+        samples, reconstructions = samples.double(), reconstructions.double()
+        error = (samples - reconstructions).square().sum()
+        count = torch.full_like(error, samples.numel())
+        self.sums += torch.stack([count, samples.sum(), samples.square().sum(), error]).to(self.sums.device)
+
+    @torch.no_grad()
+    def compute(self):
+        """The errors over everything added since `reset`, on all processes.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        count, total, squares, error = sum_over_processes(self.sums).tolist()
+        if count == 0:
+            raise ValueError("no samples were added")
+        mse, variance = error / count, squares / count - (total / count) ** 2
+        return ReconstructionErrorOutput(
+            mse=mse,
+            error_over_variance=mse / variance if variance > 1e-12 else math.nan,
+            psnr=10 * math.log10(4 / mse) if mse > 0 else math.inf,
+        )

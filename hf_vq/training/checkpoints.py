@@ -1,0 +1,216 @@
+"""What makes a checkpoint count: a manifest, written last, that names every file with its size.
+
+Both trainers share this one idea. A folder without a manifest, or whose files do not match it, was interrupted while
+it was written (or damaged later): it is skipped, and the skip is said aloud.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint_manifest.json"
+TRAINER_STATE = "trainer_state.json"
+PARTIAL_SUFFIX = ".incomplete"
+FOLDER_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(PARTIAL_SUFFIX)})?")
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all: under a temporary name, flushed to disk, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def seal(folder, step):
+    """Declare a checkpoint complete: flush its files to disk, then write the manifest that lists them."""
+    folder = Path(folder)
+    sizes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    write_text(folder / MANIFEST, json.dumps({"step": step, "files": sizes}, indent=2) + "\n")
+
+
+def unseal(folder):
+    """Declare a checkpoint incomplete, before its files are written again."""
+    (Path(folder) / MANIFEST).unlink(missing_ok=True)
+
+
+def why_incomplete(folder):
+    """Say what a checkpoint folder lacks.
+
+    Args:
+        folder: path of a checkpoint folder.
+
+    Returns:
+        None for a complete checkpoint, else one sentence fragment that names the first thing missing.
+    """
+    folder = Path(folder)
+    if folder.name.endswith(PARTIAL_SUFFIX):
+        return "it was interrupted while it was written"
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}: it was interrupted while it was written, or comes from elsewhere"
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"its file {name} is missing"
+        if path.stat().st_size != size:
+            return f"its file {name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def list_checkpoints(output_dir):
+    """All checkpoint folders, complete or not, as `(step, path)` in ascending order of step."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = FOLDER_NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
+def latest_checkpoint(output_dir):
+    """The newest complete checkpoint of a run, or None; each newer, incomplete one is named in a warning."""
+    for _, path in reversed(list_checkpoints(output_dir)):
+        reason = why_incomplete(path)
+        if reason is None:
+            return path
+        logger.warning("Skipping the incomplete checkpoint %s: %s.", path, reason)
+    return None
+
+
+def resolve_checkpoint(output_dir, resume_from_checkpoint):
+    """Turn the argument `resume_from_checkpoint` into the folder to resume from.
+
+    Args:
+        output_dir: folder of the run.
+        resume_from_checkpoint: None or False (start anew), True (the latest complete checkpoint) or a path.
+
+    Returns:
+        The path of a complete checkpoint, or None to start anew.
+
+    Raises:
+        ValueError: nothing complete to resume from, or a start anew in a folder that already holds checkpoints.
+    """
+    if not resume_from_checkpoint:
+        existing = [path.name for _, path in list_checkpoints(output_dir) if not path.name.endswith(PARTIAL_SUFFIX)]
+        if existing:
+            raise ValueError(
+                f"output_dir={str(output_dir)!r} already holds checkpoints (up to {existing[-1]}): "
+                "resume with resume_from_checkpoint=True, or choose another folder"
+            )
+        return None
+    if resume_from_checkpoint is True:
+        path = latest_checkpoint(output_dir)
+        if path is None:
+            raise ValueError(
+                f"resume_from_checkpoint=True, but output_dir={str(output_dir)!r} has no complete checkpoint: "
+                "start anew, in another folder"
+            )
+        return path
+    path = Path(resume_from_checkpoint)
+    reason = why_incomplete(path) if path.is_dir() else "there is no such folder"
+    if reason is not None:
+        raise ValueError(f"resume_from_checkpoint={str(path)!r} cannot be resumed: {reason}")
+    return path
+
+
+def abandon_newer(output_dir, checkpoint):
+    """Let no checkpoint count that is newer than the one a run resumes from: the run will write its own."""
+    newest = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))["step"]
+    for step, path in list_checkpoints(output_dir):
+        if step > newest and why_incomplete(path) is None:
+            logger.warning("Resuming from %s: the newer %s no longer counts.", Path(checkpoint).name, path)
+            unseal(path)
+
+
+def rotate_checkpoints(output_dir, limit, keep=None):
+    """Delete the oldest complete checkpoints beyond `limit`, and the remains of interrupted writes.
+
+    Args:
+        output_dir: folder of the run.
+        limit: number of complete checkpoints to leave, or None for all.
+        keep: path of one checkpoint never to delete (the best one).
+    """
+    complete = [path for _, path in list_checkpoints(output_dir) if why_incomplete(path) is None]
+    for _, path in list_checkpoints(output_dir):
+        if path.name.endswith(PARTIAL_SUFFIX):
+            shutil.rmtree(path)
+    for path in complete[: -limit if limit else 0]:
+        if keep is None or path.resolve() != Path(keep).resolve():
+            unseal(path)  # a deletion that is itself interrupted must not leave a checkpoint that counts
+            shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def writing_checkpoint(output_dir, step, accelerator):
+    """Write a checkpoint under a temporary name, and give it its own when it is whole.
+
+    Args:
+        output_dir: folder of the run.
+        step: number of finished optimizer steps.
+        accelerator: every process enters; the main one creates, seals and renames.
+
+    Yields:
+        The folder to write into.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    partial = final.with_name(final.name + PARTIAL_SUFFIX)
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back; older checkpoints are untouched
+        raise
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        seal(partial, step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+    accelerator.wait_for_everyone()
+
+
+def prepare_output_dir(output_dir, model):
+    """Create the folder of a run, and check before any work that one checkpoint will fit.
+
+    Args:
+        output_dir: folder to create; it may exist.
+        model: its parameters and buffers, with two optimizer moments each, give the size of a checkpoint.
+
+    Raises:
+        ValueError: the folder cannot be created or written, or its disk is too full.
+    """
+    path = Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe{PARTIAL_SUFFIX}"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another process may have been faster
+    except OSError as error:
+        raise ValueError(f"output_dir={str(output_dir)!r} cannot be written: {error}") from error
+    tensors = [*model.parameters(), *model.buffers()]
+    needed = 4 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise ValueError(
+            f"output_dir={str(output_dir)!r}: its disk has {free / 2**20:.0f} MiB free, "
+            f"one checkpoint needs {needed / 2**20:.0f} MiB"
+        )

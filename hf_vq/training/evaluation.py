@@ -1,0 +1,104 @@
+"""What a trained model is worth on held-out data; used during training, by the command line and by reports."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Subset
+
+from hf_vq.metrics.codebook import CodebookUsage
+from hf_vq.metrics.likelihood import CodeLikelihood
+from hf_vq.metrics.reconstruction import ReconstructionError
+from hf_vq.metrics.reduction import sum_over_processes
+
+
+def evaluate_autoencoder(model, dataset, batch_size=64):
+    """Reconstruct a data set and measure the error and the use of the codebook.
+
+    Args:
+        model: an autoencoder; it is left in the mode, training or evaluation, in which it came.
+        dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`.
+        batch_size: samples per forward; the result does not depend on it.
+
+    Returns:
+        A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
+        of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`.
+
+    Raises:
+        ValueError: an empty data set.
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set to evaluate on is empty")
+    with _evaluating(model) as device:
+        error, codebook = ReconstructionError().to(device), CodebookUsage(model.codebook_size).to(device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in _batches(dataset, batch_size, device):
+            output = model(batch["sample"])
+            error.update(batch["sample"], output.sample)
+            codebook.update(output.codes)
+            loss += output.loss.double() * len(batch["sample"])
+    reconstruction, used = error.compute(), codebook.compute()
+    return {
+        "loss": sum_over_processes(loss).item() / len(dataset),
+        "mse": reconstruction.mse,
+        "error_over_variance": reconstruction.error_over_variance,
+        "psnr": reconstruction.psnr,
+        "usage": used.usage,
+        "perplexity": used.perplexity,
+        "dead_codes": used.dead_codes,
+        "num_codes": int(used.counts.sum()),
+        "num_samples": len(dataset),
+    }
+
+
+def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
+    """Measure the likelihood of held-out codes under a prior.
+
+    Args:
+        prior: a prior; it is left in the mode, training or evaluation, in which it came.
+        dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`.
+        batch_size: items per forward; the result does not depend on it.
+        sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
+
+    Returns:
+        A dict: `nats_per_code`, `unigram_entropy` (nats, of the same codes), `ratio` of the two, `bits_per_dim` where
+        `sample_shape` is given, `num_samples`.
+
+    Raises:
+        ValueError: an empty data set.
+    """
+    if len(dataset) == 0:
+        raise ValueError("the data set to evaluate on is empty")
+    with _evaluating(prior) as device:
+        likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
+        for batch in _batches(dataset, batch_size, device):
+            labels = batch["class_labels"] if prior.config.num_classes else None
+            likelihood.update(batch["codes"], prior.log_prob(batch["codes"], class_labels=labels))
+    result = likelihood.compute()
+    metrics = {name: getattr(result, name) for name in ["nats_per_code", "unigram_entropy", "ratio"]}
+    if sample_shape is not None:
+        metrics["bits_per_dim"] = result.bits_per_dim
+    return {**metrics, "num_samples": len(dataset)}
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """Within the `with` block: evaluation mode, no gradient. Yields the model's device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
+
+
+def _batches(dataset, batch_size, device):
+    """This process's share of a data set, in order, as dicts of tensors on the device.
+
+    The loader gets a generator of its own: evaluation leaves the training's random numbers where they are.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dataset = Subset(dataset, range(dist.get_rank(), len(dataset), dist.get_world_size()))
+    for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
+        yield {name: value.to(device) for name, value in batch.items() if torch.is_tensor(value)}

@@ -1,0 +1,81 @@
+"""What stops a training early, and what is saved then."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+import torch
+
+from hf_vq.training.checkpoints import latest_checkpoint, why_incomplete
+
+logger = logging.getLogger(__name__)
+
+
+class DivergenceError(RuntimeError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+class InterruptGuard:
+    """Note Ctrl-C and SIGTERM instead of dying in the middle of a step; a second one has its usual effect.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is noted.
+
+    Attributes:
+        received: the signal number, or None while there was none.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received = None
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def _note(self, number, frame):
+        self.received = signal.Signals(number)
+        signal.signal(number, self._previous[number] or signal.SIG_DFL)
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def requested(self, accelerator):
+        """Whether any process was asked to stop; all processes get the same answer in the same step."""
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        if self.received is not None:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
+
+    def stop(self):
+        """Raise what the signal means: SystemExit with the shell's code for SIGTERM, else KeyboardInterrupt."""
+        if self.received == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+
+def save_before_stopping(model, output_dir, step, last_step, save, reason):
+    """Save the last finished step, unless that is done or the weights are no numbers, and say how to go on.
+
+    Args:
+        model: its parameters and buffers must be finite to be saved.
+        output_dir: folder of the run.
+        step: number of finished optimizer steps.
+        last_step: number of optimizer steps the run was to have.
+        save: writes the checkpoint of `step`, all processes together; None where this one alone has failed.
+        reason: why training stops, for the message.
+    """
+    finite = all(torch.isfinite(tensor).all() for tensor in [*model.parameters(), *model.buffers()])
+    if save is not None and finite and step and why_incomplete(Path(output_dir) / f"checkpoint-{step}") is not None:
+        try:
+            save()
+        except OSError as error:
+            logger.error("The checkpoint of step %d could not be written: %s", step, error)
+    latest = latest_checkpoint(output_dir)
+    advice = f"resume from {latest} with resume_from_checkpoint=True" if latest else "there is no checkpoint yet"
+    logger.warning("Training stopped after step %d of %d (%s); %s.", step, last_step, reason, advice)

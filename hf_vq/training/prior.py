@@ -1,0 +1,286 @@
+"""Trains priors: `transformers.Trainer`, with checkpoints that count only when complete."""
+
+import contextlib
+import functools
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import default_collate
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from hf_vq.training.checkpoints import (
+    abandon_newer,
+    prepare_output_dir,
+    resolve_checkpoint,
+    rotate_checkpoints,
+    seal,
+    unseal,
+    write_text,
+)
+from hf_vq.training.evaluation import evaluate_prior
+from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
+from hf_vq.training.report import best_entry, write_report
+from hf_vq.training.weight_ema import WeightEMA
+
+logger = logging.getLogger(__name__)
+
+RUN_STATE = "run_state.json"
+
+
+@dataclass
+class PriorTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the set-up that priors need, and defaults for small ones.
+
+    Three settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
+    then reports no `eval_loss`), `remove_unused_columns` (False) and `prediction_loss_only` (True: Trainer would
+    gather the logits of the whole validation set).
+
+    Args:
+        eval_steps: given alone, it switches `eval_strategy` to "steps".
+        weight_ema_decay: evaluate and publish a moving average of the weights, in [0, 1); None: no average.
+    """
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "code grids per process and forward"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "code grids per process in evaluation"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the data, unless max_steps is given"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "a schedule of transformers"})
+    logging_steps: float = field(default=50, metadata={"help": "optimizer steps between log entries"})
+    weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
+
+    def __post_init__(self):
+        fixed = {
+            "label_names": (None, []),
+            "remove_unused_columns": (True, False),
+            "prediction_loss_only": (False, True),
+        }
+        for name, (default, ours) in fixed.items():
+            if getattr(self, name) not in (default, ours):
+                raise ValueError(f"{name}={getattr(self, name)!r} cannot be changed for priors: it is {ours!r}")
+            setattr(self, name, ours)
+        if self.eval_steps and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
+        super().__post_init__()
+
+
+def train_prior(prior, train_dataset, args, eval_dataset=None):
+    """Train a prior on codes; write checkpoints, the final weights and `report.json` into `args.output_dir`.
+
+    Args:
+        prior: a prior of this package. It ends with the weights that are published: the averaged ones when
+            `args.weight_ema_decay` is given.
+        train_dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`.
+        args: `PriorTrainingArguments`.
+        eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
+
+    Returns:
+        The report: `metrics` (final, with `eval_loss` and `eval_nats_per_code`), `history`, `best`,
+        `wall_time_seconds`, `settings`.
+
+    Raises:
+        ValueError: data that does not fit the prior, an output folder or a checkpoint that cannot be used.
+        DivergenceError: the loss became NaN or infinite.
+    """
+    for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
+        _check_dataset(prior, dataset)
+    prepare_output_dir(args.output_dir, prior)
+    checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    with InterruptGuard() as guard:
+        trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)
+        if checkpoint is not None:
+            trainer.load_run_state(checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            if trainer.stopped_by_signal:
+                trainer.stop_early("it was asked to")
+                guard.stop()
+            return trainer.finish()
+        except Exception as error:
+            trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
+            raise
+
+
+class PriorTrainer(Trainer):
+    """`transformers.Trainer` for priors: sealed checkpoints, weight average, an end to training on NaN."""
+
+    def __init__(self, prior, args, train_dataset, eval_dataset, guard):
+        self.takes_labels = bool(prior.config.num_classes)
+        super().__init__(
+            model=prior, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=self._collate
+        )
+        self.weight_ema = WeightEMA(prior, args.weight_ema_decay) if args.weight_ema_decay is not None else None
+        self.guard, self.stopped_by_signal = guard, False
+        self.add_callback(_EveryStep(self))
+        self.remove_callback(PrinterCallback)  # every entry is in the report's history
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_LossInProgress)
+        self.started = time.monotonic()
+
+    def _collate(self, items):
+        names = ["codes", "class_labels"] if self.takes_labels else ["codes"]
+        return default_collate([{name: item[name] for name in names} for item in items])
+
+    @property
+    def identity(self):
+        """What must be equal for a resumed run to see the data of the interrupted one."""
+        args = self.args
+        return {
+            "num_samples": len(self.train_dataset),
+            "batch_size": args.per_device_train_batch_size,
+            "batches_per_step": args.gradient_accumulation_steps,
+            "seed": args.seed,
+            "num_processes": args.world_size,
+        }
+
+    def training_step(self, *inputs, **options):
+        loss = super().training_step(*inputs, **options)
+        if not torch.isfinite(loss):  # Trainer would log the average of earlier losses instead, and go on
+            raise DivergenceError(f"step {self.state.global_step + 1}: loss is {loss.item()}")
+        return loss
+
+    def evaluate(self, *inputs, **options):
+        with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+            return super().evaluate(*inputs, **options)
+
+    def _save_checkpoint(self, model, trial):
+        """Trainer writes in place and deletes old ones first: here a new one is sealed before any old one goes."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            unseal(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with _without_shard_bars():
+                super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                run_state = {"seconds": time.monotonic() - self.started, "data": self.identity}
+                write_text(folder / RUN_STATE, json.dumps(run_state))
+                if self.weight_ema is not None:
+                    self.weight_ema.save(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its space back
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(folder, self.state.global_step)
+            rotate_checkpoints(folder.parent, limit, keep=self.state.best_model_checkpoint)
+
+    def load_run_state(self, folder):
+        """Check that a checkpoint belongs to this run and take what Trainer does not restore.
+
+        Raises:
+            ValueError: the checkpoint belongs to other data, another batch size, seed or number of processes.
+        """
+        state = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
+        for name, value in self.identity.items():
+            if state["data"].get(name) != value:
+                raise ValueError(f"{folder} was written with {name}={state['data'].get(name)}, this run has {value}")
+        self.started -= state["seconds"]
+        if self.weight_ema is not None:
+            self.weight_ema.load(folder)
+        abandon_newer(self.args.output_dir, folder)
+
+    def stop_early(self, reason, together=True):
+        """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
+        save = functools.partial(self._save_checkpoint, self.model, trial=None) if together else None
+        save_before_stopping(
+            self.model, self.args.output_dir, self.state.global_step, self.state.max_steps, save, reason
+        )
+
+    def finish(self):
+        """Publish the weights, evaluate them and write the report."""
+        history, metrics = self.state.log_history, {}
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        if self.eval_dataset is not None:
+            metrics = {"eval_loss": self.evaluate()["eval_loss"]}
+        if self.weight_ema is not None:
+            self.weight_ema.copy_to_model()
+        self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)  # takes autocast off the forward
+        if self.eval_dataset is not None:
+            likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
+            metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
+        if not self.is_world_process_zero():
+            return None
+        with _without_shard_bars():
+            self.model.eval().save_pretrained(self.args.output_dir)
+        return write_report(
+            self.args.output_dir,
+            arguments=self.args.to_dict(),
+            model_config=self.model.config.to_dict(),
+            history=history,
+            metrics={"train_loss": losses[-1] if losses else None, **metrics},
+            best=best_entry(history, "eval_loss"),
+            wall_time=time.monotonic() - self.started,
+            device=self.args.device,
+        )
+
+
+class _EveryStep(TrainerCallback):
+    """After each optimizer step: take in the weights, and heed a signal."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if trainer.weight_ema is not None and not trainer.accelerator.optimizer_step_was_skipped:
+            trainer.weight_ema.update()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.guard.requested(self.trainer.accelerator):
+            self.trainer.stopped_by_signal = True
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class _LossInProgress(ProgressCallback):
+    """One progress bar with the loss at its end: no line for every log entry, no bar for every evaluation."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("prior")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        pass
+
+
+@contextlib.contextmanager
+def _without_shard_bars():
+    """transformers shows a progress bar for each file it writes, which would cut the training's own in pieces."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_dataset(prior, dataset):
+    config = prior.config
+    if len(dataset) == 0:
+        raise ValueError("the data set of codes is empty")
+    size = getattr(dataset, "codebook_size", None)
+    if size is not None and size != config.codebook_size:
+        raise ValueError(
+            f"the codes come from a codebook of {size}, the prior has codebook_size={config.codebook_size}"
+        )
+    if config.num_classes and "class_labels" not in dataset[0]:
+        raise ValueError(f"the prior has num_classes={config.num_classes}, the data set has no class_labels")

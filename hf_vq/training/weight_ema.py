@@ -1,0 +1,71 @@
+"""A moving average of a model's parameters, for evaluation and publication."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+
+class WeightEMA:
+    """Moving average of the parameters of a model, kept beside it (diffusers' `EMAModel`, with its warm-up).
+
+    Buffers, and with them an EMA codebook, are not averaged: they stay as they are.
+
+    Args:
+        model: the module to follow.
+        decay: weight of the past, in [0, 1).
+
+    Raises:
+        ValueError: decay out of its range.
+    """
+
+    FILE = "weight_ema.safetensors"
+    STATE_FILE = "weight_ema.json"
+
+    def __init__(self, model, decay):
+        if not 0 <= decay < 1:
+            raise ValueError(f"weight_ema_decay={decay} must be in [0, 1)")
+        self.model = model
+        self.average = EMAModel(model.parameters(), decay=decay)
+
+    def update(self):
+        """Take in the parameters after an optimizer step."""
+        self.average.step(self.model.parameters())
+
+    def copy_to_model(self):
+        """Give the model the averaged parameters for good."""
+        self.average.copy_to(self.model.parameters())
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Give the model the averaged parameters within the `with` block."""
+        self.average.store(self.model.parameters())
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            self.average.restore(self.model.parameters())
+
+    def save(self, folder):
+        """Write the average into a checkpoint folder, as safetensors and JSON."""
+        names = [name for name, _ in self.model.named_parameters()]
+        tensors = {name: tensor.contiguous() for name, tensor in zip(names, self.average.shadow_params, strict=True)}
+        save_file(tensors, str(Path(folder) / self.FILE))
+        state = {"optimization_step": self.average.optimization_step}
+        (Path(folder) / self.STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder):
+        """Read the average back from a checkpoint folder.
+
+        Raises:
+            ValueError: the checkpoint was written without a weight average.
+        """
+        if not (Path(folder) / self.FILE).is_file():
+            raise ValueError(f"checkpoint {str(folder)!r} has no {self.FILE}: it was written without weight_ema_decay")
+        tensors = load_file(str(Path(folder) / self.FILE))
+        for (name, _), average in zip(self.model.named_parameters(), self.average.shadow_params, strict=True):
+            average.copy_(tensors[name])
+        state = json.loads((Path(folder) / self.STATE_FILE).read_text(encoding="utf-8"))
+        self.average.optimization_step = state["optimization_step"]
