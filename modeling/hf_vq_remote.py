@@ -1,3 +1,3 @@
-"""For `trust_remote_code=True`: the classes of this checkpoint are those of hf_vq (`pip install hf_vq`)."""
+"""For `trust_remote_code=True`: the classes of this checkpoint, from hf_vq (`pip install hf_vq`)."""
 
 from hf_vq import *  # noqa: F403

@@ -237,14 +237,10 @@ def _stock(folder, repo_id):
             "from diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)'
         )
-    lines = [
-        "from transformers import AutoModel",
-        "",
-        f'model = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)',
-    ]
     if folder.class_name == "VQModel":
-        words = "In stock transformers, with hf_vq installed, or in stock diffusers without it:"
-        lines = ["from diffusers import VQModel", *lines, f'stock = VQModel.from_pretrained("{repo_id}")']
-    else:
-        words = "In stock transformers, with hf_vq installed:"
-    return words, "\n".join(lines)
+        return "In stock diffusers, without hf_vq:", (
+            f'from diffusers import VQModel\n\nmodel = VQModel.from_pretrained("{repo_id}")'
+        )
+    return "In stock transformers, with hf_vq installed:", (
+        f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
+    )

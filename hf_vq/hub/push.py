@@ -93,8 +93,8 @@ def push_folder(
         operations.append(CommitOperationAdd(README, str(local).encode()))
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
-    except HTTPError as error:
-        if isinstance(error, OSError):  # the Hub's own answer
+    except (HTTPError, RuntimeError) as error:  # of the connection, or of an upload that huggingface_hub gave up
+        if isinstance(error, OSError):  # what the Hub answered
             raise
         raise ConnectionError(
             f"the push to {repo_id} broke off ({error or type(error).__name__}): the repository is as it was before. "

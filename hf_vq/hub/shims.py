@@ -3,7 +3,7 @@
 SHIM = "hf_vq_remote"  # not "hf_vq": diffusers prefers `<component>/<library>.py` and would demand trust for it
 PIPELINE = "pipeline"  # the file name that diffusers looks for
 
-SHIM_TEXT = '''"""For `trust_remote_code=True`: the classes of this checkpoint are those of hf_vq (`pip install hf_vq`)."""
+SHIM_TEXT = '''"""For `trust_remote_code=True`: the classes of this checkpoint, from hf_vq (`pip install hf_vq`)."""
 
 from hf_vq import *  # noqa: F403
 '''
@@ -11,7 +11,7 @@ from hf_vq import *  # noqa: F403
 
 def pipeline_text(class_name):
     """The text of a repository's pipeline.py."""
-    return f'''"""For `trust_remote_code=True`: the pipeline of this repository is hf_vq's (`pip install hf_vq`)."""
+    return f'''"""For `trust_remote_code=True`: the pipeline of this repository, from hf_vq (`pip install hf_vq`)."""
 
 from hf_vq import {class_name}  # noqa: F401
 '''

@@ -17,7 +17,7 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
     Args:
         autoencoder: `VQVAE`, `VQModel` or any autoencoder of ours with one grid of codes.
         prior: `PixelCNN` or any prior over such grids.
-        class_names: names of the prior's classes, in order or by number, so that `class_labels` may be names; optional.
+        class_names: names of the prior's classes, a list or by number, so that `class_labels` may be names; optional.
 
     Raises:
         ValueError: the prior speaks of another number of codes, or of classes than there are names.
