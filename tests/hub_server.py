@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 try:
                     with self.hub.lock:
-                        return function(self, **match.groupdict())
+                        return function(self, **match.groupdict(default=""))
                 except KeyError:
                     known = match.groupdict().get("name") in self.hub.repositories
                     return self.missing("RevisionNotFound" if known else "RepoNotFound")

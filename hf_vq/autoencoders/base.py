@@ -188,6 +188,7 @@ class AutoencoderMixin(PushMixin):
     def to_json_string(self):
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
         config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         name = type(self).__name__
         classes = {"AutoConfig": f"{name}Config"}
         if not hasattr(diffusers, name):  # where stock has the class, its AutoModel needs no trust

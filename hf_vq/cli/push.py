@@ -37,6 +37,6 @@ def main(argv):
         description="Publish a folder on the Hugging Face Hub: weights, card and what stock libraries need.",
         positional=("folder", "repo_id"),
     )
-    arguments = vars(options)
+    arguments = {**vars(options), "private": options.private or None}  # None: as the organisation has it
     commit = push_folder(arguments.pop("folder"), arguments.pop("repo_id"), **arguments)
     print(f"Pushed: {commit.commit_url}")

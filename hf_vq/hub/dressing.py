@@ -55,6 +55,7 @@ class HubPipelineMixin(PushMixin):
         index, folder = json.loads(self.to_json_string()), Path(json_file_path).parent
         name = type(self).__name__
         index["_class_name"] = [PIPELINE, name]
+        index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         (folder / f"{PIPELINE}.py").write_text(pipeline_text(name), encoding="utf-8")
         for key, value in index.items():
             if isinstance(value, list) and value[:1] == ["hf_vq"]:

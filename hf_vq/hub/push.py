@@ -97,7 +97,7 @@ def push_folder(
         if isinstance(error, OSError):  # what the Hub answered
             raise
         raise ConnectionError(
-            f"the push to {repo_id} broke off ({error or type(error).__name__}): the repository is as it was before. "
+            f"the push to {repo_id} broke off ({error.__cause__ or error!r}): the repository is as it was before. "
             "Run it again, what has been uploaded is not sent twice"
         ) from error
 

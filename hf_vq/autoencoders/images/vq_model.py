@@ -180,7 +180,8 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
-        return stock.to(self.device, self.dtype).train(self.training)
+        torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
+        return stock.train(self.training)
 
     def _decode_quantized(self, quantized):
         condition = quantized if self.config.norm_type == "spatial" else None
