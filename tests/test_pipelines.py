@@ -60,7 +60,7 @@ def test_folder_gives_the_same_images(classes, tmp_path):
     expected = pipe(**arguments, generator=generator(), output_type="pt").images
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert (index["autoencoder"], index["prior"]) == (["hf_vq", "VQVAE"], ["hf_vq", "PixelCNN"])
+    assert (index["autoencoder"], index["prior"]) == (["hf_vq_remote", "VQVAE"], ["hf_vq_remote", "PixelCNN"])
     with no_complaints():
         loaded = VQPipeline.from_pretrained(tmp_path)
         swapped = VQPipeline.from_pretrained(tmp_path, autoencoder=pipe.autoencoder)

@@ -4,11 +4,13 @@ import json
 import os
 from dataclasses import dataclass
 
+import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from ..hub import PushMixin, auto_map, write_shim
 from ..quantizers import Quantizer
 from ..version import __version__
 
@@ -58,7 +60,7 @@ class AutoencoderOutput(BaseOutput):
     losses: dict[str, torch.Tensor]
 
 
-class AutoencoderMixin:
+class AutoencoderMixin(PushMixin):
     """For a diffusers ModelMixin with one quantizer; `quantizer` names it, `downsample_factor` is a property.
 
     Class attributes:
@@ -179,11 +181,24 @@ class AutoencoderMixin:
         self._weights_name = _add_variant(name, variant)
         super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
 
+    def save_config(self, save_directory, **kwargs):
+        super().save_config(save_directory, **kwargs)
+        write_shim(save_directory)
+
     def to_json_string(self):
-        """The config, with what transformers needs to read the same folder (diffusers drops those keys silently)."""
+        """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
         config = json.loads(super().to_json_string())
-        for_transformers = {"model_type": self.face_type, "transformers_weights": self._weights_name}
-        config.update(for_transformers, _use_default_values=sorted(for_transformers), _hf_vq_version=__version__)
+        config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
+        name = type(self).__name__
+        classes = {"AutoConfig": f"{name}Config"}
+        if not hasattr(diffusers, name):  # where stock has the class, its AutoModel needs no trust
+            classes["AutoModel"] = name
+        hidden = {
+            "auto_map": auto_map(**classes),
+            "model_type": self.face_type,
+            "transformers_weights": self._weights_name,
+        }
+        config.update(hidden, _use_default_values=sorted(hidden), _hf_vq_version=__version__)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 

@@ -4,11 +4,12 @@ import inspect
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..hub import HubConfigMixin, PushMixin
 from .images.vq_model import VQModel
 from .images.vqvae import VQVAE
 
 
-class AutoencoderConfig(PreTrainedConfig):
+class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
     """Base of the configs: the fields are the arguments of the autoencoder's constructor.
 
     Class attributes:
@@ -22,7 +23,7 @@ class AutoencoderConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
 
-class AutoencoderForAutoModel(PreTrainedModel):
+class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     """An autoencoder as a transformers model; `autoencoder` is the diffusers ModelMixin itself.
 
     It loads and saves the same folder: `config.json` and `diffusion_pytorch_model.safetensors`.

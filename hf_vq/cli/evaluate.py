@@ -54,7 +54,7 @@ def run(options, data):
         raise ValueError(f"codes={options.codes!r}: only a prior is evaluated on codes; give --data")
     else:
         figures = _evaluate_on_images(folder, device, kind, options, data)
-    text = json.dumps({"model": options.model, "split": options.split, **figures}, indent=2)
+    text = json.dumps({"model": options.model, "data": data.data, "split": options.split, **figures}, indent=2)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(text + "\n", encoding="utf-8")
     return figures

@@ -78,7 +78,7 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
         argv: list of str, the command line after the verb.
         verb: name for the usage line.
         description: one sentence for --help.
-        positional: what the argument without a flag is: "recipe", or a field.
+        positional: what the argument without a flag is: "recipe", or a field; several, in their order.
         aliases: other spellings of flags, {"output": "output_dir"}.
 
     Returns:
@@ -93,7 +93,8 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
     parser.add_argument("--recipe", default=None, help="YAML file with any of these options; flags override it")
     for flag, name in (aliases or {}).items():
         parser.add_argument(f"--{flag}", dest=name, help=f"the same as --{name}")
-    parser.add_argument(positional, nargs="?", help=f"the same as --{positional}")
+    for name in [positional] if isinstance(positional, str) else positional:
+        parser.add_argument(name, nargs="?", help=f"the same as --{name}")
     if "-h" in argv or "--help" in argv:
         parser.print_help()
         raise SystemExit(0)

@@ -60,7 +60,8 @@ def run(options):
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")
     num_classes = read_json(pipeline_folders(folder)["prior"] / "config.json").get("num_classes") or 0
-    class_names = read_json(folder / "model_index.json").get("class_names") or []
+    names = read_json(folder / "model_index.json").get("class_names") or {}
+    class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
     labels = [label for label in classes for _ in range(options.num)]

@@ -1,21 +1,23 @@
 """Prior and autoencoder in a row: new codes, then the sample they stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 
+from ..hub import HubPipelineMixin
+
 OUTPUT_TYPES = ("pil", "np", "pt", "codes")
 
 
-class VQPipeline(DiffusionPipeline):
+class VQPipeline(HubPipelineMixin, DiffusionPipeline):
     """Draws images from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
 
     Args:
         autoencoder: `VQVAE`, `VQModel` or any autoencoder of ours with one grid of codes.
         prior: `PixelCNN` or any prior over such grids.
-        class_names: names of the prior's classes, so that `class_labels` may be names; optional.
+        class_names: names of the prior's classes, a list or by number, so that `class_labels` may be names; optional.
 
     Raises:
         ValueError: the prior speaks of another number of codes, or of classes than there are names.
@@ -35,7 +37,10 @@ class VQPipeline(DiffusionPipeline):
                 f"class_names must be {prior.config.num_classes}, one for each class of the prior, got {class_names!r}"
             )
         self.register_modules(autoencoder=autoencoder, prior=prior)
-        self.register_to_config(class_names=None if class_names is None else list(class_names))
+        if class_names is not None and not isinstance(class_names, Mapping):  # stock takes a list for a component
+            class_names = dict(enumerate(class_names))
+        names = None if class_names is None else {str(label): name for label, name in class_names.items()}
+        self.register_to_config(class_names=names)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
 
     @torch.no_grad()
@@ -115,11 +120,11 @@ class VQPipeline(DiffusionPipeline):
             class_labels = [class_labels]
         if isinstance(class_labels, torch.Tensor):
             return class_labels
-        names = self.config.class_names or []
+        numbers = {name: int(label) for label, name in (self.config.class_names or {}).items()}
         for label in class_labels:
-            if isinstance(label, str) and label not in names:
-                raise ValueError(f"class_labels: {label!r} is none of the class names {names}")
-        return torch.tensor([names.index(label) if isinstance(label, str) else label for label in class_labels])
+            if isinstance(label, str) and label not in numbers:
+                raise ValueError(f"class_labels: {label!r} is none of the class names {list(numbers)}")
+        return torch.tensor([numbers[label] if isinstance(label, str) else label for label in class_labels])
 
     def _code_shape(self, height, width):
         if height is None and width is None:

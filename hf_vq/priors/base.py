@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
+from ..hub import HubConfigMixin, PushMixin
 from .sampling import check_sampling_options, draw_uniforms, guide, sample_codes
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
@@ -31,7 +32,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class PriorConfig(PreTrainedConfig):
+class PriorConfig(HubConfigMixin, PreTrainedConfig):
     """Config fields of every prior.
 
     Args:
@@ -93,7 +94,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class PriorMixin:
+class PriorMixin(PushMixin):
     """The part of a prior that does not depend on its network; stands before `PreTrainedModel` among the bases.
 
     A prior gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions.

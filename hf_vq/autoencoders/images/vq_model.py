@@ -175,6 +175,14 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
             sample, reconstruction, quantized, output_class=VQModelOutput, commit_loss=quantized.loss
         )
 
+    def to_diffusers(self):
+        """A stock `diffusers.VQModel` with these weights: a copy, for sharing with people who do not have hf_vq."""
+        stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
+        weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
+        stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
+        torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
+        return stock.train(self.training)
+
     def _decode_quantized(self, quantized):
         condition = quantized if self.config.norm_type == "spatial" else None
         return self.decoder(self.post_quant_conv(quantized), condition)

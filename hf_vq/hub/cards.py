@@ -1,0 +1,246 @@
+"""Model cards: what a saved folder tells about itself, as huggingface_hub writes it."""
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .folders import PICTURES, read_json
+
+AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
+    "Written by hf_vq from the files of this repository",
+    "This model card has been automatically generated",
+    "This model card has been generated automatically",
+)
+TASKS = {"autoencoder": "image-feature-extraction", "pipeline": "unconditional-image-generation"}
+FIGURES = {
+    "error_over_variance": "Reconstruction error over data variance",
+    "mse": "Mean squared error, images in [-1, 1]",
+    "psnr": "PSNR in dB",
+    "usage": "Share of the codes in use",
+    "perplexity": "Codebook perplexity",
+    "dead_codes": "Codes never used",
+    "nats_per_code": "Nats per code, held out",
+    "unigram_entropy": "Unigram entropy of the same codes in nats",
+    "ratio": "Nats per code over unigram entropy",
+    "bits_per_dim": "Bits per dimension of the codes",
+}
+
+
+@dataclass
+class Measurements:
+    """Figures of a model and where they come from.
+
+    Attributes:
+        figures: value by name, names as in `FIGURES`.
+        dataset: name or Hub id of the data; None where the files do not tell.
+        split: of the data.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    dataset: str | None = None
+    split: str | None = None
+
+
+def is_automatic(text):
+    """Whether a card was generated, by us or by another library, rather than written."""
+    return any(words in text for words in AUTOMATIC)
+
+
+def read_measurements(files, dataset=None):
+    """The figures of evaluation.json, or else the held-out figures of a training's report.json.
+
+    Args:
+        files: Path by path in the repository.
+        dataset: name or Hub id of the data; by default what evaluation.json or recipe.yaml says.
+    """
+    found = Measurements()
+    if "evaluation.json" in files:
+        evaluation = read_json(files["evaluation.json"])
+        for part in ("autoencoder", "prior"):
+            found.figures.update(_known(evaluation.get(part, {})))
+        found.dataset, found.split = evaluation.get("data"), evaluation.get("split")
+    elif "report.json" in files:
+        metrics = read_json(files["report.json"]).get("metrics", {})
+        found.figures = _known({name.removeprefix("eval_"): value for name, value in metrics.items()})
+        found.split = "validation"
+    source = dataset or found.dataset or _data_of_recipe(files)
+    found.dataset = Path(source).name if source and Path(source).is_absolute() else source
+    return found
+
+
+def describe(folder, repo_id, license=None, files=None, dataset=None):
+    """The metadata of a card.
+
+    Args:
+        folder: ModelFolder.
+        repo_id: "user/repo".
+        license: the licence's id on the Hub.
+        files: Path by path in the repository.
+        dataset: name or Hub id of the data behind the figures.
+
+    Returns:
+        ModelCardData.
+    """
+    measured = read_measurements(files or folder.files, dataset)
+    task = TASKS.get(folder.kind)
+    results = [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=measured.dataset or "unknown",
+            dataset_name=measured.dataset or "held-out data",
+            dataset_split=measured.split,
+            metric_type=name,
+            metric_name=FIGURES[name],
+            metric_value=value,
+        )
+        for name, value in measured.figures.items()
+    ]
+    tags = ["hf_vq", "vector-quantization", folder.class_name.lower()]
+    return ModelCardData(
+        license=license,
+        library_name="transformers" if folder.kind == "prior" else "diffusers",
+        pipeline_tag=task,
+        tags=tags + [part.class_name.lower() for part in folder.components.values()],
+        metrics=list(measured.figures) or None,
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def write_card(folder, repo_id, data, files=None):
+    """A generated card.
+
+    Args:
+        folder: ModelFolder.
+        repo_id: "user/repo".
+        data: its ModelCardData, from `describe`.
+        files: Path by path in the repository.
+
+    Returns:
+        ModelCard.
+    """
+    files, results = files or folder.files, data.eval_results or []
+    words, stock_usage = _stock(folder, repo_id)
+    split = f", split `{results[0].dataset_split}`" if results and results[0].dataset_split else ""
+    return ModelCard.from_template(
+        data,
+        template_str=resources.files("hf_vq.hub").joinpath("template.md").read_text(encoding="utf-8"),
+        title=repo_id.split("/")[-1],
+        summary=_summary(folder),
+        pictures=[
+            {"file": name, "title": Path(name).stem.replace("_", " ")}
+            for name in sorted(files)
+            if any(Path(name).match(pattern) for pattern in PICTURES)
+        ],
+        usage=_usage(folder, repo_id),
+        stock_words=words,
+        stock_usage=stock_usage,
+        dataset=f"{results[0].dataset_name}{split}" if results else None,
+        figures=[{"title": result.metric_name, "text": f"{result.metric_value:.4g}"} for result in results],
+        training=_training(files),
+        recipes=[
+            {"file": name, "text": path.read_text(encoding="utf-8").strip()}
+            for name, path in sorted(files.items())
+            if name.endswith(".yaml")
+        ],
+        license_words=f"`{data.license}`" if data.license else None,
+    )
+
+
+def complete_card(card, data):
+    """Add to a card that somebody wrote the metadata that it lacks; its text stays.
+
+    Args:
+        card: ModelCard, changed in place.
+        data: ModelCardData, from `describe`.
+    """
+    for name in ("license", "library_name", "pipeline_tag", "metrics"):
+        if getattr(card.data, name, None) is None:
+            setattr(card.data, name, getattr(data, name))
+    if not card.data.eval_results and data.eval_results:
+        card.data.eval_results, card.data.model_name = data.eval_results, data.model_name
+    tags = card.data.tags or []
+    card.data.tags = tags + [tag for tag in data.tags if tag not in tags]
+
+
+def _known(metrics):
+    return {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
+
+
+def _data_of_recipe(files):
+    for name, path in sorted(files.items()):
+        if name.endswith(".yaml"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.startswith("data:"):
+                    return line.removeprefix("data:").split(" #")[0].strip(" '\"") or None
+    return None
+
+
+def _training(files):
+    if "report.json" not in files:
+        return None
+    report = read_json(files["report.json"])
+    machine = report.get("machine", {})
+    return (
+        f"Trained in {report.get('wall_time_seconds', 0):.0f} s on {machine.get('device')} "
+        f"({machine.get('cpu_count')} cores; torch {machine.get('torch')}, hf_vq {machine.get('hf_vq')}). "
+        "`report.json` has the settings and the history."
+    )
+
+
+def _summary(folder):
+    config = folder.config
+    if folder.kind == "pipeline":
+        parts = " ".join(_summary(part) for part in folder.components.values())
+        return f"A `{folder.class_name}` of hf_vq, which draws new images. {parts}"
+    size = config.get("num_vq_embeddings", config.get("codebook_size"))  # transformers leaves out what is default
+    codes = "codes" if size is None else f"codes out of {size}"
+    if folder.kind == "autoencoder":
+        return f"`{folder.class_name}`: turns images of {config['in_channels']} channels into {codes}, and back."
+    classes = f"{config['num_classes']} classes" if config.get("num_classes") else "no classes"
+    shape = config.get("code_shape")
+    grid = "x".join(map(str, shape)) + " grids of" if shape else "grids of"
+    return f"`{folder.class_name}`: a prior over {grid} {codes}, with {classes}."
+
+
+def _usage(folder, repo_id):
+    if folder.kind == "pipeline":
+        classes = folder.components["prior"].config.get("num_classes") if "prior" in folder.components else 0
+        return (
+            f"from hf_vq import {folder.class_name}\n\n"
+            f'pipe = {folder.class_name}.from_pretrained("{repo_id}")\n'
+            f"image = pipe({'class_labels=[0]' if classes else 'batch_size=1'}).images[0]\n"
+            'image.save("sample.png")'
+        )
+    if folder.kind == "autoencoder":
+        return (
+            "import torch\n\nfrom hf_vq import AutoVQModel\n\n"
+            f'model = AutoVQModel.from_pretrained("{repo_id}")\n'
+            f"sample = torch.rand(1, {folder.config['in_channels']}, 64, 64) * 2 - 1  # an image in [-1, 1]\n"
+            "codes = model.tokenize(sample)\n"
+            "reconstruction = model.detokenize(codes)"
+        )
+    condition = "class_labels=[0]" if folder.config.get("num_classes") else "batch_size=1"
+    shape = "" if folder.config.get("code_shape") else ", code_shape=(8, 8)"
+    return (
+        "from hf_vq import AutoVQPrior\n\n"
+        f'prior = AutoVQPrior.from_pretrained("{repo_id}")\n'
+        f"codes = prior.sample({condition}{shape})"
+    )
+
+
+def _stock(folder, repo_id):
+    if folder.kind == "pipeline":
+        return "In stock diffusers, with hf_vq installed:", (
+            "from diffusers import DiffusionPipeline\n\n"
+            f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)'
+        )
+    if folder.class_name == "VQModel":
+        return "In stock diffusers, without hf_vq:", (
+            f'from diffusers import VQModel\n\nmodel = VQModel.from_pretrained("{repo_id}")'
+        )
+    return "In stock transformers, with hf_vq installed:", (
+        f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
+    )

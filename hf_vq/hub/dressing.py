@@ -1,0 +1,63 @@
+"""How a saved folder is dressed, so that stock libraries load it from the Hub without hf_vq being imported first."""
+
+import json
+import os
+from pathlib import Path
+
+from .push import PushMixin
+from .shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
+
+
+def auto_map(**classes):
+    """The `auto_map` of a config: names of our classes by the name of the Auto class that should find them."""
+    return {auto_class: f"{SHIM}.{name}" for auto_class, name in classes.items()}
+
+
+def write_shim(folder):
+    """Write the module that `auto_map` names into a saved folder."""
+    (Path(folder) / f"{SHIM}.py").write_text(SHIM_TEXT, encoding="utf-8")
+
+
+class HubConfigMixin:
+    """For a transformers config, before `PreTrainedConfig`: saved folders load in stock `AutoModel` with trust."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig"):
+        """Does nothing: after loading with trust, transformers would copy our source file into every saved folder."""
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        self.auto_map = auto_map(AutoConfig=type(self).__name__)
+        if not os.path.isfile(save_directory):  # transformers has words for that
+            os.makedirs(save_directory, exist_ok=True)
+            write_shim(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+class HubPipelineMixin(PushMixin):
+    """For a pipeline, before `DiffusionPipeline`: its repositories load in stock `DiffusionPipeline` with trust.
+
+    In a saved index the pipeline's class is `["pipeline", name]` and our components are `["hf_vq_remote", name]`:
+    files of the repository, which stock runs when trusted. Our own class reads the same index as `hf_vq`'s classes,
+    runs no file of the repository and needs no trust.
+    """
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file):
+        index = super()._dict_from_json_file(json_file)
+        if isinstance(index.get("_class_name"), list):
+            index["_class_name"] = index["_class_name"][1]
+        return {
+            key: ["hf_vq", value[1]] if isinstance(value, list) and value[:1] == [SHIM] else value
+            for key, value in index.items()
+        }
+
+    def to_json_file(self, json_file_path):
+        index, folder = json.loads(self.to_json_string()), Path(json_file_path).parent
+        name = type(self).__name__
+        index["_class_name"] = [PIPELINE, name]
+        index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
+        (folder / f"{PIPELINE}.py").write_text(pipeline_text(name), encoding="utf-8")
+        for key, value in index.items():
+            if isinstance(value, list) and value[:1] == ["hf_vq"]:
+                index[key] = [SHIM, value[1]]
+        Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""What a saved folder is, and which of its files travel to the Hub."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .shims import PIPELINE, SHIM
+
+PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
+MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py")
+RUN_FILES = ("report.json", "evaluation.json", "*.yaml", *PICTURES)
+
+
+@dataclass
+class ModelFolder:
+    """A saved autoencoder, prior or pipeline.
+
+    Attributes:
+        path: where it is.
+        kind: "autoencoder", "prior" or "pipeline".
+        class_name: of hf_vq.
+        config: of the model, or the index of the pipeline.
+        components: of a pipeline, ours only: ModelFolder by name.
+        files: what travels to the Hub, path by path in the repository; README.md aside.
+    """
+
+    path: Path
+    kind: str
+    class_name: str
+    config: dict
+    components: dict[str, "ModelFolder"] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def read_folder(path):
+    """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
+
+    Checkpoints, optimizer states and logs of a training in the same folder do not travel.
+
+    Returns:
+        ModelFolder.
+
+    Raises:
+        ValueError: nothing of ours in it, or weights that are missing or cut.
+    """
+    path = Path(path)
+    if (path / "model_index.json").is_file():
+        folder = _read_pipeline(path)
+    elif (path / "config.json").is_file():
+        folder = _read_model(path)
+    else:
+        raise ValueError(f"{path} holds no model: neither a model_index.json nor a config.json is there")
+    folder.files.update(_find(path, RUN_FILES))
+    return folder
+
+
+def read_json(path):
+    """Read a JSON file; a ValueError names it when that fails."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def _read_pipeline(path):
+    index = read_json(path / "model_index.json")
+    name = index.get("_class_name")
+    if not isinstance(name, list) or name[0] != PIPELINE or not (path / f"{PIPELINE}.py").is_file():
+        raise ValueError(f"{path} holds {name!r}, no pipeline that hf_vq saved: call its own push_to_hub")
+    folder = ModelFolder(path, "pipeline", name[1], index)
+    folder.files = _find(path, ("model_index.json", f"{PIPELINE}.py"))
+    for component, value in index.items():
+        if component.startswith("_") or not isinstance(value, list) or not value[0]:
+            continue
+        if value[0] == SHIM:
+            folder.components[component] = _read_model(path / component)
+            files = folder.components[component].files
+        else:
+            files = _find(path / component, ("*",))
+        folder.files.update({f"{component}/{file}": found for file, found in files.items()})
+    return folder
+
+
+def _read_model(path):
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json")
+    config = read_json(path / "config.json")
+    reference = config.get("auto_map", {}).get("AutoConfig", "")
+    if not reference.startswith(f"{SHIM}.") or not (path / f"{SHIM}.py").is_file():
+        raise ValueError(
+            f"{path} was not saved by hf_vq: load it with AutoVQModel or AutoVQPrior and call save_pretrained first"
+        )
+    kind = "autoencoder" if "_class_name" in config else "prior"
+    folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
+    folder.files = _find(path, MODEL_FILES)
+    _check_weights(path)
+    return folder
+
+
+def _check_weights(path):
+    weights = {file.name for file in path.glob("*.safetensors")}
+    for index in path.glob("*.safetensors.index*.json"):
+        for name in sorted(set(read_json(index)["weight_map"].values()) - weights):
+            raise ValueError(f"{path} lacks {name}, which {index.name} names")
+    if not weights:
+        raise ValueError(f"{path} has a config.json but no weights (no *.safetensors)")
+    for name in sorted(weights):
+        try:
+            with safe_open(path / name, framework="np"):
+                pass  # reads the header, and compares it with the size of the file
+        except SafetensorError as error:
+            raise ValueError(f"{path / name} is no whole safetensors file: {error}") from error
+
+
+def _find(path, patterns):
+    return {file.name: file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}

@@ -1,0 +1,202 @@
+"""A saved folder to the Hub: weights, card and shims in one commit."""
+
+import re
+import tempfile
+import warnings
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .cards import complete_card, describe, is_automatic, write_card
+from .folders import read_folder
+
+README = "README.md"
+
+
+def push_folder(
+    folder,
+    repo_id,
+    *,
+    license=None,
+    card=None,
+    evaluation=None,
+    dataset=None,
+    private=None,
+    token=None,
+    create_pr=False,
+    revision=None,
+    commit_message=None,
+    require_license=True,
+):
+    """Publish a folder that `save_pretrained` wrote, in one commit: cut in the middle, it changes nothing.
+
+    The card is that of `card` or of the folder, else the one that somebody wrote in the repository; its text stays
+    and the metadata that it lacks is added. Where there is none, or a generated one, the card is generated. Repeated,
+    a push sends only what has changed.
+
+    Args:
+        folder: of an autoencoder, a prior or a pipeline.
+        repo_id: "user/repo"; created where it does not exist.
+        license: its id on the Hub, such as "apache-2.0"; by default that of the card.
+        card: folder with a README.md, recipes and pictures, which travel too.
+        evaluation: evaluation.json to publish, by default that of the folder.
+        dataset: name or Hub id of the data behind the figures.
+        private: whether a new repository is private.
+        token, create_pr, revision, commit_message: as in huggingface_hub.
+        require_license: False warns where there is no licence.
+
+    Returns:
+        CommitInfo of huggingface_hub.
+
+    Raises:
+        ValueError: no licence, two licences, or a folder that is not whole; before anything is sent.
+        ConnectionError: the connection broke; run it again.
+        OSError: the Hub refused (an error of `huggingface_hub.errors`).
+    """
+    found = read_folder(folder)
+    files = dict(found.files)
+    if card is not None:
+        files.update(_card_files(card))
+    elif (found.path / README).is_file():
+        files[README] = found.path / README
+    if evaluation is not None:
+        files["evaluation.json"] = Path(evaluation)
+    local = _load_card(files.pop(README, None))
+    license = _agree(license, local)
+    if license is None and require_license:
+        raise ValueError(
+            "license is missing: say under which licence the weights may be used, by --license apache-2.0 (or another "
+            "id of https://huggingface.co/docs/hub/repositories-licenses) or in the card"
+        )
+    validate_repo_id(repo_id)
+    message = commit_message or f"Upload {found.class_name}"
+
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        remote = api.list_repo_files(repo_id, revision=revision)
+        if local is None and README in remote:
+            local = _load_card(api.hf_hub_download(repo_id, README, revision=revision))
+            license = license or (local and local.data.license)
+        if license is None:
+            warnings.warn(f"{repo_id} is pushed without a licence: nobody may use it. Pass license=.", stacklevel=3)
+        data = describe(found, repo_id, license, files, dataset)
+        if local is None:
+            local = write_card(found, repo_id, data, files)
+        else:
+            complete_card(local, data)
+        operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+        operations.append(CommitOperationAdd(README, str(local).encode()))
+        operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    except (HTTPError, RuntimeError) as error:  # of the connection, or of an upload that huggingface_hub gave up
+        if isinstance(error, OSError):  # what the Hub answered
+            raise
+        raise ConnectionError(
+            f"the push to {repo_id} broke off ({error.__cause__ or error!r}): the repository is as it was before. "
+            "Run it again, what has been uploaded is not sent twice"
+        ) from error
+
+
+def stale_weights(remote, files):
+    """Weights in the repository that a push replaces under other names (one file by shards, or the reverse).
+
+    Args:
+        remote: paths in the repository.
+        files: paths that the push writes.
+    """
+    replaced = {_unsharded(name) for name in files if _unsharded(name)}
+    return [name for name in remote if name not in files and _unsharded(name) in replaced]
+
+
+def _unsharded(name):
+    """The name of a weight file or of its index without the number of the shard; None for other files."""
+    path = PurePosixPath(name)
+    shard = re.fullmatch(r"(.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index(\.\w+)?\.json)?", path.name)
+    return str(path.with_name(shard[1] + (shard[4] or ""))) if shard else None
+
+
+def _card_files(card):
+    card = Path(card)
+    if not (card / README).is_file():
+        raise ValueError(f"card={str(card)!r} must be a folder with a {README}")
+    files = [path for path in sorted(card.rglob("*")) if path.is_file()]
+    names = {path.relative_to(card).as_posix(): path for path in files}
+    return {name: path for name, path in names.items() if not any(part[0] == "." for part in name.split("/"))}
+
+
+def _load_card(path):
+    """The card of a file, or None where there is none or a generated one."""
+    if path is None:
+        return None
+    text = Path(path).read_text(encoding="utf-8")
+    return None if is_automatic(text) else ModelCard(text)
+
+
+def _agree(license, card):
+    """The licence that the argument or the card names; a ValueError where they name two."""
+    of_card = None if card is None else card.data.license
+    if license is not None and of_card is not None and license != of_card:
+        raise ValueError(f"license={license!r}, but the card says {of_card!r}")
+    license = of_card if license is None else license
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.\-]*", str(license)):
+        raise ValueError(f"license must be an id of the Hub such as 'apache-2.0', got {license!r}")
+    return license
+
+
+class PushMixin:
+    """`push_to_hub` of models and pipelines: what `save_pretrained` writes goes through `push_folder`."""
+
+    def push_to_hub(
+        self,
+        repo_id,
+        *,
+        license=None,
+        commit_message=None,
+        private=None,
+        token=None,
+        create_pr=False,
+        revision=None,
+        **save_options,
+    ):
+        """Save and publish, with a generated card where nobody wrote one.
+
+        Args:
+            repo_id: "user/repo"; created where it does not exist.
+            license: its id on the Hub, such as "apache-2.0"; a warning where it is missing.
+            commit_message, private, token, create_pr, revision: as in huggingface_hub.
+            save_options: passed to `save_pretrained`.
+
+        Returns:
+            CommitInfo of huggingface_hub.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **save_options)
+            return push_folder(
+                folder,
+                repo_id,
+                license=license,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                create_pr=create_pr,
+                revision=revision,
+                require_license=False,
+            )
+
+    def _upload_folder(self, working_dir, repo_id, **options):
+        """Where diffusers' `save_pretrained(..., push_to_hub=True)` ends."""
+        return self._push_saved(working_dir, repo_id, **options)
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **options):
+        """Where transformers' `save_pretrained(..., push_to_hub=True)` ends."""
+        return self._push_saved(working_dir, repo_id, **options)
+
+    def _push_saved(self, folder, repo_id, subfolder=None, **options):
+        if subfolder is not None:
+            raise ValueError(f"subfolder={subfolder!r}: a model is pushed to the root of its repository")
+        return push_folder(folder, repo_id, require_license=False, **options)

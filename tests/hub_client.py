@@ -1,0 +1,301 @@
+"""What a user of the Hub does, each time in a process where hf_vq was not imported before.
+
+`python -m tests.hub_client` imports the stock libraries once; every line it reads names a task and its arguments, and
+the task runs in a fork, which has the stock libraries but not hf_vq. Answers are lines of JSON.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard, snapshot_download
+from safetensors.torch import load_file, save_file
+
+VQMODEL = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "num_vq_embeddings": 12,
+}
+EVALUATION = {
+    "model": "pipeline",
+    "data": "digits",
+    "split": "validation",
+    "autoencoder": {"error_over_variance": 0.12345678, "usage": 1.0, "perplexity": 11.25, "num_samples": 180},
+    "prior": {"nats_per_code": 1.75, "unigram_entropy": 2.25, "ratio": 1.75 / 2.25, "num_samples": 180},
+}
+REPORT = {
+    "metrics": {"train_loss": 0.5, "eval_error_over_variance": 0.25, "eval_usage": 0.75},
+    "wall_time_seconds": 12.3,
+    "machine": {"device": "cpu", "cpu_count": 2, "torch": torch.__version__, "hf_vq": "0.1.0"},
+}
+
+
+@contextlib.contextmanager
+def complaints():
+    """Collects what Python and the libraries warn, but for what they find old in each other."""
+    found = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    caught = [warning for warning in caught if not issubclass(warning.category, DeprecationWarning)]
+    found += [str(w.message) for w in caught if "local_dir_use_symlinks" not in str(w.message)]
+
+
+def expected(work):
+    return load_file(Path(work) / "expected.safetensors")
+
+
+def same(found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def images(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(class_labels=["bee", 0], generator=torch.Generator().manual_seed(3), output_type="pt").images
+
+
+def build(work, seed=0):
+    """Saves a model of each kind, with what a training leaves beside it, and what each of them computes."""
+    from hf_vq import VQVAE, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
+
+    torch.manual_seed(seed)
+    work, tensors = Path(work), {"sample": torch.rand(2, 3, 16, 16) * 2 - 1}
+    work.mkdir(exist_ok=True)
+    vqvae = VQVAE(hidden_channels=8, codebook_size=12, codebook_dim=4, stage_channels=(8,))
+    for name, model in {"vqmodel": VQModel(**VQMODEL), "vqvae": vqvae}.items():
+        model.train()(tensors["sample"])
+        model.eval().save_pretrained(work / name)
+        with torch.no_grad():
+            output = model(tensors["sample"])
+        tensors[f"{name}.codes"], tensors[f"{name}.sample"] = output.codes, output.sample
+    (work / "vqvae" / "report.json").write_text(json.dumps(REPORT))
+    (work / "vqvae" / "recipe.yaml").write_text("# the recipe\ndata: digits\nmodel: VQVAE\n")
+    (work / "vqvae" / "reconstructions.png").write_bytes(b"a picture")
+    (work / "vqvae" / "checkpoint-3").mkdir()
+    (work / "vqvae" / "checkpoint-3" / "optimizer.pt").write_bytes(b"stays here")
+
+    config = PixelCNNConfig(codebook_size=12, num_classes=2, code_shape=(4, 4), hidden_channels=8, num_layers=2)
+    prior = PixelCNN(config).eval()
+    prior.save_pretrained(work / "prior")
+    generator = torch.Generator().manual_seed(3)
+    tensors["prior.codes"] = prior.sample(class_labels=[1, 0], generator=generator)
+    pipe = VQPipeline(vqvae, prior, class_names=["ant", "bee"])
+    pipe.save_pretrained(work / "pipeline")
+    tensors["pipeline.images"] = images(pipe)
+    (work / "evaluation.json").write_text(json.dumps(EVALUATION))
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, work / "expected.safetensors")
+
+
+def push(arguments):
+    """`hf-vq push`: its exit code and what it wrote."""
+    from hf_vq_cli import main
+
+    time.sleep = lambda seconds: None  # huggingface_hub waits half a minute for a Hub that hangs up
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(["push", *arguments])
+    return code, output.getvalue(), errors.getvalue()
+
+
+def push_by_methods(work):
+    """`push_to_hub` of each class, and `save_pretrained(push_to_hub=True)`; what they warned."""
+    from hf_vq import AutoVQModel, AutoVQPrior, VQModelForAutoModel, VQPipeline
+
+    work = Path(work)
+    model, prior = AutoVQModel.from_pretrained(work / "vqmodel"), AutoVQPrior.from_pretrained(work / "prior")
+    with complaints() as found:
+        model.push_to_hub("me/method-vqmodel", license="mit")
+        VQModelForAutoModel.from_autoencoder(model).push_to_hub("me/method-face", license="mit")
+        prior.push_to_hub("me/method-prior", license="mit", private=True, max_shard_size="1KB", revision="trial")
+        VQPipeline.from_pretrained(work / "pipeline").push_to_hub("me/method-pipeline", license="mit")
+    with complaints() as unlicensed:
+        model.save_pretrained(f"{work}/saved-model", push_to_hub=True, repo_id="me/saved-model")
+        prior.save_pretrained(f"{work}/saved-prior", push_to_hub=True, repo_id="me/saved-prior")
+        VQPipeline(AutoVQModel.from_pretrained(work / "vqvae"), prior).save_pretrained(
+            f"{work}/saved-pipeline", push_to_hub=True, repo_id="me/saved-pipeline"
+        )
+    return found, unlicensed
+
+
+def push_sharded(work):
+    from hf_vq import VQModel
+
+    model = VQModel.from_pretrained(Path(work) / "vqmodel")
+    model.push_to_hub("me/sharded", license="mit", max_shard_size="10KB")
+    same(VQModel.from_pretrained("me/sharded").state_dict(), model.state_dict())
+
+
+def load_ours(work):
+    """Our classes and Auto classes by repo id, and stock AutoModel once hf_vq is imported: no trust, no warning."""
+    import hf_vq
+
+    wanted = expected(work)
+    with complaints() as found:
+        for name, model_class in {"vqmodel": hf_vq.VQModel, "vqvae": hf_vq.VQVAE}.items():
+            face = transformers.AutoModel.from_pretrained(f"me/{name}")
+            assert type(face).__name__ == f"{model_class.__name__}ForAutoModel"
+            for model in (
+                model_class.from_pretrained(f"me/{name}"),
+                hf_vq.AutoVQModel.from_pretrained(f"me/{name}"),
+                face,
+            ):
+                same(model.tokenize(wanted["sample"]), wanted[f"{name}.codes"])
+                same(model.detokenize(wanted[f"{name}.codes"]), wanted[f"{name}.sample"])
+        for auto_class in (hf_vq.AutoVQPrior, hf_vq.PixelCNN, transformers.AutoModel):
+            prior = auto_class.from_pretrained("me/prior")
+            same(prior.sample(class_labels=[1, 0], generator=torch.Generator().manual_seed(3)), wanted["prior.codes"])
+        same(images(hf_vq.VQPipeline.from_pretrained("me/pipeline")), wanted["pipeline.images"])
+        part = hf_vq.AutoVQModel.from_pretrained("me/pipeline", subfolder="autoencoder")
+        same(part.tokenize(wanted["sample"]), wanted["vqvae.codes"])
+    return found
+
+
+def load_stock_diffusers(work):
+    """Stock VQModel and AutoModel, without trust and without hf_vq."""
+    wanted = expected(work)
+    with complaints() as found, torch.no_grad():
+        for stock_class in (diffusers.VQModel, diffusers.AutoModel):
+            model = stock_class.from_pretrained("me/vqmodel")
+            assert type(model) is diffusers.VQModel
+            torch.testing.assert_close(model(wanted["sample"]).sample, wanted["vqmodel.sample"])
+    assert "hf_vq" not in sys.modules
+    return found
+
+
+def load_with_trust(work):
+    """Stock AutoModel of both libraries with trust_remote_code; saved again, a folder is as it was."""
+    wanted, work = expected(work), Path(work)
+    for name in ("vqmodel", "vqvae"):
+        model = transformers.AutoModel.from_pretrained(f"me/{name}", trust_remote_code=True)
+        same(model.tokenize(wanted["sample"]), wanted[f"{name}.codes"])
+        model.save_pretrained(work / f"again-{name}")
+        same_folder(work / f"again-{name}", work / name)
+    prior = transformers.AutoModel.from_pretrained("me/prior", trust_remote_code=True)
+    same(prior.sample(class_labels=[1, 0], generator=torch.Generator().manual_seed(3)), wanted["prior.codes"])
+    prior.save_pretrained(work / "again-prior")
+    same_folder(work / "again-prior", work / "prior")
+    model = diffusers.AutoModel.from_pretrained("me/vqvae", trust_remote_code=True)
+    same(model.tokenize(wanted["sample"]), wanted["vqvae.codes"])
+    return [type(prior).__module__.split(".")[0], type(model).__module__.split(".")[0]]
+
+
+def same_folder(found, wanted):
+    files = {path.name: path.read_bytes() for path in found.iterdir()}
+    assert set(files) == {path.name for path in wanted.iterdir()} - {
+        "report.json", "recipe.yaml", "reconstructions.png", "checkpoint-3"
+    }  # fmt: skip
+    assert all(content == (wanted / name).read_bytes() for name, content in files.items())
+
+
+def load_prior_with_trust(work):
+    """The prior alone: the config's shim is what imports hf_vq."""
+    wanted = expected(work)
+    prior = transformers.AutoModel.from_pretrained("me/prior", trust_remote_code=True)
+    same(prior.sample(class_labels=[1, 0], generator=torch.Generator().manual_seed(3)), wanted["prior.codes"])
+
+
+def load_stock_pipeline(work):
+    """Stock DiffusionPipeline with trust, by repo id and from a folder; saved again it is what it was."""
+    pipe = DiffusionPipeline.from_pretrained("me/pipeline", trust_remote_code=True)
+    same(images(pipe), expected(work)["pipeline.images"])
+    pipe.save_pretrained(Path(work) / "again-pipeline")
+    folder = snapshot_download("me/pipeline")
+    same(
+        images(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)),
+        images(type(pipe).from_pretrained(Path(work) / "again-pipeline")),
+    )
+    return f"{type(pipe).__module__.split('.')[0]}.{type(pipe).__name__}"
+
+
+def without_hf_vq():
+    """What a user reads when hf_vq is not installed, by entry point."""
+
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "hf_vq":
+                raise ModuleNotFoundError("No module named 'hf_vq'", name="hf_vq")
+
+    sys.meta_path.insert(0, Absent())
+    words = {}
+    for name, load in {
+        "AutoModel": lambda: transformers.AutoModel.from_pretrained("me/vqvae", trust_remote_code=True),
+        "prior": lambda: transformers.AutoModel.from_pretrained("me/prior", trust_remote_code=True),
+        "pipeline": lambda: DiffusionPipeline.from_pretrained("me/pipeline", trust_remote_code=True),
+        "untrusted": lambda: DiffusionPipeline.from_pretrained("me/pipeline"),
+    }.items():
+        with complaints() as found:
+            try:
+                load()
+            except (ImportError, ValueError) as error:
+                found.append(f"{type(error).__name__}: {error}")
+        words[name] = "\n".join(found)
+    return words
+
+
+def read_card(repo_id):
+    """The metadata of a card, its text, and whether the Hub takes it."""
+    card = ModelCard.load(repo_id)
+    card.validate()
+    return {
+        "data": {name: value for name, value in card.data.to_dict().items() if name != "model-index"},
+        "figures": {result.metric_type: result.metric_value for result in card.data.eval_results or []},
+        "datasets": sorted({result.dataset_name for result in card.data.eval_results or []}),
+        "text": card.text,
+    }
+
+
+def run_card(repo_id, folder):
+    """Runs the code blocks of a card, one after the other."""
+    os.chdir(folder)
+    blocks = re.findall(r"```python\n(.*?)```", ModelCard.load(repo_id).text, re.DOTALL)
+    for block in blocks:
+        exec(compile(block, repo_id, "exec"), {})
+    return len(blocks)
+
+
+def main():
+    preloaded = diffusers.VQModel, diffusers.AutoModel, transformers.AutoModel  # else each fork imports them
+    assert preloaded
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a task prints is no answer
+    for line in sys.stdin:
+        task, arguments = json.loads(line)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            assert "hf_vq" not in sys.modules
+            try:
+                answer = {"value": globals()[task](**arguments)}
+            except BaseException:
+                answer = {"error": traceback.format_exc()}
+            with os.fdopen(write, "w") as pipe:
+                json.dump(answer, pipe)
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            answers.write(pipe.read() + "\n")
+        answers.flush()
+        os.wait()
+
+
+if __name__ == "__main__":
+    main()

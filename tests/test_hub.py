@@ -1,0 +1,237 @@
+"""Facts about the Hub road: pushed repositories, who loads them, their cards, and interrupted pushes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_vq.hub.shims import modeling_files
+
+from .hub_client import EVALUATION
+from .hub_server import TOKEN, Hub
+
+ROOT = Path(__file__).parent.parent
+
+
+class Client:
+    """Runs tasks of tests/hub_client.py, each in a process where hf_vq was not imported before."""
+
+    def __init__(self, hub, work):
+        self.work = work
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(work / "hf_home"),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hub_client"], cwd=ROOT, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, task, **arguments):
+        self.process.stdin.write(json.dumps([task, arguments]) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    def push(self, *arguments):
+        return self("push", arguments=list(map(str, arguments)))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = Hub()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """A client, and on the Hub: me/vqmodel, me/vqvae, me/prior and me/pipeline."""
+    client = Client(hub, tmp_path_factory.mktemp("hub"))
+    client("build", work=str(client.work))
+    for name in ("vqmodel", "vqvae", "prior"):
+        code, _, errors = client.push(client.work / name, f"me/{name}", "--license", "apache-2.0")
+        assert code == 0, errors
+    code, output, errors = client.push(
+        client.work / "pipeline", "me/pipeline", "--license", "apache-2.0",
+        "--evaluation", client.work / "evaluation.json",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert hub.head("me/pipeline") in output
+    yield client
+    client.close()
+
+
+def test_folders_travel_dressed_and_nothing_else_does(client, hub):
+    assert sorted(hub.files("me/vqmodel")) == [
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py"
+    ]  # fmt: skip
+    assert sorted(hub.files("me/vqvae")) == [
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py", "recipe.yaml",
+        "reconstructions.png", "report.json",
+    ]  # fmt: skip
+    assert sorted(hub.files("me/pipeline")) == [
+        "README.md", "autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors",
+        "autoencoder/hf_vq_remote.py", "evaluation.json", "model_index.json", "pipeline.py", "prior/config.json",
+        "prior/hf_vq_remote.py", "prior/model.safetensors",
+    ]  # fmt: skip
+
+
+def test_our_classes_load_by_repo_id(client):
+    assert client("load_ours", work=str(client.work)) == []
+
+
+def test_stock_diffusers_loads_stock_options_without_trust_or_warning(client):
+    assert client("load_stock_diffusers", work=str(client.work)) == []
+
+
+def test_stock_auto_models_load_with_trust_where_hf_vq_was_never_imported(client):
+    assert client("load_with_trust", work=str(client.work)) == ["hf_vq", "hf_vq"]
+    client("load_prior_with_trust", work=str(client.work))
+
+
+def test_stock_pipeline_loads_with_trust_where_hf_vq_was_never_imported(client):
+    assert client("load_stock_pipeline", work=str(client.work)) == "hf_vq.VQPipeline"
+
+
+def test_words_for_those_who_lack_hf_vq_or_trust(client):
+    words = client("without_hf_vq")
+    for name in ("AutoModel", "prior", "pipeline"):
+        assert "hf_vq" in words[name], words[name]
+        assert "pip install hf_vq" in words[name], words[name]
+    assert "trust_remote_code=True" in words["untrusted"]
+
+
+def test_methods_push_dressed_repositories_and_warn_without_a_licence(client, hub):
+    found, unlicensed = client("push_by_methods", work=str(client.work))
+    assert found == []
+    assert len(unlicensed) == 3
+    assert all("licence" in words for words in unlicensed)
+    for method, verb in {"method-vqmodel": "vqmodel", "method-face": "vqmodel", "method-pipeline": "pipeline"}.items():
+        files = hub.files(f"me/{method}")
+        expected = {name: content for name, content in hub.files(f"me/{verb}").items() if name != "evaluation.json"}
+        assert set(files) == set(expected)
+        assert [name for name in expected if name != "README.md" and files[name] != expected[name]] == []
+    assert "me/method-prior" in hub.private
+    assert hub.files("me/method-prior") == {}
+    assert "model.safetensors.index.json" in hub.files("me/method-prior", "trial")
+    for name in ("model", "prior", "pipeline"):
+        assert "Written by hf_vq" in hub.files(f"me/saved-{name}")["README.md"].decode()
+
+
+def test_card_has_the_figures_of_the_evaluation_and_its_code_runs(client):
+    card = client("read_card", repo_id="me/pipeline")
+    measured = {**EVALUATION["autoencoder"], **EVALUATION["prior"]}
+    assert card["figures"] == {name: value for name, value in measured.items() if name != "num_samples"}
+    assert card["datasets"] == ["digits"]
+    assert card["data"]["license"] == "apache-2.0"
+    assert card["data"]["library_name"] == "diffusers"
+    assert card["data"]["pipeline_tag"] == "unconditional-image-generation"
+    assert card["data"]["tags"] == ["hf_vq", "vector-quantization", "vqpipeline", "vqvae", "pixelcnn"]
+    assert "| 0.1235 |" in card["text"]
+
+    card = client("read_card", repo_id="me/vqvae")
+    assert card["figures"] == {"error_over_variance": 0.25, "usage": 0.75}
+    assert "![reconstructions](reconstructions.png)" in card["text"]
+    assert "# the recipe\ndata: digits" in card["text"]
+    for name in ("pipeline", "vqvae", "vqmodel", "prior"):
+        assert client("run_card", repo_id=f"me/{name}", folder=str(client.work)) == 2
+    assert (client.work / "sample.png").is_file()
+
+
+def test_a_written_card_keeps_its_text(client, hub):
+    card = client.work / "card"
+    card.mkdir()
+    (card / "README.md").write_text("---\nlicense: mit\ntags:\n- digits\n---\n# By hand\n")
+    (card / "prior.yaml").write_text("prior: PixelCNN\n")
+    assert client.push(client.work / "vqvae", "me/written", "--card", card)[0] == 0
+    assert hub.files("me/written")["prior.yaml"] == b"prior: PixelCNN\n"
+    for _ in range(2):
+        found = client("read_card", repo_id="me/written")
+        assert found["text"].strip() == "# By hand"
+        assert (found["data"]["license"], found["figures"]["usage"]) == ("mit", 0.75)
+        assert found["data"]["tags"] == ["digits", "hf_vq", "vector-quantization", "vqvae"]
+        assert client.push(client.work / "vqvae", "me/written", "--license", "mit")[0] == 0  # without the folder
+    code, _, errors = client.push(client.work / "vqvae", "me/written", "--card", card, "--license", "apache-2.0")
+    assert code == 2
+    assert "apache-2.0" in errors
+    assert "mit" in errors
+
+
+def test_nothing_is_sent_without_a_licence_or_of_a_folder_that_is_not_whole(client, hub):
+    requests = len(hub.log)
+    cut, empty, foreign = (client.work / name for name in ("cut", "empty", "foreign"))
+    for folder in (cut, empty, foreign):
+        folder.mkdir()
+        for name in ("config.json", "hf_vq_remote.py"):
+            (folder / name).write_bytes((client.work / "vqmodel" / name).read_bytes())
+    weights = (client.work / "vqmodel" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (cut / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1])
+    (foreign / "hf_vq_remote.py").unlink()
+    for folder, options, words in (
+        (client.work / "vqmodel", [], "license is missing"),
+        (client.work / "vqmodel", ["--license", "a licence"], "license.*a licence"),
+        (cut, ["--license", "mit"], "cut.*safetensors"),
+        (empty, ["--license", "mit"], "no weights"),
+        (foreign, ["--license", "mit"], "not saved by hf_vq"),
+        (client.work / "nothing", ["--license", "mit"], "holds no model"),
+    ):
+        code, _, errors = client.push(folder, "me/refused", *options)
+        assert code == 2
+        assert re.search(words, errors), errors
+    assert len(hub.log) == requests
+
+
+@pytest.mark.parametrize("moment", ["lfs", "commit"])
+def test_an_interrupted_push_leaves_the_previous_revision_and_completes_when_repeated(moment, client, hub):
+    name = f"me/interrupted-{moment}"
+    assert client.push(client.work / "vqmodel", name, "--license", "mit")[0] == 0
+    before, head = hub.files(name), hub.head(name)
+    client("build", work=str(client.work / moment), seed=1)  # other weights
+    again = (client.work / moment / "vqmodel", name, "--license", "mit")
+    hub.cut = moment
+    code, _, errors = client.push(*again)
+    hub.cut = None
+    assert code == 2
+    assert "as it was before. Run it again" in errors
+    assert (hub.files(name), hub.head(name)) == (before, head)
+
+    assert client.push(*again)[0] == 0
+    assert hub.files(name) != before
+    assert sorted(hub.files(name)) == sorted(before)
+    head, uploads = hub.head(name), sum(path.startswith("/lfs/") for _, path in hub.log)
+    assert client.push(*again)[0] == 0  # nothing has changed: no commit, no upload
+    assert (hub.head(name), sum(path.startswith("/lfs/") for _, path in hub.log)) == (head, uploads)
+
+
+def test_weights_in_one_file_replace_weights_in_shards(client, hub):
+    client("push_sharded", work=str(client.work))
+    assert any("-of-" in name for name in hub.files("me/sharded"))
+    assert client.push(client.work / "vqmodel", "me/sharded", "--license", "mit")[0] == 0
+    assert sorted(hub.files("me/sharded")) == sorted(hub.files("me/vqmodel"))
+
+
+def test_the_folder_modeling_holds_what_travels():
+    for name, text in modeling_files().items():
+        assert (ROOT / "modeling" / name).read_text() == text
+    assert {path.name for path in (ROOT / "modeling").iterdir()} == {*modeling_files(), "README.md"}
+
+
+def test_the_card_template_is_the_packaged_one():
+    packaged = (ROOT / "hf_vq" / "hub" / "template.md").read_text()
+    assert (ROOT / "model_cards" / "template.md").read_text() == packaged
