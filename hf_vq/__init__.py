@@ -3,8 +3,8 @@
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
-from .auto import AutoVQModel, AutoVQPrior, register
-from .autoencoders import (
+from hf_vq.auto import AutoVQModel, AutoVQPrior, register
+from hf_vq.autoencoders import (
     VQVAE,
     VQModel,
     VQModelConfig,
@@ -12,10 +12,10 @@ from .autoencoders import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
-from .pipelines import VQPipeline
-from .priors import PixelCNN, PixelCNNConfig
-from .quantizers import EMAVectorQuantizer, VectorQuantizer
-from .version import __version__
+from hf_vq.pipelines import VQPipeline
+from hf_vq.priors import PixelCNN, PixelCNNConfig
+from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
+from hf_vq.version import __version__
 
 register()
 

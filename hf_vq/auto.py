@@ -3,9 +3,9 @@
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
-from .autoencoders import AUTOENCODERS
-from .autoencoders.pretrained import FACES
-from .priors import PRIORS
+from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.autoencoders.pretrained import FACES
+from hf_vq.priors import PRIORS
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",

@@ -1,9 +1,9 @@
 """Sample <-> codes."""
 
-from .base import AutoencoderMixin, AutoencoderOutput
-from .images.vq_model import VQModel, VQModelOutput
-from .images.vqvae import VQVAE
-from .pretrained import VQModelConfig, VQModelForAutoModel, VQVAEConfig, VQVAEForAutoModel
+from hf_vq.autoencoders.base import AutoencoderMixin, AutoencoderOutput
+from hf_vq.autoencoders.images.vq_model import VQModel, VQModelOutput
+from hf_vq.autoencoders.images.vqvae import VQVAE
+from hf_vq.autoencoders.pretrained import VQModelConfig, VQModelForAutoModel, VQVAEConfig, VQVAEForAutoModel
 
 AUTOENCODERS = {"VQModel": VQModel, "VQVAE": VQVAE}
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
-from ..hub import PushMixin, auto_map, write_shim
-from ..quantizers import Quantizer
-from ..version import __version__
+from hf_vq.hub import PushMixin, auto_map, write_shim
+from hf_vq.quantizers import Quantizer
+from hf_vq.version import __version__
 
 RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 

@@ -4,9 +4,9 @@ import inspect
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub import HubConfigMixin, PushMixin
-from .images.vq_model import VQModel
-from .images.vqvae import VQVAE
+from hf_vq.autoencoders.images.vq_model import VQModel
+from hf_vq.autoencoders.images.vqvae import VQVAE
+from hf_vq.hub import HubConfigMixin, PushMixin
 
 
 class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):

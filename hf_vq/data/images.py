@@ -10,8 +10,16 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .decoding import check_complete, decode, read_header
-from .sources import HUB_ID, digits_source, files_source, folder_source, hub_source, parquet_files, parquet_source
+from hf_vq.data.decoding import check_complete, decode, read_header
+from hf_vq.data.sources import (
+    HUB_ID,
+    digits_source,
+    files_source,
+    folder_source,
+    hub_source,
+    parquet_files,
+    parquet_source,
+)
 
 CACHE_BYTES = 512 * 2**20
 

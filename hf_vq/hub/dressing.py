@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from .push import PushMixin
-from .shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
+from hf_vq.hub.push import PushMixin
+from hf_vq.hub.shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
 
 
 def auto_map(**classes):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .shims import PIPELINE, SHIM
+from hf_vq.hub.shims import PIPELINE, SHIM
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py")

@@ -9,8 +9,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .cards import complete_card, describe, is_automatic, write_card
-from .folders import read_folder
+from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
+from hf_vq.hub.folders import read_folder
 
 README = "README.md"
 

@@ -1,5 +1,5 @@
 """Prior and autoencoder as DiffusionPipelines."""
 
-from .vq import VQPipeline
+from hf_vq.pipelines.vq import VQPipeline
 
 __all__ = ["VQPipeline"]

@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 
-from ..hub import HubPipelineMixin
+from hf_vq.hub import HubPipelineMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "codes")
 

@@ -1,7 +1,7 @@
 """Codes -> codes: what is likely, and new ones."""
 
-from .base import PriorConfig, PriorMixin, PriorOutput
-from .pixelcnn import PixelCNN, PixelCNNConfig
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 
 PRIORS = {"PixelCNN": (PixelCNNConfig, PixelCNN)}
 

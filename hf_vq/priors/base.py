@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from ..hub import HubConfigMixin, PushMixin
-from .sampling import check_sampling_options, draw_uniforms, guide, sample_codes
+from hf_vq.hub import HubConfigMixin, PushMixin
+from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide, sample_codes
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
 

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .base import PriorConfig, PriorMixin, PriorOutput
-from .pixelcnn_layers import GatedStack, ResidualStack
-from .pixelcnn_sampling import PixelCNNSamplingState
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
+from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
 
 
 class PixelCNNConfig(PriorConfig):

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .pixelcnn_layers import CausalConv2d, GatedLayer, GatedStack, ResidualBlock, ResidualStack, ShiftedConv2d, gate
+from hf_vq.priors.pixelcnn_layers import (
+    CausalConv2d,
+    GatedLayer,
+    GatedStack,
+    ResidualBlock,
+    ResidualStack,
+    ShiftedConv2d,
+    gate,
+)
 
 
 class Above:

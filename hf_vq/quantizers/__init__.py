@@ -3,10 +3,10 @@
 import difflib
 import inspect
 
-from .base import Quantizer, QuantizerOutput
-from .ema import EMAVectorQuantizer
-from .nearest import nearest_codes
-from .vector import VectorQuantizer
+from hf_vq.quantizers.base import Quantizer, QuantizerOutput
+from hf_vq.quantizers.ema import EMAVectorQuantizer
+from hf_vq.quantizers.nearest import nearest_codes
+from hf_vq.quantizers.vector import VectorQuantizer
 
 QUANTIZERS = {"vector": VectorQuantizer, "ema": EMAVectorQuantizer}
 

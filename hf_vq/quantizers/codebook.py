@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .base import (
+from hf_vq.quantizers.base import (
     Quantizer,
     QuantizerOutput,
     check_positive_int,
@@ -13,8 +13,8 @@ from .base import (
     straight_through,
     to_grid,
 )
-from .kmeans import kmeans
-from .nearest import nearest_codes
+from hf_vq.quantizers.kmeans import kmeans
+from hf_vq.quantizers.nearest import nearest_codes
 
 CODEBOOK_UPDATES = ("forward", "deferred", "off")
 

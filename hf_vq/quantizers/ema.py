@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import masked_mse
-from .codebook import CodebookQuantizer, find_dead
-from .distributed import draw_rows
-from .kmeans import cluster_statistics
+from hf_vq.quantizers.base import masked_mse
+from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
+from hf_vq.quantizers.distributed import draw_rows
+from hf_vq.quantizers.kmeans import cluster_statistics
 
 
 class EMAVectorQuantizer(CodebookQuantizer):

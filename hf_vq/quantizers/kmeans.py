@@ -2,8 +2,8 @@
 
 import torch
 
-from .distributed import draw_rows, sum_over_processes
-from .nearest import nearest_codes
+from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.nearest import nearest_codes
 
 
 def cluster_statistics(rows, codes, codebook_size, valid=None):

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from .base import masked_mse
-from .codebook import CodebookQuantizer, find_dead
-from .distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.base import masked_mse
+from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
+from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
 
 
 class VectorQuantizer(CodebookQuantizer):

@@ -10,8 +10,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from ...quantizers import QUANTIZERS, make_quantizer
-from ..base import AutoencoderMixin, check_reconstruction
+from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
+from hf_vq.quantizers import QUANTIZERS, make_quantizer
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
 

@@ -9,10 +9,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ...quantizers import make_quantizer
-from ...quantizers.base import check_positive_int
-from ..base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
-from .blocks import ConvNorm, ResidualStack, TransposedConvNorm
+from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.images.blocks import ConvNorm, ResidualStack, TransposedConvNorm
+from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers.base import check_positive_int
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")
