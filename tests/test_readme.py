@@ -1,0 +1,25 @@
+"""The README's code runs as it stands."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    (example,) = re.findall(r"## In Python\n\n```python\n(.*?)```", text, flags=re.S)
+    names = {}
+    exec(example, names)
+    assert names["codes"].shape == (8, 4, 4)
+    assert (tmp_path / "my-pipeline" / "model_index.json").is_file()
+
+
+def test_commands_and_picture_exist():
+    text = README.read_text(encoding="utf-8")
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", text, flags=re.M):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (README.parent / path).is_file()
