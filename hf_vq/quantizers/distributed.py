@@ -3,6 +3,8 @@
 import torch
 import torch.distributed as dist
 
+from hf_vq.quantizers.nearest import widest_float
+
 
 def is_distributed():
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -28,7 +30,7 @@ def draw_rows(rows, count, valid=None):
     Returns:
         (count, dim).
     """
-    chosen = torch.rand(count, device=rows.device, dtype=torch.float64)
+    chosen = torch.rand(count, device=rows.device, dtype=widest_float(rows.device))
     ones = torch.ones(rows.shape[0], device=rows.device, dtype=torch.int64) if valid is None else valid.long()
     ends = ones.cumsum(0)  # rows drawn by rank among the valid ones, without a data-dependent shape
     if not is_distributed():

@@ -55,6 +55,11 @@ def _(latents, codebook):
     return torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
 
 
+def widest_float(device):
+    """float64, or float32 on Apple GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _rounding(latents, codebook):
     """A bound, per row, on how far two of its scores can lie apart by rounding alone."""  # (rows,)
     longest = torch.linalg.vector_norm(codebook, dim=1).amax()
@@ -63,7 +68,7 @@ def _rounding(latents, codebook):
 
 
 def _decide_exactly(latents, codebook, rivals):
-    """The nearest code of each row among its rivals, by differences in float64.
+    """The nearest code of each row among its rivals, by differences in the widest float.
 
     Args:
         latents: (rows, dim).
@@ -71,9 +76,10 @@ def _decide_exactly(latents, codebook, rivals):
         rivals: (rows, codebook_size) bool.
     """
     rows, codes = rivals.nonzero(as_tuple=True)
+    wide = widest_float(latents.device)
     distances = torch.cat(
         [
-            (latents[r].double() - codebook[c].double()).square().sum(dim=1)
+            (latents[r].to(wide) - codebook[c].to(wide)).square().sum(dim=1)
             for r, c in zip(rows.split(_PAIRS_PER_BLOCK), codes.split(_PAIRS_PER_BLOCK), strict=True)
         ]
     )
