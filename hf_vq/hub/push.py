@@ -94,10 +94,11 @@ def push_folder(
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
     except (HTTPError, RuntimeError) as error:  # of the connection, or of an upload that huggingface_hub gave up
-        if isinstance(error, OSError):  # what the Hub answered
-            raise
+        reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        if isinstance(reason, OSError):  # what the Hub answered
+            raise reason from None
         raise ConnectionError(
-            f"the push to {repo_id} broke off ({error.__cause__ or error!r}): the repository is as it was before. "
+            f"the push to {repo_id} broke off ({reason!r}): the repository is as it was before. "
             "Run it again, what has been uploaded is not sent twice"
         ) from error
 
@@ -161,6 +162,7 @@ class PushMixin:
         token=None,
         create_pr=False,
         revision=None,
+        max_shard_size="10GB",
         **save_options,
     ):
         """Save and publish, with a generated card where nobody wrote one.
@@ -169,13 +171,16 @@ class PushMixin:
             repo_id: "user/repo"; created where it does not exist.
             license: its id on the Hub, such as "apache-2.0"; a warning where it is missing.
             commit_message, private, token, create_pr, revision: as in huggingface_hub.
-            save_options: passed to `save_pretrained`.
+            max_shard_size: of one weight file.
+            save_options: `variant` and `safe_serialization`, passed to `save_pretrained`.
 
         Returns:
             CommitInfo of huggingface_hub.
         """
+        for name in save_options.keys() - {"variant", "safe_serialization"}:  # save_pretrained would ignore others
+            raise TypeError(f"push_to_hub has no argument {name!r}")
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **save_options)
+            self.save_pretrained(folder, max_shard_size=max_shard_size, **save_options)
             return push_folder(
                 folder,
                 repo_id,
