@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
 from hf_vq.quantizers.base import (
     Quantizer,
@@ -14,6 +13,7 @@ from hf_vq.quantizers.base import (
     to_grid,
 )
 from hf_vq.quantizers.kmeans import kmeans
+from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 
 CODEBOOK_UPDATES = ("forward", "deferred", "off")
@@ -67,7 +67,7 @@ class CodebookQuantizer(Quantizer):
             self.initialize(latents, padding_mask)
         rows, valid = self._rows(latents, padding_mask)
         codes = nearest_codes(rows, self.embedding.weight)
-        quantized = F.embedding(codes, self.embedding.weight)
+        quantized = lookup(codes, self.embedding.weight)
         loss, losses = self._losses(rows, quantized, valid)
         if self.training and self.codebook_updates != "off":
             self._record(rows.detach(), codes, valid)
@@ -93,7 +93,7 @@ class CodebookQuantizer(Quantizer):
             ValueError: codes that are no integers, or outside [0, codebook_size).
         """
         check_codes(codes, self.codebook_size)
-        return F.embedding(codes, self.embedding.weight).movedim(-1, 1)
+        return lookup(codes, self.embedding.weight).movedim(-1, 1)
 
     @torch.no_grad()
     def initialize(self, latents, padding_mask=None):

@@ -1,13 +1,13 @@
 """A codebook that follows the latents by moving averages."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.quantizers.base import masked_mse
 from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.kmeans import cluster_statistics
+from hf_vq.quantizers.lookup import lookup
 
 
 class EMAVectorQuantizer(CodebookQuantizer):
@@ -95,4 +95,4 @@ class Codebook(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, codes):
-        return F.embedding(codes, self.weight)
+        return lookup(codes, self.weight)

@@ -3,6 +3,7 @@
 import torch
 
 from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.quantizers.nearest import nearest_codes
 
 
@@ -22,8 +23,7 @@ def cluster_statistics(rows, codes, codebook_size, valid=None):
         ones = rows.new_ones(rows.shape[0])
     else:
         ones, rows = valid.to(rows.dtype), torch.where(valid[:, None], rows, 0)
-    counts = rows.new_zeros(codebook_size).index_add_(0, codes, ones)
-    sums = rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows)
+    counts, sums = sum_by_code(ones, codes, codebook_size), sum_by_code(rows, codes, codebook_size)
     return sum_over_processes(counts), sum_over_processes(sums)
 
 

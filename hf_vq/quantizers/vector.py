@@ -6,6 +6,7 @@ from torch import nn
 from hf_vq.quantizers.base import masked_mse
 from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
 from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.lookup import sum_by_code
 
 
 class VectorQuantizer(CodebookQuantizer):
@@ -51,7 +52,7 @@ class VectorQuantizer(CodebookQuantizer):
         if self.restart_threshold == 0:
             return None
         ones = rows.new_ones(rows.shape[0]) if valid is None else valid.to(rows.dtype)
-        counts = sum_over_processes(rows.new_zeros(self.codebook_size).index_add_(0, codes, ones))
+        counts = sum_over_processes(sum_by_code(ones, codes, self.codebook_size))
         return counts, draw_rows(rows, self.codebook_size, valid)
 
     def _update(self, counts, fresh):
