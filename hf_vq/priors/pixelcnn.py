@@ -128,13 +128,14 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Code vectors (*shape, in_channels) of codes (*shape)."""
+        """Vectors (*shape, in_channels) of codes (*shape)."""
         if self.embedding is None:
             return F.one_hot(codes, self.config.codebook_size).to(self.dtype)
         return self.embedding(codes)
 
     def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
-        features = self.stack(self.embed(codes).movedim(-1, 1), class_labels)  # (batch, channels, height, width)
+        inputs = codes if self.embedding is None else self.embed(codes).movedim(-1, 1)
+        features = self.stack(inputs, class_labels)  # (batch, channels, height, width)
         return self.head(features).movedim(1, -1)
 
     def start_sampling(

@@ -25,7 +25,22 @@ class ShiftedConv2d(nn.Conv2d):
         self.margins = (-columns[0], columns[1], -rows[0], rows[1])  # left, right, top, bottom; negative ones crop
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Inputs (batch, in_channels, height, width), or codes (batch, height, width) for their one-hot vectors."""
+        if not inputs.is_floating_point():
+            return self._convolve_one_hot(inputs)
         return super().forward(F.pad(inputs, self.margins))  # (batch, out_channels, height, width)
+
+    def _convolve_one_hot(self, codes: torch.Tensor) -> torch.Tensor:
+        """The convolution of one-hot vectors as a sum of columns of the kernel: no product with zeros."""
+        rows, columns = self.kernel_size
+        kernels = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (taps * in_channels, out_channels)
+        outside = kernels.shape[0]  # a row of zeros for taps that lie outside the grid
+        windows = F.pad(codes, self.margins, value=-1).unfold(1, rows, 1).unfold(2, columns, 1).flatten(3)
+        first_rows = torch.arange(0, outside, self.in_channels, device=codes.device)
+        indices = torch.where(windows < 0, outside, windows + first_rows)  # (batch, height, width, taps)
+        sums = F.embedding_bag(indices.flatten(0, 2), F.pad(kernels, (0, 0, 0, 1)), mode="sum")
+        outputs = sums.unflatten(0, codes.shape).movedim(-1, 1)
+        return outputs if self.bias is None else outputs + self.bias[:, None, None]
 
 
 def gate(activations: torch.Tensor) -> torch.Tensor:
@@ -131,7 +146,9 @@ class ResidualBlock(GradientCheckpointingLayer):
 
 
 class GatedStack(nn.Module):
-    """Gated layers, from code vectors (batch, in_channels, height, width) to features (batch, channels, ...).
+    """Gated layers, to features (batch, channels, height, width).
+
+    Their inputs are vectors (batch, in_channels, height, width), or codes (batch, height, width) for one-hot vectors.
 
     Args:
         config: the `PixelCNNConfig`.

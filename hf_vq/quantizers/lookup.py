@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 
 def lookup(codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Vectors (*codes.shape, dim) of int64 codes in a codebook (codebook_size, dim); differentiable in the codebook."""
+    """Vectors (*codes.shape, dim) of codes in a codebook (codebook_size, dim); differentiable in the codebook."""
     return _lookup(codes, codebook)
 
 
