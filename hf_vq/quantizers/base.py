@@ -1,10 +1,14 @@
-"""What every quantizer answers, and what every quantizer needs: rows, masked means, state that stays float32."""
+"""What every quantizer answers, and what every quantizer needs: rows, projections, state that stays float32."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
+
+from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.nearest import widest_float
 
 
 @dataclass
@@ -12,8 +16,8 @@ class QuantizerOutput(ModelOutput):
     """Result of a quantizer.
 
     Attributes:
-        latents: (batch, dim, *grid) quantized; the gradient passes straight through.
-        codes: (batch, *grid) int64; (batch, levels, *grid) where there are levels.
+        latents: (batch, dim, *grid) quantized; gradients pass to the latents that came in.
+        codes: (batch, *grid) int64; (batch, num_levels, *grid) where there are levels.
         loss: scalar, the weighted sum of this quantizer's terms.
         losses: the terms by name, before weighting.
     """
@@ -25,9 +29,176 @@ class QuantizerOutput(ModelOutput):
 
 
 class Quantizer(nn.Module):
-    """Base of all quantizers: latents (batch, dim, *grid) to codes (batch, *grid) and back."""
+    """Base of all quantizers: latents (batch, dim, *grid) to codes (batch, *grid) and back.
+
+    A subclass works on rows, one per grid position: it defines `_quantize`, `_codes` and `_vectors`.
+
+    Args:
+        codebook_size: number of codes, of one level where there are several.
+        dim: width of the latents.
+        code_dim: width in which codes are chosen; learned linear maps lead there and back where it is given.
+
+    Attributes:
+        num_levels: codes per grid position; with more than one, codes have a levels axis after the batch.
+        initialized: whether the codebook has started (by k-means), needs no start, or was loaded.
+        codebook_updates: when training forwards change the state by statistics: "forward" (each), "deferred"
+            (they gather until `update_codebook()`) or "off".
+        nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
+            is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
+        stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
+    """
 
     num_levels = 1
+    initialized = True
+    codebook_updates = "forward"
+    stock_compatible = False
+
+    def __init__(self, codebook_size, dim, code_dim=None):
+        super().__init__()
+        check_positive_int(codebook_size=codebook_size, dim=dim)
+        if code_dim is not None:
+            check_positive_int(code_dim=code_dim)
+        self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
+        self.project_in = nn.Identity() if code_dim is None else ExactLinear(dim, code_dim)
+        self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
+        self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
+
+    @property
+    def bits_per_token(self):
+        """Bits that the codes of one grid position can carry."""
+        raise NotImplementedError
+
+    def forward(self, latents, padding_mask=None, **options):
+        """Quantizes latents.
+
+        Args:
+            latents: (batch, dim, *grid).
+            padding_mask: (batch, *grid) bool, True = real: the rest counts in no loss and no statistic.
+
+        Returns:
+            QuantizerOutput.
+
+        Raises:
+            ValueError: latents or a mask of the wrong shape.
+            RuntimeError: latents with NaN or infinity (on the CPU).
+        """
+        if self.training and not self.initialized and not torch.compiler.is_compiling():
+            self.initialize(latents, padding_mask)
+        with full_precision(latents):
+            rows, valid, finite = self._rows(latents, padding_mask)
+            counted = valid
+            if finite is not None:
+                self.nonfinite_rows += (~finite).sum()
+                counted = finite if valid is None else valid & finite
+            quantized, codes, loss, losses = self._quantize(rows, valid, counted, latents.shape[0], **options)
+            if finite is not None:
+                loss = torch.where(finite.all(), loss, torch.nan)
+            quantized = to_grid(self.project_out(quantized), latents)
+        return QuantizerOutput(latents=quantized, codes=self._code_grid(codes, latents), loss=loss, losses=losses)
+
+    @torch.no_grad()
+    def tokenize(self, latents, padding_mask=None, **options):
+        """Latents (batch, dim, *grid) to codes (batch, *grid) or (batch, num_levels, *grid), int64."""
+        with full_precision(latents):
+            rows, _, finite = self._rows(latents, padding_mask)
+            if finite is not None and not finite.all():
+                raise RuntimeError(NONFINITE)
+            return self._code_grid(self._codes(rows, **options), latents)
+
+    def detokenize(self, codes):
+        """Codes to quantized latents (batch, dim, *grid).
+
+        Raises:
+            ValueError: codes that are no integers, outside [0, codebook_size), or with too many levels.
+        """
+        rows_of_codes, shape = self._code_rows(codes)
+        with full_precision(codes):
+            rows = self.project_out(self._vectors(rows_of_codes))
+        return rows.view(*shape, self.dim).movedim(-1, 1)
+
+    @torch.no_grad()
+    def initialize(self, latents, padding_mask=None):
+        """Starts the codebook from these latents, unless it needs no start, has started or was loaded.
+
+        Returns:
+            bool: whether it did.
+        """
+        if self.initialized:
+            return False
+        with full_precision(latents):
+            rows, valid, _ = self._rows(latents, padding_mask)
+            return self._initialize(rows if valid is None else rows[valid])
+
+    def residual_scale(self, index):
+        """Size of this quantizer's code vectors at level `index` of a residual quantizer; learned ones adapt."""
+        return 1.0
+
+    def update_codebook(self):
+        """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
+
+    def finish_loading(self, missing):
+        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
+
+    def _quantize(self, rows, valid, counted, batch_size):
+        """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
+
+        Args:
+            valid: (n,) bool, rows that count in losses; None: all.
+            counted: (n,) bool, rows that count in statistics; None: all.
+            batch_size: items that the n rows come from.
+        """
+        raise NotImplementedError
+
+    def _codes(self, rows):
+        """Codes (n,) or (n, num_levels) of rows (n, code_dim)."""
+        raise NotImplementedError
+
+    def _vectors(self, codes):
+        """Rows (n, code_dim) of codes (n,) or (n, levels)."""
+        raise NotImplementedError
+
+    def _initialize(self, rows):
+        raise NotImplementedError
+
+    def _rows(self, latents, padding_mask):
+        """Projected rows, which of them are real, and off the CPU which are finite; None where all are."""
+        if latents.ndim < 2 or latents.shape[1] != self.dim:
+            raise ValueError(f"latents must be (batch, {self.dim}, *grid), got shape {tuple(latents.shape)}")
+        rows = latents.movedim(1, -1).reshape(-1, self.dim).contiguous()
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        valid = self._check_mask(latents, padding_mask)
+        if valid is not None:
+            rows = torch.where(valid[:, None], rows, 0)
+        finite = torch.isfinite(rows).all(dim=1)
+        if rows.device.type == "cpu":
+            torch._assert_async(finite.all(), NONFINITE)
+            finite = None
+        return self.project_in(rows), valid, finite
+
+    def _check_mask(self, latents, padding_mask):
+        """The mask as flat rows, (n,) bool, or None."""
+        if padding_mask is None:
+            return None
+        expected = (latents.shape[0], *latents.shape[2:])
+        if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != expected:
+            raise ValueError(
+                f"padding_mask must be bool of shape {expected} (True = real), got {padding_mask.dtype} of shape "
+                f"{tuple(padding_mask.shape)}"
+            )
+        return padding_mask.reshape(-1)
+
+    def _code_grid(self, codes, latents):
+        """Codes (n,) or (n, levels) as (batch, *grid) or (batch, levels, *grid)."""
+        grid = (latents.shape[0], *latents.shape[2:])
+        if codes.ndim == 1:
+            return codes.view(grid)
+        return codes.view(*grid, codes.shape[1]).movedim(-1, 1)
+
+    def _code_rows(self, codes):
+        """Checked codes as (n,) or (n, levels), and the shape (batch, *grid)."""
+        check_codes(codes, self.codebook_size)
+        return codes.reshape(-1).long(), codes.shape
 
     def _apply(self, fn, recurse=True):
         """Moves to a device, never to half precision: averages and codebooks stay at least float32.
@@ -43,57 +214,38 @@ class Quantizer(nn.Module):
 
         return super()._apply(move, recurse)
 
-    def to_rows(self, latents):
-        """(batch, dim, *grid) -> (batch x positions, dim), at least float32."""
-        if latents.ndim < 2 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents must be (batch, {self.dim}, *grid), got shape {tuple(latents.shape)}")
-        rows = latents.movedim(1, -1).reshape(-1, self.dim)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+    def extra_repr(self):
+        return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
-    def check_mask(self, latents, padding_mask):
-        """The mask as flat rows, (batch x positions,) bool, or None."""
-        if padding_mask is None:
-            return None
-        expected = (latents.shape[0], *latents.shape[2:])
-        if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != expected:
-            raise ValueError(
-                f"padding_mask must be bool of shape {expected} (True = real), got {padding_mask.dtype} of shape "
-                f"{tuple(padding_mask.shape)}"
-            )
-        return padding_mask.reshape(-1)
+
+NONFINITE = "latents hold NaN or infinity: the encoder diverged"
+
+
+class ExactLinear(nn.Linear):
+    """A linear map of rows whose result depends on nothing else in the batch: it is rounded once, from float64."""
+
+    def forward(self, rows):
+        wide = widest_float(rows.device)
+        return nn.functional.linear(rows.to(wide), self.weight.to(wide), self.bias.to(wide)).to(rows.dtype)
+
+
+def full_precision(tensor):
+    """A context in which autocast does not touch what a code depends on."""
+    if not torch.amp.is_autocast_available(tensor.device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def to_grid(rows, latents):
-    """Rows (batch x positions, dim) back to the shape and dtype of `latents`."""
-    return rows.view(latents.shape[0], *latents.shape[2:], -1).movedim(-1, 1).to(latents.dtype)
+    """Rows (n, dim) back to the shape and dtype of `latents`."""
+    return rows.view(latents.shape[0], *latents.shape[2:], rows.shape[1]).movedim(-1, 1).to(latents.dtype)
 
 
-def masked_mse(input, target, valid=None):
-    """Mean squared error of the valid rows.
-
-    Args:
-        input, target: (n, dim).
-        valid: (n,) bool; None: all.
-    """
-    error = (input - target).square().mean(dim=1)
-    if valid is None:
-        return error.mean()
-    return torch.where(valid, error, 0).sum() / valid.sum().clamp_min(1)
-
-
-def straight_through(latents, quantized):
-    """The value of `quantized`, to the last bit, with the gradient of `latents` (VQ-VAE, section 3.2)."""
-    return quantized.detach() + (latents - latents.detach())
-
-
-def check_positive_int(**values):
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
-def check_range(low, high, **values):
-    """Each value must lie in [low, high]."""
-    for name, value in values.items():
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
+def check_codes(codes, codebook_size, lowest=0):
+    """Codes must be integers in [lowest, codebook_size)."""
+    if codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(f"codes must be integers, got {codes.dtype}")
+    if codes.numel() and not (codes.min() >= lowest and codes.max() < codebook_size):
+        raise ValueError(
+            f"codes must be in [{lowest}, {codebook_size}), got {codes.min().item()} to {codes.max().item()}"
+        )

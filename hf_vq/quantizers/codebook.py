@@ -3,113 +3,112 @@
 import math
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from hf_vq.quantizers.base import (
-    Quantizer,
-    QuantizerOutput,
-    check_positive_int,
-    check_range,
-    straight_through,
-    to_grid,
-)
+from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.checks import check_above, check_choice, check_range
+from hf_vq.quantizers.entropy import assignment_entropies
+from hf_vq.quantizers.gradients import rotate, straight_through
 from hf_vq.quantizers.kmeans import kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
+from hf_vq.quantizers.surgery import CodebookSurgery
 
-CODEBOOK_UPDATES = ("forward", "deferred", "off")
+GRADIENTS = ("straight_through", "rotation", "bypass")
 
 
-class CodebookQuantizer(Quantizer):
-    """Base of the quantizers that pick the nearest of learned code vectors.
+class FrozenCodebook(nn.Module):
+    """`weight` (codebook_size, code_dim) as a persistent buffer: under the key of an nn.Embedding, no gradient.
 
-    A subclass registers `embedding` (its `weight` is the codebook, (codebook_size, dim)) and, where it keeps
-    averages, `cluster_size`; it says what its losses are and how statistics move the codebook.
-
-    Attributes:
-        initialized: whether k-means has run, was switched off, or a codebook was loaded.
-        codebook_updates: when training forwards change the codebook by statistics: "forward" (each), "deferred"
-            (they gather until `update_codebook()`) or "off".
-        nonfinite_rows: on a GPU, how many latents with NaN or infinity were met.
+    (As a frozen Parameter the updates of an EMA are silently lost under FSDP2.)
     """
 
-    def __init__(self, codebook_size, dim, beta, decay, kmeans_init, restart_threshold):
+    def __init__(self, weight):
         super().__init__()
-        check_positive_int(codebook_size=codebook_size, dim=dim)
-        check_range(0, math.inf, beta=beta)
-        check_range(0, 1, decay=decay, restart_threshold=restart_threshold)
-        self.codebook_size, self.dim = codebook_size, dim
+        self.register_buffer("weight", weight)
+
+    def forward(self, codes):
+        return lookup(codes, self.weight)
+
+
+class CodebookQuantizer(CodebookSurgery, Quantizer):
+    """Base of the quantizers that pick the nearest of learned code vectors.
+
+    A subclass registers `embedding` (its `weight` is the codebook, (codebook_size, code_dim)) and, where it keeps
+    averages, `cluster_size`; it says what its losses are and how statistics move the codebook.
+
+    Args:
+        codebook_size: number of codes.
+        dim: width of the latents.
+        beta: weight of the commitment term, 0 or more.
+        decay: of the running averages, in [0, 1].
+        kmeans_init: start the codebook by k-means on the first training batch.
+        restart_threshold: a code restarts at a random latent when it is used less than this share of the average
+            code, in [0, 1]; 0 switches it off.
+        code_dim: width of the codes; learned linear maps lead there and back (ViT-VQGAN,
+            https://arxiv.org/abs/2110.04627, section 3.2). None: `dim`, without maps.
+        normalize: compare latents and codes by direction; both are scaled to length 1 (the same section).
+        gradient: "straight_through"; "rotation", the rotation trick (https://arxiv.org/abs/2410.06424); or "bypass",
+            straight through past the normalisation too, as ViT-VQGAN does.
+        entropy_weight: of the entropy penalty, 0 or more: mean entropy of each latent's soft assignment to the codes,
+            minus `diversity` x the entropy of the mean assignment (https://arxiv.org/abs/2310.05737, eq. 4).
+        entropy_temperature: of the soft assignments, above 0.
+        entropy_offset: added inside the logarithm of the mean assignment, in [0, 1]; taming's heirs have 1e-5.
+        diversity: weight of the second entropy, 0 or more.
+    """
+
+    metric = "euclidean"
+
+    def __init__(
+        self,
+        codebook_size,
+        dim,
+        beta=0.25,
+        decay=0.99,
+        kmeans_init=True,
+        restart_threshold=0.05,
+        code_dim=None,
+        normalize=False,
+        gradient="straight_through",
+        entropy_weight=0.0,
+        entropy_temperature=0.01,
+        entropy_offset=0.0,
+        diversity=1.0,
+    ):
+        super().__init__(codebook_size, dim, code_dim)
+        check_range(0, math.inf, beta=beta, entropy_weight=entropy_weight, diversity=diversity)
+        check_range(0, 1, decay=decay, restart_threshold=restart_threshold, entropy_offset=entropy_offset)
+        check_above(0, entropy_temperature=entropy_temperature)
+        check_choice(GRADIENTS, gradient=gradient)
+        if gradient == "bypass" and not normalize:
+            raise ValueError("gradient='bypass' passes by the normalisation: it needs normalize=True")
         self.beta, self.decay, self.restart_threshold = beta, decay, restart_threshold
-        self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.normalize, self.gradient = normalize, gradient
+        self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
+        self.entropy_offset, self.diversity = entropy_offset, diversity
         self.initialized = not kmeans_init
-        self.codebook_updates = "forward"
         self._pending = None
 
     def first_codebook(self):
-        """A random codebook, (codebook_size, dim): Sonnet's variance scaling."""
-        bound = math.sqrt(3 / self.dim)
-        return torch.empty(self.codebook_size, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+        """A random codebook, (codebook_size, code_dim): Sonnet's variance scaling."""
+        bound = math.sqrt(3 / self.code_dim)
+        return torch.empty(self.codebook_size, self.code_dim, dtype=torch.float32).uniform_(-bound, bound)
+
+    @property
+    def codebook(self):
+        """The vectors that latents are compared with, (codebook_size, code_dim)."""
+        if self.normalize:  # of a copy: a restart changes the weight before the gradient comes back
+            return F.normalize(self._code_vectors().clone(), dim=1)
+        return self._code_vectors()
 
     @property
     def bits_per_token(self):
         return math.log2(self.codebook_size)
 
-    def forward(self, latents, padding_mask=None):
-        """Quantizes latents.
-
-        Args:
-            latents: (batch, dim, *grid).
-            padding_mask: (batch, *grid) bool, True = real: the rest counts in no loss and no statistic.
-
-        Returns:
-            QuantizerOutput.
-        """
-        if self.training and not self.initialized and not torch.compiler.is_compiling():
-            self.initialize(latents, padding_mask)
-        rows, valid = self._rows(latents, padding_mask)
-        codes = nearest_codes(rows, self.embedding.weight)
-        quantized = lookup(codes, self.embedding.weight)
-        loss, losses = self._losses(rows, quantized, valid)
-        if self.training and self.codebook_updates != "off":
-            self._record(rows.detach(), codes, valid)
-        return QuantizerOutput(
-            latents=to_grid(straight_through(rows, quantized), latents),
-            codes=codes.view(latents.shape[0], *latents.shape[2:]),
-            loss=loss,
-            losses=losses,
-        )
-
-    @torch.no_grad()
-    def tokenize(self, latents, padding_mask=None):
-        """Latents (batch, dim, *grid) to codes (batch, *grid) int64."""
-        rows, _ = self._rows(latents, padding_mask)
-        if not torch.isfinite(rows).all():
-            raise RuntimeError("latents hold NaN or infinity: the encoder diverged")
-        return nearest_codes(rows, self.embedding.weight).view(latents.shape[0], *latents.shape[2:])
-
-    def detokenize(self, codes):
-        """Codes (batch, *grid) integers to quantized latents (batch, dim, *grid).
-
-        Raises:
-            ValueError: codes that are no integers, or outside [0, codebook_size).
-        """
-        check_codes(codes, self.codebook_size)
-        return lookup(codes, self.embedding.weight).movedim(-1, 1)
-
-    @torch.no_grad()
-    def initialize(self, latents, padding_mask=None):
-        """Starts the codebook by k-means on these latents, unless it has started or was loaded.
-
-        Returns:
-            bool: whether it did.
-        """
-        if self.initialized:
-            return False
-        rows, valid = self._rows(latents, padding_mask)
-        centroids, counts = kmeans(rows if valid is None else rows[valid], self.codebook_size)
-        self.embedding.weight.copy_(centroids)
-        self._start_averages(counts * self.codebook_size / counts.sum())
-        self.initialized = True
-        return True
+    @property
+    def stock_compatible(self):
+        return not self.normalize and isinstance(self.project_in, nn.Identity)
 
     @torch.no_grad()
     def update_codebook(self):
@@ -120,34 +119,64 @@ class CodebookQuantizer(Quantizer):
 
     @torch.no_grad()
     def finish_loading(self, missing):
-        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked.
-
-        A codebook without averages (a stock checkpoint) gets those that stand for it.
-        """
+        """A codebook without averages (a stock checkpoint) gets those that stand for it."""
         if "embedding.weight" in missing:
             return
         self.initialized, self._pending = True, None
         if missing:
             self._start_averages(torch.ones(self.codebook_size, device=self.embedding.weight.device))
 
+    def _quantize(self, rows, valid, counted, batch_size):
+        compared, codebook = self._comparable(rows), self.codebook
+        codes = nearest_codes(compared, codebook, self.metric)
+        quantized = lookup(codes, codebook)
+        passed = self._pass_gradient(rows, compared, quantized, codebook)
+        loss, losses = self._losses(compared, quantized, passed, valid)
+        if self.entropy_weight > 0:
+            before = codebook.clone()  # statistics change the codebook before the gradient comes back
+            each, together = assignment_entropies(
+                compared, before, self.entropy_temperature, valid, self.metric, self.entropy_offset
+            )
+            loss = loss + self.entropy_weight * (each - self.diversity * together)
+            losses |= {"sample_entropy": each, "codebook_entropy": together}
+        if self.training and self.codebook_updates != "off":
+            self._record(compared.detach(), codes, counted)
+        return passed, codes, loss, losses
+
+    def _codes(self, rows):
+        return nearest_codes(self._comparable(rows), self.codebook, self.metric)
+
+    def _vectors(self, codes):
+        return lookup(codes, self.codebook)
+
+    def _code_vectors(self):
+        return self.embedding.weight
+
+    def _comparable(self, rows):
+        return F.normalize(rows, dim=1) if self.normalize else rows
+
+    def _pass_gradient(self, rows, compared, quantized, codebook):
+        """Quantized rows (n, code_dim), as the decoder gets them."""
+        if self.gradient == "rotation":
+            return rotate(compared, quantized)
+        return straight_through(rows if self.gradient == "bypass" else compared, quantized)
+
+    def _initialize(self, rows):
+        centroids, counts = kmeans(self._comparable(rows), self.codebook_size)
+        if centroids is None:
+            return False
+        self.embedding.weight.copy_(centroids)
+        self._start_averages(counts * self.codebook_size / counts.sum())
+        self.initialized = True
+        return True
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
         if prefix + "embedding.weight" in state_dict:
             self.initialized, self._pending = True, None
 
-    def _rows(self, latents, padding_mask):
-        """Flat rows, and which of them count; None where all do."""
-        rows, valid = self.to_rows(latents), self.check_mask(latents, padding_mask)
-        if valid is not None:
-            rows = torch.where(valid[:, None], rows, 0)
-        return rows, valid
-
     @torch.no_grad()
     def _record(self, rows, codes, valid):
-        if rows.device.type != "cpu":  # on the CPU the search has raised
-            finite = torch.isfinite(rows).all(dim=1)
-            self.nonfinite_rows += (~finite).sum()
-            valid = finite if valid is None else valid & finite
         statistics = self._statistics(rows, codes, valid)
         if statistics is None:
             return
@@ -159,13 +188,19 @@ class CodebookQuantizer(Quantizer):
             *sums, fresh = statistics
             self._pending = (*(a + b for a, b in zip(self._pending, sums, strict=False)), fresh)
 
-    def _losses(self, rows, quantized, valid):
-        """The weighted sum and the terms, from rows and their codes' vectors, both (n, dim)."""
+    def _losses(self, rows, quantized, passed, valid):
+        """The weighted sum and the terms.
+
+        Args:
+            rows: (n, code_dim) as compared.
+            quantized: (n, code_dim) their codes' vectors.
+            passed: the same values with the gradient that the decoder's goes through.
+            valid: (n,) bool, rows that count; None: all.
+        """
         raise NotImplementedError
 
     def _statistics(self, rows, codes, valid):
         """What one forward adds: sums, then the rows where dead codes could restart; None where nothing is kept."""
-        raise NotImplementedError
 
     def _update(self, *statistics):
         """Moves averages and codebook by the statistics of a step."""
@@ -173,20 +208,17 @@ class CodebookQuantizer(Quantizer):
 
     def _start_averages(self, counts):
         """Sets the averages to what stands for the present codebook, each code used `counts` a step."""
-        raise NotImplementedError
-
-    def extra_repr(self):
-        return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
-def find_dead(cluster_size, threshold):
-    """Codes used less than `threshold` of the average code, (codebook_size,) bool, and that average."""
+def find_dead(cluster_size, threshold, counts):
+    """Codes used less than `threshold` of the average code, (codebook_size,) bool, and that average.
+
+    None is dead after a step without a single latent, since there is none to restart from.
+
+    Args:
+        cluster_size: (codebook_size,) running use.
+        threshold: in [0, 1].
+        counts: (codebook_size,) use in this step.
+    """
     average = cluster_size.mean()
-    return cluster_size < threshold * average, average
-
-
-def check_codes(codes, codebook_size):
-    if codes.is_floating_point() or codes.dtype == torch.bool:
-        raise ValueError(f"codes must be integers, got {codes.dtype}")
-    if codes.numel() and not (codes.min() >= 0 and codes.max() < codebook_size):
-        raise ValueError(f"codes must be in [0, {codebook_size}), got {codes.min().item()} to {codes.max().item()}")
+    return (cluster_size < threshold * average) & (counts.sum() > 0), average

@@ -30,6 +30,8 @@ def draw_rows(rows, count, valid=None):
     Returns:
         (count, dim).
     """
+    if rows.shape[0] == 0:  # a row that nobody may draw, so that there is something to index
+        rows, valid = rows.new_zeros(1, rows.shape[1]), torch.zeros(1, dtype=torch.bool, device=rows.device)
     chosen = torch.rand(count, device=rows.device, dtype=widest_float(rows.device))
     ones = torch.ones(rows.shape[0], device=rows.device, dtype=torch.int64) if valid is None else valid.long()
     ends = ones.cumsum(0)  # rows drawn by rank among the valid ones, without a data-dependent shape

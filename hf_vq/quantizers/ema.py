@@ -1,15 +1,16 @@
 """A codebook that follows the latents by moving averages."""
 
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from hf_vq.quantizers.base import masked_mse
-from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
+from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
 from hf_vq.quantizers.distributed import draw_rows
+from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.kmeans import cluster_statistics
-from hf_vq.quantizers.lookup import lookup
+from hf_vq.quantizers.registry import register
 
 
+@register("ema")
 class EMAVectorQuantizer(CodebookQuantizer):
     """Nearest codebook vector, each code the moving average of its latents (VQ-VAE, appendix A.1).
 
@@ -18,41 +19,33 @@ class EMAVectorQuantizer(CodebookQuantizer):
     The latents that a forward returns come from the codebook before its update.
 
     Args:
-        codebook_size, dim, beta, kmeans_init, restart_threshold: as in `VectorQuantizer`. A restart sets code, sum
-            and count together.
-        decay: of the moving averages, in [0, 1].
+        codebook_size: number of codes.
+        dim: width of the latents.
         epsilon: of the Laplace smoothing, between 0 and 1.
         zero_debias: averages start at zero and are divided by 1 - decay^steps, as in Sonnet: the first step replaces
             the codebook by batch means. Else they start from the codebook with a count of one, as in
             lucidrains/vector-quantize-pytorch.
+        beta, decay, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
+            entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`. A restart sets code, sum and
+            count together.
 
     Raises:
-        As `VectorQuantizer`.
+        ValueError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        codebook_size,
-        dim,
-        beta=0.25,
-        decay=0.99,
-        epsilon=1e-5,
-        zero_debias=False,
-        kmeans_init=True,
-        restart_threshold=0.05,
-    ):
-        super().__init__(codebook_size, dim, beta, decay, kmeans_init, restart_threshold)
+    def __init__(self, codebook_size, dim, *, epsilon=1e-5, zero_debias=False, **options):
+        super().__init__(codebook_size, dim, **options)
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon must be above 0 and below 1, got {epsilon!r}")
         self.epsilon, self.zero_debias = epsilon, zero_debias
-        codebook = self.first_codebook()
-        self.embedding = Codebook(codebook)
+        self.embedding = FrozenCodebook(self.first_codebook())
+        codebook = self.codebook
         self.register_buffer("cluster_size", torch.full((codebook_size,), 0.0 if zero_debias else 1.0).float())
         self.register_buffer("embedding_sum", torch.zeros_like(codebook) if zero_debias else codebook.clone())
         if zero_debias:
             self.register_buffer("ema_steps", torch.zeros((), dtype=torch.int64))
 
-    def _losses(self, rows, quantized, valid):
+    def _losses(self, rows, quantized, passed, valid):
         commitment = masked_mse(rows, quantized.detach(), valid)
         return self.beta * commitment, {"commitment": commitment}
 
@@ -71,28 +64,14 @@ class EMAVectorQuantizer(CodebookQuantizer):
         smoothed = (size + self.epsilon) / (size.sum() + self.codebook_size * self.epsilon) * size.sum()
         codebook = total / smoothed[:, None]
         if self.restart_threshold > 0:
-            dead, average = find_dead(size, self.restart_threshold)
+            dead, average = find_dead(size, self.restart_threshold, counts)
             codebook = torch.where(dead[:, None], fresh, codebook)
             self.cluster_size.copy_(torch.where(dead, average * started, self.cluster_size))
             self.embedding_sum.copy_(torch.where(dead[:, None], fresh * average * started, self.embedding_sum))
-        self.embedding.weight.copy_(codebook)
+        self.embedding.weight.copy_(F.normalize(codebook, dim=1) if self.normalize else codebook)
 
     def _start_averages(self, counts):
         self.cluster_size.copy_(counts)
-        self.embedding_sum.copy_(self.embedding.weight * counts[:, None])
+        self.embedding_sum.copy_(self.codebook * counts[:, None])
         if self.zero_debias:
             self.ema_steps.fill_(2**31)  # nothing is left to correct
-
-
-class Codebook(nn.Module):
-    """`weight` (codebook_size, dim) as a persistent buffer: under the key of an nn.Embedding, without a gradient.
-
-    (As a frozen Parameter its updates are silently lost under FSDP2.)
-    """
-
-    def __init__(self, weight):
-        super().__init__()
-        self.register_buffer("weight", weight)
-
-    def forward(self, codes):
-        return lookup(codes, self.weight)

@@ -36,8 +36,11 @@ def kmeans(rows, codebook_size, iterations=10):
         iterations: passes over the rows.
 
     Returns:
-        centroids (codebook_size, dim) and counts (codebook_size,), the same on every process.
+        centroids (codebook_size, dim) and counts (codebook_size,), the same on every process; None and None where
+        no process has a row.
     """
+    if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
+        return None, None
     centroids = draw_rows(rows, codebook_size)
     for _ in range(iterations):
         counts, sums = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)

@@ -6,8 +6,8 @@ _SCORES_PER_BLOCK = 1 << 21  # floats of one block of scores (8 MiB): stays near
 _PAIRS_PER_BLOCK = 1 << 16  # (row, code) pairs that are compared exactly at a time
 
 
-def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the codebook vector with the smallest Euclidean distance to each row.
+def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor, metric: str = "euclidean") -> torch.Tensor:
+    """Index of the codebook vector with the smallest distance to each row, or with the largest dot product.
 
     Scores come from blocks of one matmul; a row whose best two codes are closer than rounding could decide is
     compared again in float64, so the answer depends neither on the batch around a row nor on the autocast. Of equal
@@ -16,6 +16,7 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
     Args:
         latents: (rows, dim) floating point; half precision is compared in float32.
         codebook: (codebook_size, dim).
+        metric: "euclidean", or "dot": the largest dot product.
 
     Returns:
         (rows,) int64.
@@ -24,18 +25,18 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor
         RuntimeError: latents hold NaN or infinity (on the CPU; on a GPU such rows answer 0).
     """
     exact = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
-    return _nearest(latents.detach().to(exact), codebook.detach().to(exact))
+    return _nearest(latents.detach().to(exact), codebook.detach().to(exact), metric == "dot")
 
 
 @torch.library.custom_op("hf_vq::nearest_codes", mutates_args=())
-def _nearest(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.Tensor:
     if latents.device.type == "cpu" and not torch.isfinite(latents).all():
         bad = (~torch.isfinite(latents).all(dim=1)).sum().item()
         raise RuntimeError(f"latents: {bad} of {latents.shape[0]} vectors hold NaN or infinity: the encoder diverged")
     codes = torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
     rows_per_block = max(1, _SCORES_PER_BLOCK // codebook.shape[0])
     with torch.autocast(latents.device.type, enabled=False), _full_float32():
-        half_norms = -0.5 * codebook.square().sum(dim=1)
+        half_norms = codebook.new_zeros(codebook.shape[0]) if dot else -0.5 * codebook.square().sum(dim=1)
         rounding = _rounding(latents, codebook)
         for start in range(0, latents.shape[0], rows_per_block):
             block = slice(start, start + rows_per_block)
@@ -46,12 +47,12 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
             unsure = rivals.sum(dim=1) > 1
             if unsure.any():
                 rows = unsure.nonzero()[:, 0]
-                codes[rows + start] = _decide_exactly(latents[block][rows], codebook, rivals[rows])
+                codes[rows + start] = _decide_exactly(latents[block][rows], codebook, rivals[rows], dot)
     return codes
 
 
 @_nearest.register_fake
-def _(latents, codebook):
+def _(latents, codebook, dot):
     return torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
 
 
@@ -67,21 +68,24 @@ def _rounding(latents, codebook):
     return scale * torch.finfo(latents.dtype).eps * (4 + 2 * latents.shape[1] ** 0.5)
 
 
-def _decide_exactly(latents, codebook, rivals):
+def _decide_exactly(latents, codebook, rivals, dot):
     """The nearest code of each row among its rivals, by differences in the widest float.
 
     Args:
         latents: (rows, dim).
         codebook: (codebook_size, dim).
         rivals: (rows, codebook_size) bool.
+        dot: compare dot products instead.
     """
+
+    def distance(rows, codes):
+        rows, codes = latents[rows].to(wide), codebook[codes].to(wide)
+        return -(rows * codes).sum(dim=1) if dot else (rows - codes).square().sum(dim=1)
+
     rows, codes = rivals.nonzero(as_tuple=True)
     wide = widest_float(latents.device)
     distances = torch.cat(
-        [
-            (latents[r].to(wide) - codebook[c].to(wide)).square().sum(dim=1)
-            for r, c in zip(rows.split(_PAIRS_PER_BLOCK), codes.split(_PAIRS_PER_BLOCK), strict=True)
-        ]
+        [distance(r, c) for r, c in zip(rows.split(_PAIRS_PER_BLOCK), codes.split(_PAIRS_PER_BLOCK), strict=True)]
     )
     smallest = distances.new_full((latents.shape[0],), float("inf")).scatter_reduce(0, rows, distances, "amin")
     codes = torch.where(distances == smallest[rows], codes, codebook.shape[0] - 1)

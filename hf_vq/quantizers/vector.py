@@ -3,12 +3,14 @@
 import torch
 from torch import nn
 
-from hf_vq.quantizers.base import masked_mse
-from hf_vq.quantizers.codebook import CodebookQuantizer, find_dead
+from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
 from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
+from hf_vq.quantizers.registry import register
 
 
+@register("vector")
 class VectorQuantizer(CodebookQuantizer):
     """Nearest codebook vector, trained by the codebook loss (VQ-VAE, https://arxiv.org/abs/1711.00937, eq. 1-3).
 
@@ -17,30 +19,42 @@ class VectorQuantizer(CodebookQuantizer):
 
     Args:
         codebook_size: number of codes.
-        dim: width of a code vector.
-        beta: weight of the commitment term, 0 or more.
+        dim: width of the latents.
+        code_transform: the codes are a frozen random codebook times a learned matrix, so that every step moves all of
+            them (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes `kmeans_init` and restarts.
         legacy: put beta on the codebook term instead, as taming-transformers and diffusers do.
-        decay: of the running average of how often each code is used, in [0, 1].
-        kmeans_init: start the codebook by k-means on the first training batch.
-        restart_threshold: a code restarts when it is used less than this share of the average code, in [0, 1];
-            0 switches it off (and keeps no running average).
+        beta, decay, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
+            entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`.
 
     Raises:
         ValueError: an argument out of its range.
-        RuntimeError: latents with NaN or infinity (on the CPU). On a GPU `forward` then returns a NaN loss, leaves
-            the statistics untouched and counts the rows in `nonfinite_rows`; `tokenize` raises.
     """
 
-    def __init__(
-        self, codebook_size, dim, beta=0.25, legacy=False, decay=0.99, kmeans_init=True, restart_threshold=0.05
-    ):
-        super().__init__(codebook_size, dim, beta, decay, kmeans_init, restart_threshold)
+    def __init__(self, codebook_size, dim, *, code_transform=False, legacy=False, **options):
+        if code_transform:
+            for name in ("kmeans_init", "restart_threshold"):
+                if options.setdefault(name, 0):
+                    raise ValueError(f"code_transform keeps its codes frozen: {name} must be 0, got {options[name]!r}")
+        super().__init__(codebook_size, dim, **options)
         self.legacy = legacy
-        self.embedding = nn.Embedding(codebook_size, dim, _weight=self.first_codebook())
-        if restart_threshold > 0:
+        if code_transform:
+            self.embedding = FrozenCodebook(torch.randn(codebook_size, self.code_dim) * self.code_dim**-0.5)
+            self.code_transform = nn.Linear(self.code_dim, self.code_dim, bias=False)
+        else:
+            self.embedding = nn.Embedding(codebook_size, self.code_dim, _weight=self.first_codebook())
+            self.code_transform = None
+        if self.restart_threshold > 0:
             self.register_buffer("cluster_size", torch.ones(codebook_size, dtype=torch.float32))
 
-    def _losses(self, rows, quantized, valid):
+    @property
+    def stock_compatible(self):
+        return super().stock_compatible and self.code_transform is None
+
+    def _code_vectors(self):
+        codes = self.embedding.weight
+        return codes if self.code_transform is None else self.code_transform(codes)
+
+    def _losses(self, rows, quantized, passed, valid):
         losses = {
             "commitment": masked_mse(rows, quantized.detach(), valid),
             "codebook": masked_mse(quantized, rows.detach(), valid),
@@ -57,7 +71,7 @@ class VectorQuantizer(CodebookQuantizer):
 
     def _update(self, counts, fresh):
         self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
-        dead, average = find_dead(self.cluster_size, self.restart_threshold)
+        dead, average = find_dead(self.cluster_size, self.restart_threshold, counts)
         self.embedding.weight.copy_(torch.where(dead[:, None], fresh, self.embedding.weight))
         self.cluster_size.copy_(torch.where(dead, average, self.cluster_size))
 

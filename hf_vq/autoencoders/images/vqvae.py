@@ -12,7 +12,7 @@ from torch import nn
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
 from hf_vq.autoencoders.images.blocks import ConvNorm, ResidualStack, TransposedConvNorm
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.base import check_positive_int
+from hf_vq.quantizers.checks import check_positive_int
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")

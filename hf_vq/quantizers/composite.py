@@ -1,0 +1,73 @@
+"""What quantizers made of quantizers share."""
+
+from torch import nn
+
+from hf_vq.quantizers.base import Quantizer, check_codes
+from hf_vq.quantizers.registry import make_quantizer
+
+
+class CompositeQuantizer(Quantizer):
+    """Base of quantizers whose codes have a levels axis, and whose parts, `levels`, are quantizers of rows.
+
+    Args:
+        codebook_size: number of codes of each level.
+        dim: width of the latents.
+        num_parts: quantizers in `levels`.
+        part_dim: width of what a part quantizes.
+        part_type: their `quantizer_type`.
+        part_config: their options.
+    """
+
+    lowest_code = 0
+    _codebook_updates = "forward"
+
+    def __init__(self, codebook_size, dim, num_parts, part_dim, part_type, part_config):
+        super().__init__(codebook_size, dim)
+        self.levels = nn.ModuleList(
+            make_quantizer(part_type, codebook_size, part_dim, part_config) for _ in range(num_parts)
+        )
+
+    @property
+    def initialized(self):
+        return all(part.initialized for part in self.levels)
+
+    @property
+    def bits_per_token(self):
+        return self.num_levels * self.levels[0].bits_per_token / self.levels[0].num_levels
+
+    @property
+    def codebook_updates(self):
+        return self._codebook_updates
+
+    @codebook_updates.setter
+    def codebook_updates(self, mode):
+        self._codebook_updates = mode
+        for part in self.levels:
+            part.codebook_updates = mode
+
+    def update_codebook(self):
+        for part in self.levels:
+            part.update_codebook()
+
+    def reset(self):
+        """Forgets every codebook."""
+        for part in self.levels:
+            part.reset()
+
+    def _check_levels(self, count):
+        if count != self.num_levels:
+            raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got {count} levels")
+
+    def _code_rows(self, codes):
+        check_codes(codes, self.codebook_size, self.lowest_code)
+        if codes.ndim < 2:
+            raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
+        self._check_levels(codes.shape[1])
+        rows = codes.movedim(1, -1)
+        return rows.reshape(-1, codes.shape[1]).long(), rows.shape[:-1]
+
+
+def mean_losses(outputs):
+    """Mean loss and mean of every term of several quantizers' outputs."""
+    losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
+    return sum(output.loss for output in outputs) / len(outputs), losses

@@ -1,0 +1,93 @@
+"""Finite scalar quantization: every channel is rounded to a few levels; the codebook is their grid."""
+
+import math
+
+import torch
+
+from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.gradients import straight_through
+from hf_vq.quantizers.registry import register
+
+_EDGE = 1e-3  # the outermost levels are reached a little before tanh's limit
+
+
+@register("finite_scalar")
+class FiniteScalarQuantizer(Quantizer):
+    """FSQ (https://arxiv.org/abs/2309.15505): no codebook to learn, no loss, nothing to collapse.
+
+    Channel i is squashed into L_i levels and rounded, straight through; the first channel is the least significant
+    digit of the code. Values lie in [-1, 1].
+
+    Args:
+        codebook_size: the product of `levels_per_dim`.
+        dim: width of the latents; learned linear maps lead to one channel per level count and back where it differs.
+        levels_per_dim: levels of every channel, each at least 2.
+        preserve_symmetry: levels symmetric about 0, also where their number is even
+            (https://arxiv.org/abs/2411.19842, section 3.2).
+
+    Raises:
+        ValueError: levels that are missing, too few, or not `codebook_size` together.
+    """
+
+    def __init__(self, codebook_size, dim, *, levels_per_dim=None, preserve_symmetry=False):
+        if not levels_per_dim or any(not isinstance(n, int) or n < 2 for n in levels_per_dim):
+            raise ValueError(f"levels_per_dim must list integers of at least 2, like [8, 5], got {levels_per_dim!r}")
+        if math.prod(levels_per_dim) != codebook_size:
+            raise ValueError(
+                f"levels_per_dim={list(levels_per_dim)} makes {math.prod(levels_per_dim)} codes, "
+                f"but codebook_size is {codebook_size}"
+            )
+        channels = len(levels_per_dim)
+        super().__init__(codebook_size, dim, None if channels == dim else channels)
+        self.levels_per_dim, self.preserve_symmetry = tuple(levels_per_dim), preserve_symmetry
+
+    @property
+    def bits_per_token(self):
+        return math.log2(self.codebook_size)
+
+    @property
+    def _levels(self):
+        return torch.tensor(self.levels_per_dim, device=self._one.device)
+
+    def residual_scale(self, index):
+        """Size of the grid at level `index` of a residual quantizer, (channels,)."""
+        return (self._levels - 1.0) ** -index
+
+    def bound(self, rows):
+        """Rows (n, channels) squashed to where rounding gives level - L // 2, or the level where symmetric."""
+        levels = self._levels
+        if self.preserve_symmetry:
+            return (levels - 1) * (rows.tanh() + 1) / 2
+        half = (levels - 1) * (1 + _EDGE) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        return (rows + (offset / half).atanh()).tanh() * half - offset
+
+    def _digits(self):
+        """What one level of each channel adds to the code, (channels,)."""
+        return self._levels.cumprod(0) // self._levels
+
+    def _quantize(self, rows, valid, counted, batch_size):
+        bounded = self._scale(self.bound(rows))
+        codes = self._codes(rows)
+        return straight_through(bounded, self._vectors(codes)), codes, rows.new_zeros(()), {}
+
+    def _codes(self, rows):
+        bounded = self.bound(rows)
+        if self.preserve_symmetry:
+            levels = (bounded + 0.5).floor()
+        else:
+            levels = bounded.round() + self._levels // 2
+        levels = levels.nan_to_num().long().clamp(min=0).minimum(self._levels - 1)
+        return (levels * self._digits()).sum(dim=1)
+
+    def _vectors(self, codes):
+        levels = codes[:, None] // self._digits() % self._levels
+        if not self.preserve_symmetry:
+            levels = levels - self._levels // 2
+        return self._scale(levels.to(self._one.dtype))
+
+    def _scale(self, bounded):
+        """From level units to [-1, 1]."""
+        if self.preserve_symmetry:
+            return bounded * 2 / (self._levels - 1) - 1
+        return bounded / (self._levels // 2)

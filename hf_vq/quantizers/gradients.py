@@ -1,0 +1,46 @@
+"""How gradients pass a quantizer, and means that leave padding out."""
+
+import torch
+import torch.nn.functional as F
+
+
+def straight_through(latents, quantized):
+    """The value of `quantized`, to the last bit, with the gradient of `latents` (VQ-VAE, section 3.2)."""
+    return quantized.detach() + (latents - latents.detach())
+
+
+def rotate(latents, quantized):
+    """The value of `quantized` with the gradient of the rotation and scaling that carries the latent there.
+
+    The rotation trick (https://arxiv.org/abs/2410.06424, section 4.2): angle and ratio of norms count as constants.
+
+    Args:
+        latents, quantized: (n, dim).
+    """
+    rows, target = latents.detach(), quantized.detach()
+    length = rows.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    scale = target.norm(dim=1, keepdim=True) / length
+    source, target_direction = rows / length, F.normalize(target, dim=1, eps=1e-6)
+    mirror = F.normalize(source + target_direction, dim=1, eps=1e-6)
+    rotated = (
+        latents
+        - 2 * (latents * mirror).sum(dim=1, keepdim=True) * mirror
+        + 2 * (latents * source).sum(dim=1, keepdim=True) * target_direction
+    )
+    return straight_through(scale * rotated, target)
+
+
+def masked_mean(values, valid=None):
+    """Mean of the valid ones of values (n,); 0 where there are none.
+
+    Args:
+        valid: (n,) bool; None: all.
+    """
+    if valid is None:
+        return values.sum() / max(values.shape[0], 1)
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp_min(1)
+
+
+def masked_mse(input, target, valid=None):
+    """Mean squared error of the valid rows of input and target, (n, dim)."""
+    return masked_mean((input - target).square().mean(dim=1), valid)

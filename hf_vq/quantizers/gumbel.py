@@ -1,0 +1,134 @@
+"""Codes drawn from a categorical distribution, relaxed by Gumbel noise."""
+
+import math
+
+import torch
+from torch import nn
+
+from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.checks import check_above, check_positive_int, check_range
+from hf_vq.quantizers.entropy import in_chunks
+from hf_vq.quantizers.gradients import masked_mean
+from hf_vq.quantizers.lookup import lookup
+from hf_vq.quantizers.nearest import nearest_codes
+from hf_vq.quantizers.registry import register
+
+
+@register("gumbel")
+class GumbelQuantizer(Quantizer):
+    """Gumbel-softmax over codes (https://arxiv.org/abs/1611.01144), as in DALL-E's dVAE and taming's GumbelVQ.
+
+    Training draws softmax((logits + Gumbel noise) / temperature), made one-hot straight through unless soft; eval and
+    `tokenize` take the most probable code, without noise. loss = kl_weight x KL(softmax(logits) || uniform).
+
+    Args:
+        codebook_size: number of codes.
+        dim: width of the latents.
+        hard: one-hot samples in training; else their soft mixture.
+        temperature: at the first training step, above 0.
+        final_temperature: where the temperature falls to on a half cosine, as DALL-E's from 1 to 1/16; None: stays.
+        temperature_steps: training steps until then; DALL-E took 150,000.
+        kl_weight: 0 or more.
+
+    Attributes:
+        steps: training steps so far, (); it is saved.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        codebook_size,
+        dim,
+        *,
+        hard=True,
+        temperature=1.0,
+        final_temperature=None,
+        temperature_steps=150_000,
+        kl_weight=5e-4,
+    ):
+        super().__init__(codebook_size, dim)
+        check_positive_int(temperature_steps=temperature_steps)
+        check_above(0, temperature=temperature)
+        check_range(0, math.inf, kl_weight=kl_weight)
+        self.final_temperature = temperature if final_temperature is None else final_temperature
+        check_above(0, final_temperature=self.final_temperature)
+        self.hard, self.first_temperature, self.temperature_steps = hard, temperature, temperature_steps
+        self.kl_weight = kl_weight
+        self.proj = nn.Linear(dim, codebook_size)
+        self.embedding = nn.Embedding(codebook_size, dim)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._due = False
+
+    @property
+    def bits_per_token(self):
+        return math.log2(self.codebook_size)
+
+    @property
+    def temperature(self):
+        """Temperature of the next training step, ()."""
+        progress = (self.steps.to(self._one.dtype) / self.temperature_steps).clamp_max(1)
+        share = (1 + (math.pi * progress).cos()) / 2
+        return self.final_temperature + (self.first_temperature - self.final_temperature) * share
+
+    @torch.no_grad()
+    def update_codebook(self):
+        """Moves the temperature on by one step (`codebook_updates = "deferred"`)."""
+        if self._due:
+            self._due = False
+            self.steps += 1
+
+    def _quantize(self, rows, valid, counted, batch_size):
+        if self.training:
+            noise = gumbel_noise(rows, self.codebook_size)
+            parts = in_chunks(self._draw, rows, noise, width=self.codebook_size)
+            self._count_step()
+        else:
+            parts = in_chunks(self._decide, rows, width=self.codebook_size)
+        quantized, codes, divergence = (torch.cat(part) for part in zip(*parts, strict=True))
+        divergence = masked_mean(divergence, valid)
+        return quantized, codes, self.kl_weight * divergence, {"kl": divergence}
+
+    def _draw(self, rows, noise):
+        logits = self.proj(rows)  # (n, codebook_size)
+        noisy = (logits + noise) / self.temperature
+        codes, soft = noisy.argmax(dim=1), noisy.softmax(dim=1)
+        mixture = soft @ self.embedding.weight
+        if not self.hard:
+            return mixture, codes, self._divergence(logits)
+        # one-hot straight through: the code's own vector learns from its value, all others through `soft`
+        through_soft = soft @ self.embedding.weight.detach()
+        return (
+            lookup(codes, self.embedding.weight) + (through_soft - through_soft.detach()),
+            codes,
+            self._divergence(logits),
+        )
+
+    def _decide(self, rows):
+        codes = self._codes(rows)
+        return lookup(codes, self.embedding.weight), codes, self._divergence(self.proj(rows))
+
+    def _divergence(self, logits):
+        """KL(softmax(logits) || uniform) of every row, (n,) nats."""
+        logarithms = logits.log_softmax(dim=1)
+        return (logarithms.exp() * (logarithms + math.log(self.codebook_size))).sum(dim=1)
+
+    def _count_step(self):
+        if self.codebook_updates == "forward":
+            self.steps += 1
+        elif self.codebook_updates == "deferred":
+            self._due = True
+
+    def _codes(self, rows):
+        ones = rows.new_ones(rows.shape[0], 1)  # the bias is one more channel of a search by dot product
+        weights = torch.cat([self.proj.weight, self.proj.bias[:, None]], dim=1)
+        return nearest_codes(torch.cat([rows, ones], dim=1), weights, "dot")
+
+    def _vectors(self, codes):
+        return lookup(codes, self.embedding.weight)
+
+
+def gumbel_noise(rows, codebook_size):
+    """Standard Gumbel noise (n, codebook_size) for rows (n, dim)."""
+    return -torch.empty(rows.shape[0], codebook_size, dtype=rows.dtype, device=rows.device).exponential_().log()

@@ -1,0 +1,60 @@
+"""Product quantization: the channels are split into groups, each with its own codebook."""
+
+import torch
+
+from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
+from hf_vq.quantizers.registry import register
+
+
+@register("product")
+class ProductQuantizer(CompositeQuantizer):
+    """Several codes per position, each for some of the channels (the ten codebooks of VQ-VAE's CIFAR-10 model).
+
+    With `group_type="residual"` it is grouped residual quantization (HiFi-Codec, https://arxiv.org/abs/2305.02765).
+    Codes are (batch, groups x levels, *grid), all levels of the first group first. The loss is the mean over groups.
+
+    Args:
+        codebook_size: number of codes of each group.
+        dim: width of the latents.
+        groups: how many; they divide `dim`.
+        group_type: the `quantizer_type` of a group.
+        group_config: the options of a group's quantizer.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, codebook_size, dim, *, groups=2, group_type="ema", group_config=None):
+        check_positive_int(groups=groups, dim=dim)
+        if dim % groups:
+            raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")
+        super().__init__(codebook_size, dim, groups, dim // groups, group_type, group_config)
+        self.num_levels = sum(group.num_levels for group in self.levels)
+        self.lowest_code = getattr(self.levels[0], "lowest_code", 0)
+
+    def _quantize(self, rows, valid, counted, batch_size):
+        outputs = [group(part, counted) for group, part in self._split(rows)]
+        codes = torch.cat([_with_levels(output.codes) for output in outputs], dim=1)
+        return torch.cat([output.latents for output in outputs], dim=1), codes, *mean_losses(outputs)
+
+    def _codes(self, rows):
+        return torch.cat([_with_levels(group.tokenize(part)) for group, part in self._split(rows)], dim=1)
+
+    def _vectors(self, codes):
+        parts = zip(self.levels, codes.tensor_split(len(self.levels), dim=1), strict=True)
+        return torch.cat(
+            [group.detokenize(part if group.num_levels > 1 else part[:, 0]) for group, part in parts], dim=1
+        )
+
+    def _initialize(self, rows):
+        started = [group.initialize(part) for group, part in self._split(rows)]
+        return any(started)
+
+    def _split(self, rows):
+        return zip(self.levels, rows.split(self.dim // len(self.levels), dim=1), strict=True)
+
+
+def _with_levels(codes):
+    """Codes of rows, (n,) or (n, levels), as (n, levels)."""
+    return codes if codes.ndim == 2 else codes[:, None]

@@ -1,0 +1,143 @@
+"""Residual quantization: every level quantizes what the levels before it left."""
+
+import torch
+
+from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
+from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
+from hf_vq.quantizers.gradients import rotate, straight_through
+from hf_vq.quantizers.registry import register
+
+LEVEL_TYPES = ("ema", "finite_scalar", "lookup_free", "vector")
+
+
+@register("residual")
+class ResidualQuantizer(CompositeQuantizer):
+    """RVQ (SoundStream, https://arxiv.org/abs/2107.03312, section III-C; RQ-VAE, https://arxiv.org/abs/2203.01941).
+
+    Level i quantizes the residual z - sg[q_1 + ... + q_(i-1)], so that its commitment term reaches the encoder. The
+    quantized latent is the sum over levels, and its gradient passes straight to z. The loss is the mean over levels.
+
+    Args:
+        codebook_size: number of codes of each level.
+        dim: width of the latents.
+        num_levels: levels.
+        level_type: "ema", "vector", "finite_scalar" or "lookup_free". The grids of the last two shrink from level to
+            level.
+        level_config: the options of a level's quantizer.
+        shared_codebook: one codebook for all levels. It is updated once a step, by what all levels saw.
+        update_each_level: update a shared codebook after each level, as RQ-VAE does: codes and latents of later levels
+            then come from a codebook that has moved.
+        level_dropout: probability that a training item uses only its first levels, a number drawn uniformly from 1 to
+            `num_levels` (SoundStream, section III-D). The codes of the levels left out are -1.
+        gradient: "straight_through", or "rotation" from z to the sum.
+
+    Raises:
+        ValueError: an argument out of its range; codes with more levels than `num_levels`.
+    """
+
+    lowest_code = -1
+
+    def __init__(
+        self,
+        codebook_size,
+        dim,
+        *,
+        num_levels=8,
+        level_type="ema",
+        level_config=None,
+        shared_codebook=False,
+        update_each_level=False,
+        level_dropout=0.0,
+        gradient="straight_through",
+    ):
+        check_positive_int(num_levels=num_levels)
+        check_choice(LEVEL_TYPES, level_type=level_type)
+        check_choice(("straight_through", "rotation"), gradient=gradient)
+        check_range(0, 1, level_dropout=level_dropout)
+        if update_each_level and not shared_codebook:
+            raise ValueError("update_each_level=True is a way to update a shared codebook: it needs shared_codebook")
+        parts = 1 if shared_codebook else num_levels
+        super().__init__(codebook_size, dim, parts, dim, level_type, level_config)
+        self.num_levels, self.level_dropout, self.gradient = num_levels, level_dropout, gradient
+        self.gathers = shared_codebook and not update_each_level
+        self.codebook_updates = "forward"
+
+    @property
+    def codebook_updates(self):
+        return self._codebook_updates
+
+    @codebook_updates.setter
+    def codebook_updates(self, mode):
+        self._codebook_updates = mode
+        for level in self.levels:
+            level.codebook_updates = "deferred" if mode == "forward" and self.gathers else mode
+
+    def _level(self, index):
+        """The quantizer of a level, and the factor by which it sees its residual larger."""
+        level = self.levels[index % len(self.levels)]
+        return level, level.residual_scale(index)
+
+    def _quantize(self, rows, valid, counted, batch_size, num_levels=None):
+        count = self._check_count(num_levels)
+        depth = self._draw_depth(rows.shape[0], batch_size, rows.device)
+        total, outputs = torch.zeros_like(rows), []
+        for index in range(count):
+            level, scale = self._level(index)
+            mask = counted
+            if depth is not None:
+                used = index < depth
+                mask = used if counted is None else counted & used
+            output = level((rows - total) / scale, mask)
+            quantized = output.latents.detach() * scale
+            if depth is not None:
+                quantized = torch.where(used[:, None], quantized, 0)
+                output.codes = torch.where(used, output.codes, -1)
+            total = total + quantized
+            outputs.append(output)
+        if self.training and self.gathers and self.codebook_updates == "forward":
+            self.update_codebook()
+        passed = (rotate if self.gradient == "rotation" else straight_through)(rows, total)
+        return passed, torch.stack([output.codes for output in outputs], dim=1), *mean_losses(outputs)
+
+    def _codes(self, rows, num_levels=None):
+        codes, residual = [], rows
+        for index in range(self._check_count(num_levels)):
+            level, scale = self._level(index)
+            codes.append(level.tokenize(residual / scale))
+            residual = residual - level.detokenize(codes[-1]) * scale
+        return torch.stack(codes, dim=1)
+
+    def _vectors(self, codes):
+        total = 0
+        for index, level_codes in enumerate(codes.unbind(dim=1)):
+            level, scale = self._level(index)
+            vectors = level.detokenize(level_codes.clamp_min(0)) * scale
+            total = total + vectors.masked_fill((level_codes < 0)[:, None], 0)
+        return total
+
+    def _initialize(self, rows):
+        started = False
+        for index in range(self.num_levels):
+            level, scale = self._level(index)
+            started |= level.initialize(rows / scale)
+            rows = rows - level.detokenize(level.tokenize(rows / scale)) * scale
+        return started
+
+    def _draw_depth(self, rows, batch_size, device):
+        """Levels that each row uses, (rows,); None where all use all."""
+        if not self.training or self.level_dropout == 0 or rows == 0:
+            return None
+        depth = torch.randint(1, self.num_levels + 1, (batch_size,), device=device)
+        keep = torch.rand(batch_size, device=device) >= self.level_dropout
+        return torch.where(keep, self.num_levels, depth).repeat_interleave(rows // batch_size)
+
+    def _check_count(self, num_levels):
+        if num_levels is None:
+            return self.num_levels
+        check_positive_int(num_levels=num_levels)
+        check_range(1, self.num_levels, num_levels=num_levels)
+        return num_levels
+
+    def _check_levels(self, count):
+        if not 1 <= count <= self.num_levels:
+            raise ValueError(f"codes must have 1 to {self.num_levels} levels, got {count}")
