@@ -134,6 +134,10 @@ class Quantizer(nn.Module):
         """Size of this quantizer's code vectors at level `index` of a residual quantizer; learned ones adapt."""
         return 1.0
 
+    def residual_input(self, rows):
+        """Rows (n, dim) as the first level of a residual quantizer gets them."""
+        return rows
+
     def update_codebook(self):
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
 

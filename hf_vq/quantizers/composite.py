@@ -16,13 +16,14 @@ class CompositeQuantizer(Quantizer):
         part_dim: width of what a part quantizes.
         part_type: their `quantizer_type`.
         part_config: their options.
+        code_dim: see `Quantizer`.
     """
 
     lowest_code = 0
     _codebook_updates = "forward"
 
-    def __init__(self, codebook_size, dim, num_parts, part_dim, part_type, part_config):
-        super().__init__(codebook_size, dim)
+    def __init__(self, codebook_size, dim, num_parts, part_dim, part_type, part_config, code_dim=None):
+        super().__init__(codebook_size, dim, code_dim)
         self.levels = nn.ModuleList(
             make_quantizer(part_type, codebook_size, part_dim, part_config) for _ in range(num_parts)
         )

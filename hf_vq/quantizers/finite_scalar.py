@@ -5,6 +5,7 @@ import math
 import torch
 
 from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.gradients import straight_through
 from hf_vq.quantizers.registry import register
 
@@ -24,12 +25,14 @@ class FiniteScalarQuantizer(Quantizer):
         levels_per_dim: levels of every channel, each at least 2.
         preserve_symmetry: levels symmetric about 0, also where their number is even
             (https://arxiv.org/abs/2411.19842, section 3.2).
+        bound: "tanh" squashes channels into the levels' range; "clamp" cuts them off there, so that values within
+            keep their place: for levels of a residual quantizer. It needs `preserve_symmetry`.
 
     Raises:
         ValueError: levels that are missing, too few, or not `codebook_size` together.
     """
 
-    def __init__(self, codebook_size, dim, *, levels_per_dim=None, preserve_symmetry=False):
+    def __init__(self, codebook_size, dim, *, levels_per_dim=None, preserve_symmetry=False, bound="tanh"):
         if not levels_per_dim or any(not isinstance(n, int) or n < 2 for n in levels_per_dim):
             raise ValueError(f"levels_per_dim must list integers of at least 2, like [8, 5], got {levels_per_dim!r}")
         if math.prod(levels_per_dim) != codebook_size:
@@ -37,9 +40,13 @@ class FiniteScalarQuantizer(Quantizer):
                 f"levels_per_dim={list(levels_per_dim)} makes {math.prod(levels_per_dim)} codes, "
                 f"but codebook_size is {codebook_size}"
             )
+        check_choice(("tanh", "clamp"), bound=bound)
+        if bound == "clamp" and not preserve_symmetry:
+            raise ValueError("bound='clamp' needs preserve_symmetry=True: else the levels do not span [-1, 1]")
         channels = len(levels_per_dim)
         super().__init__(codebook_size, dim, None if channels == dim else channels)
         self.levels_per_dim, self.preserve_symmetry = tuple(levels_per_dim), preserve_symmetry
+        self.bound = bound
 
     @property
     def bits_per_token(self):
@@ -51,13 +58,19 @@ class FiniteScalarQuantizer(Quantizer):
 
     def residual_scale(self, index):
         """Size of the grid at level `index` of a residual quantizer, (channels,)."""
-        return (self._levels - 1.0) ** -index
+        return (1.0 * self._levels) ** -index
 
-    def bound(self, rows):
-        """Rows (n, channels) squashed to where rounding gives level - L // 2, or the level where symmetric."""
+    def residual_input(self, rows):
+        """Rows (n, channels) as the first level of a residual quantizer gets them: softly kept near the levels."""
+        limit = 1 + 1 / (self._levels - 1)
+        return limit * (rows / limit).tanh()
+
+    def squash(self, rows):
+        """Rows (n, channels) in level units: rounding gives level - L // 2, or the level where symmetric."""
         levels = self._levels
         if self.preserve_symmetry:
-            return (levels - 1) * (rows.tanh() + 1) / 2
+            bounded = rows.tanh() if self.bound == "tanh" else rows.clamp(-1, 1)
+            return (levels - 1) * (bounded + 1) / 2
         half = (levels - 1) * (1 + _EDGE) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         return (rows + (offset / half).atanh()).tanh() * half - offset
@@ -67,12 +80,12 @@ class FiniteScalarQuantizer(Quantizer):
         return self._levels.cumprod(0) // self._levels
 
     def _quantize(self, rows, valid, counted, batch_size):
-        bounded = self._scale(self.bound(rows))
+        bounded = self._scale(self.squash(rows))
         codes = self._codes(rows)
         return straight_through(bounded, self._vectors(codes)), codes, rows.new_zeros(()), {}
 
     def _codes(self, rows):
-        bounded = self.bound(rows)
+        bounded = self.squash(rows)
         if self.preserve_symmetry:
             levels = (bounded + 0.5).floor()
         else:

@@ -7,6 +7,7 @@ from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
 from hf_vq.quantizers.gradients import rotate, straight_through
 from hf_vq.quantizers.registry import register
 
+LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp"}}
 LEVEL_TYPES = ("ema", "finite_scalar", "lookup_free", "vector")
 
 
@@ -22,13 +23,14 @@ class ResidualQuantizer(CompositeQuantizer):
         dim: width of the latents.
         num_levels: levels.
         level_type: "ema", "vector", "finite_scalar" or "lookup_free". The grids of the last two shrink from level to
-            level.
+            level; finite scalar levels are symmetric and bounded by "clamp".
         level_config: the options of a level's quantizer.
         shared_codebook: one codebook for all levels. It is updated once a step, by what all levels saw.
         update_each_level: update a shared codebook after each level, as RQ-VAE does: codes and latents of later levels
             then come from a codebook that has moved.
         level_dropout: probability that a training item uses only its first levels, a number drawn uniformly from 1 to
             `num_levels` (SoundStream, section III-D). The codes of the levels left out are -1.
+        code_dim: width in which levels work; learned linear maps lead there and back where it is given.
         gradient: "straight_through", or "rotation" from z to the sum.
 
     Raises:
@@ -48,6 +50,7 @@ class ResidualQuantizer(CompositeQuantizer):
         shared_codebook=False,
         update_each_level=False,
         level_dropout=0.0,
+        code_dim=None,
         gradient="straight_through",
     ):
         check_positive_int(num_levels=num_levels)
@@ -57,7 +60,8 @@ class ResidualQuantizer(CompositeQuantizer):
         if update_each_level and not shared_codebook:
             raise ValueError("update_each_level=True is a way to update a shared codebook: it needs shared_codebook")
         parts = 1 if shared_codebook else num_levels
-        super().__init__(codebook_size, dim, parts, dim, level_type, level_config)
+        level_config = {**LEVEL_DEFAULTS.get(level_type, {}), **(level_config or {})}
+        super().__init__(codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim)
         self.num_levels, self.level_dropout, self.gradient = num_levels, level_dropout, gradient
         self.gathers = shared_codebook and not update_each_level
         self.codebook_updates = "forward"
@@ -80,6 +84,7 @@ class ResidualQuantizer(CompositeQuantizer):
     def _quantize(self, rows, valid, counted, batch_size, num_levels=None):
         count = self._check_count(num_levels)
         depth = self._draw_depth(rows.shape[0], batch_size, rows.device)
+        rows = self.levels[0].residual_input(rows)
         total, outputs = torch.zeros_like(rows), []
         for index in range(count):
             level, scale = self._level(index)
@@ -100,7 +105,7 @@ class ResidualQuantizer(CompositeQuantizer):
         return passed, torch.stack([output.codes for output in outputs], dim=1), *mean_losses(outputs)
 
     def _codes(self, rows, num_levels=None):
-        codes, residual = [], rows
+        codes, residual = [], self.levels[0].residual_input(rows)
         for index in range(self._check_count(num_levels)):
             level, scale = self._level(index)
             codes.append(level.tokenize(residual / scale))
