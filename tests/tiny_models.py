@@ -26,6 +26,8 @@ class TinyOutput(ModelOutput):
 class TinyAutoencoder(ModelMixin, ConfigMixin):
     """Linear patches of 2x2 with dropout, and an EMA codebook with restarts."""
 
+    num_levels = 1
+
     @register_to_config
     def __init__(self, codebook_size=8, dropout=0.1):
         super().__init__()

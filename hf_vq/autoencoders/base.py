@@ -45,7 +45,7 @@ class AutoencoderOutput(BaseOutput):
 
     Attributes:
         sample: (batch, channels, *space) reconstruction in [-1, 1].
-        codes: (batch, *grid) int64.
+        codes: (batch, *grid) int64; (batch, num_levels, *grid) where there are levels.
         loss: scalar, reconstruction_weight x reconstruction_loss + quantizer_loss.
         reconstruction_loss: scalar.
         quantizer_loss: scalar, as the quantizer weighs its terms.
@@ -76,12 +76,17 @@ class AutoencoderMixin(PushMixin):
         return self.quantizer.codebook_size
 
     @property
+    def num_levels(self):
+        """Codes per grid position; with more than one, codes have a levels axis after the batch."""
+        return self.quantizer.num_levels
+
+    @property
     def codebook_initialized(self):
         """Whether k-means has run, is switched off, or the codebook was loaded."""
         return self.quantizer.initialized
 
     def code_shape(self, sample_shape):
-        """Grid of the codes of one sample.
+        """Shape of the codes of one sample: the grid, after the number of levels where there are several.
 
         Args:
             sample_shape: (channels, *space), without the batch.
@@ -98,7 +103,8 @@ class AutoencoderMixin(PushMixin):
                 f"sample must be (channels, height, width) with sides that {factor}, the downsampling, divides; "
                 f"got shape {tuple(sample_shape)}"
             )
-        return tuple(side // factor for side in space)
+        levels = () if self.num_levels == 1 else (self.num_levels,)
+        return (*levels, *(side // factor for side in space))
 
     def check_sample(self, sample):
         if not sample.is_floating_point() or sample.ndim != 4:
@@ -109,9 +115,13 @@ class AutoencoderMixin(PushMixin):
         self.code_shape(tuple(sample.shape[1:]))
 
     @torch.no_grad()
-    def tokenize(self, sample):
-        """Samples (batch, channels, *space) in [-1, 1] to codes (batch, *grid) int64."""
-        return self.quantizer.tokenize(self.encode(sample).latents)
+    def tokenize(self, sample, **options):
+        """Samples (batch, channels, *space) in [-1, 1] to codes (batch, *grid) or (batch, num_levels, *grid) int64.
+
+        Args:
+            num_levels: of a residual quantizer, take only so many levels.
+        """
+        return self.quantizer.tokenize(self.encode(sample).latents, **options)
 
     @torch.no_grad()
     def initialize_codebook(self, sample):
@@ -132,6 +142,20 @@ class AutoencoderMixin(PushMixin):
         if mode not in ("forward", "deferred", "off"):
             raise ValueError(f"mode must be 'forward', 'deferred' or 'off', got {mode!r}")
         self.quantizer.codebook_updates = mode
+
+    def resize_codebook(self, codebook_size):
+        """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.
+
+        Returns:
+            (codebook_size,) int64, the old index that every code comes from.
+
+        Raises:
+            ValueError: a quantizer without a learned codebook, or one that does not count the use of its codes.
+        """
+        origin = self.quantizer.resize(codebook_size)
+        name = "num_vq_embeddings" if "num_vq_embeddings" in self.config else "codebook_size"
+        self.register_to_config(**{name: codebook_size})
+        return origin
 
     def update_codebook(self):
         """Applies the statistics gathered since the last update."""

@@ -69,19 +69,21 @@ def _describe_autoencoder(folder, config, image_size):
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(sorted(AUTOENCODERS))}")
     with torch.device("meta"):
         model = AUTOENCODERS[name].from_config(config)
-    bits = math.log2(model.codebook_size)
+    bits = model.quantizer.bits_per_token
     facts = {
         "class": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "codebook_size": model.codebook_size,
+        "quantizer": type(model.quantizer).__name__,
+        "num_levels": model.num_levels,
         "codebook_dim": model.quantizer.dim,
         "downsample_factor": model.downsample_factor,
-        "bits_per_code": round(bits, 4),
+        "bits_per_token": round(bits, 4),
         "bits_per_pixel": round(bits / model.downsample_factor**2, 4),
     }
     if image_size is not None:
         code_shape = model.code_shape((model.config.in_channels, image_size, image_size))
-        facts.update(code_shape=list(code_shape), bits_per_image=round(bits * math.prod(code_shape), 2))
+        facts.update(code_shape=list(code_shape), bits_per_image=round(bits * math.prod(code_shape[-2:]), 2))
     return {**facts, **_describe_usage(folder)}
 
 

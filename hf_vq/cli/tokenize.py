@@ -1,5 +1,6 @@
 """`hf-vq tokenize`: an image data set in, its codes out."""
 
+import math
 from dataclasses import dataclass, field
 
 import hf_vq
@@ -58,8 +59,8 @@ def run(options, data):
         images = {"train": train} if validation is None else {"train": train, "validation": validation}
     needed = 0
     for dataset in images.values():
-        height, width = model.code_shape(dataset.sample_shape)
-        needed += len(dataset) * height * width * storage_dtype(model.codebook_size).itemsize
+        codes = len(dataset) * math.prod(model.code_shape(dataset.sample_shape))
+        needed += codes * storage_dtype(model.codebook_size).itemsize
     check_disk_space(options.output, needed, "tokenizing")
     counts = tokenize_dataset(
         model,

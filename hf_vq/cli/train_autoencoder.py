@@ -21,9 +21,9 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
-from hf_vq.metrics.codebook import CodebookUsage
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import (
     save_code_maps,
     save_loss_curve,
@@ -140,7 +140,7 @@ def save_pictures(model, images, report, folder):
     output = model(samples.to(device))
     save_reconstruction_grid(folder / "reconstructions.png", samples, output.sample.cpu())
     save_code_maps(folder / "code_maps.png", samples, output.codes.cpu(), model.codebook_size)
-    usage = CodebookUsage(model.codebook_size).to(device)
+    usage = usage_metric(model).to(device)
     for batch in torch.utils.data.DataLoader(images, 64):
         usage.update(model.tokenize(batch["sample"].to(device)))
     save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())

@@ -32,6 +32,11 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
                 f"prior has codebook_size={prior.config.codebook_size}, but the autoencoder has "
                 f"{autoencoder.codebook_size} codes: they were not trained together"
             )
+        if prior.grid_dims != 2 + (autoencoder.num_levels > 1):
+            raise ValueError(
+                f"prior models codes with {prior.grid_dims} axes, but the autoencoder has {autoencoder.num_levels} "
+                "codes at every position of its grid"
+            )
         if class_names is not None and len(class_names) != prior.config.num_classes:
             raise ValueError(
                 f"class_names must be {prior.config.num_classes}, one for each class of the prior, got {class_names!r}"

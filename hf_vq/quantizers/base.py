@@ -141,8 +141,14 @@ class Quantizer(nn.Module):
     def update_codebook(self):
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
 
+    def resize(self, codebook_size):
+        """Changes the number of codes; see `CodebookSurgery`."""
+        raise ValueError(f"{type(self).__name__} has no learned codebook to resize to {codebook_size}")
+
+    @torch.no_grad()
     def finish_loading(self, missing):
         """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
+        self.nonfinite_rows.zero_()  # transformers leaves buffers that are not saved uninitialised
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).

@@ -120,6 +120,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     @torch.no_grad()
     def finish_loading(self, missing):
         """A codebook without averages (a stock checkpoint) gets those that stand for it."""
+        super().finish_loading(missing)
         if "embedding.weight" in missing:
             return
         self.initialized, self._pending = True, None

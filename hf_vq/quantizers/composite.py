@@ -1,5 +1,6 @@
 """What quantizers made of quantizers share."""
 
+import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer, check_codes
@@ -50,10 +51,15 @@ class CompositeQuantizer(Quantizer):
         for part in self.levels:
             part.update_codebook()
 
-    def reset(self):
-        """Forgets every codebook."""
-        for part in self.levels:
-            part.reset()
+    def resize(self, codebook_size):
+        """Resizes every codebook; see `CodebookSurgery`.
+
+        Returns:
+            (codebooks, codebook_size) int64, the origins of every codebook's codes.
+        """
+        origins = torch.stack([part.resize(codebook_size) for part in self.levels])
+        self.codebook_size = codebook_size
+        return origins.flatten(0, -2)
 
     def _check_levels(self, count):
         if count != self.num_levels:

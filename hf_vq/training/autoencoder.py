@@ -194,7 +194,7 @@ class AutoencoderTrainer:
         if self.autoencoder.codebook_initialized:
             return
         shape = tuple(self.train_dataset[0]["sample"].shape)
-        latents_per_sample = math.prod(self.autoencoder.code_shape(shape))
+        latents_per_sample = math.prod(self.autoencoder.code_shape(shape)) / self.autoencoder.num_levels
         wanted = math.ceil(LATENTS_PER_CODE * self.autoencoder.codebook_size / latents_per_sample)
         count = min(wanted, INITIAL_BATCHES * self.stream.samples_per_step, len(self.train_dataset))
         samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.share(0, count)])
@@ -303,7 +303,8 @@ class AutoencoderTrainer:
             return {}
         with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
             metrics = evaluate_autoencoder(self.autoencoder, self.eval_dataset, self.args.per_device_eval_batch_size)
-        size, used = self.autoencoder.codebook_size, self.autoencoder.codebook_size - metrics["dead_codes"]
+        size = self.autoencoder.codebook_size * self.autoencoder.num_levels
+        used = size - metrics["dead_codes"]
         if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
             message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
             logger.warning(message, self.step, used, size, metrics["perplexity"])

@@ -22,7 +22,9 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
 
     Returns:
         A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
-        of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`.
+        of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`. With
+        levels, usage and perplexity are means over them, dead codes their sum, and `usage_level_0`,
+        `perplexity_level_0` and so on say each.
 
     Raises:
         ValueError: an empty data set.
@@ -30,7 +32,7 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
     with _evaluating(model) as device:
-        error, codebook = ReconstructionError().to(device), CodebookUsage(model.codebook_size).to(device)
+        error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         for batch in _batches(dataset, batch_size, device):
             output = model(batch["sample"])
@@ -43,11 +45,28 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
         "mse": reconstruction.mse,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
-        "usage": used.usage,
-        "perplexity": used.perplexity,
-        "dead_codes": used.dead_codes,
+        **_describe_usage(used, model.num_levels),
         "num_codes": int(used.counts.sum()),
         "num_samples": len(dataset),
+    }
+
+
+def usage_metric(model):
+    """A `CodebookUsage` for the codes of an autoencoder."""
+    return CodebookUsage(model.codebook_size, model.num_levels)
+
+
+def _describe_usage(used, num_levels):
+    if num_levels == 1:
+        return {"usage": used.usage, "perplexity": used.perplexity, "dead_codes": used.dead_codes}
+    levels = {}
+    for index, (usage, perplexity) in enumerate(zip(used.usage, used.perplexity, strict=True)):
+        levels |= {f"usage_level_{index}": usage, f"perplexity_level_{index}": perplexity}
+    return {
+        "usage": sum(used.usage) / num_levels,
+        "perplexity": sum(used.perplexity) / num_levels,
+        "dead_codes": sum(used.dead_codes),
+        **levels,
     }
 
 

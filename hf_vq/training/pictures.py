@@ -41,20 +41,23 @@ def save_code_maps(path, samples, codes, codebook_size):
     Args:
         path: the PNG file to write.
         samples: (batch, channels, height, width) float in [-1, 1]; the first 12 are shown.
-        codes: (batch, height, width) int64 in [0, codebook_size).
+        codes: (batch, height, width) int64 in [0, codebook_size), or (batch, levels, height, width), of which the
+            first 4 levels are shown.
         codebook_size: number of codes.
 
     Raises:
         ValueError: not one map of codes a sample, or codes out of range.
     """
-    if codes.ndim != 3 or len(codes) != len(samples):
+    if codes.ndim not in (3, 4) or len(codes) != len(samples):
         raise ValueError(f"codes must be ({len(samples)}, height, width), got {tuple(codes.shape)}")
     if codes.min() < 0 or codes.max() >= codebook_size:
         raise ValueError(f"codes must be in [0, {codebook_size}), got {codes.min()} to {codes.max()}")
     colours = _code_colours(codebook_size)
-    rows = [("original", _to_pixels(samples)), ("codes", colours[codes.cpu().numpy()])]
-    height, width = codes.shape[1:]
-    _save_rows(path, rows, f"Codes: {height} x {width} of {codebook_size}")
+    levels = [codes] if codes.ndim == 3 else codes[:, :4].unbind(dim=1)
+    names = ["codes"] if codes.ndim == 3 else [f"level {index + 1}" for index in range(len(levels))]
+    maps = [(name, colours[level.cpu().numpy()]) for name, level in zip(names, levels, strict=True)]
+    grid = " x ".join(str(side) for side in codes.shape[1:])
+    _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grid} of {codebook_size}")
 
 
 def save_usage_histogram(path, counts):
@@ -62,14 +65,15 @@ def save_usage_histogram(path, counts):
 
     Args:
         path: the PNG file to write.
-        counts: (codebook_size,) ints.
+        counts: (codebook_size,) ints; or (levels, codebook_size), whose codes are shown together.
 
     Raises:
         ValueError: no code occurs at all.
     """
     counts = torch.as_tensor(counts).double().cpu()
-    if counts.ndim != 1 or counts.sum() == 0:
-        raise ValueError(f"counts must be one positive count or more in one row, got shape {tuple(counts.shape)}")
+    if counts.ndim not in (1, 2) or counts.sum() == 0:
+        raise ValueError(f"counts must be a positive count or more by code, got shape {tuple(counts.shape)}")
+    counts = counts.flatten()
     share = counts.sort(descending=True).values / counts.sum()
     used, perplexity = int((counts > 0).sum()), torch.special.entr(share).sum().exp().item()
     size = len(share)

@@ -47,7 +47,9 @@ class StockProtocol:
 
     def get_codebook_entry(self, indices, shape=None):
         """Code vectors: (n, dim), or (batch, dim, height, width) where shape = (batch, height, width, dim)."""
-        vectors = self.embedding(indices)
+        if self.num_levels > 1:
+            raise ValueError(f"stock pipelines know one code per position, this quantizer has {self.num_levels}")
+        vectors = self.detokenize(indices.reshape(-1))
         if shape is None:
             return vectors
         return vectors.view(shape).movedim(-1, 1).contiguous()
@@ -68,9 +70,10 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
 
     Args:
         in_channels ... force_upcast: as in diffusers.
-        quantizer_type: "vector" (stock) or "ema".
+        quantizer_type: "vector" (stock), "ema" or another of `hf_vq.quantizers.QUANTIZERS`.
         quantizer_config: the quantizer's options. For "vector" those left out are stock's: `legacy=True`, beta on the
-            codebook term, and `restart_threshold=0`, since a stock folder has no room for a running usage.
+            codebook term, and `restart_threshold=0`, since a stock folder has no room for a running usage. What stock
+            cannot decode is saved under names that it does not know: it fails instead of decoding wrongly.
         reconstruction_loss: "mse" or "l1".
         reconstruction_weight: its weight in `loss`, above 0.
 
@@ -130,11 +133,19 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
             lookup_from_codebook=lookup_from_codebook,
             force_upcast=force_upcast,
         )
-        self.quantize = quantizer
+        if quantizer.stock_compatible:
+            self.quantize = quantizer
+        else:
+            del self._modules["quantize"]
+            self.quantizer = quantizer
 
     @property
     def quantizer(self):
-        return self.quantize
+        return self._modules["quantizer" if "quantizer" in self._modules else "quantize"]
+
+    @property
+    def quantize(self):
+        return self.quantizer
 
     @property
     def downsample_factor(self):
@@ -177,6 +188,8 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
 
     def to_diffusers(self):
         """A stock `diffusers.VQModel` with these weights: a copy, for sharing with people who do not have hf_vq."""
+        if not self.quantizer.stock_compatible:
+            raise ValueError(f"stock diffusers has no {type(self.quantizer).__name__} with these options")
         stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})

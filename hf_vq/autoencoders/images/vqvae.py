@@ -33,9 +33,10 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         hidden_channels: width of the middle and of the residual blocks.
         num_residual_layers: blocks in each of the two residual stacks, 0 or more.
         residual_channels: inner width of a block; None: a quarter of `hidden_channels`.
-        codebook_size: number of codes.
+        codebook_size: number of codes; of each level where there are several.
         codebook_dim: width of a code; None: no projection, codes are as wide as the encoder's end.
-        quantizer_type: "ema" or "vector" (`hf_vq.quantizers.QUANTIZERS`).
+        quantizer_type: a key of `hf_vq.quantizers.QUANTIZERS`: "ema", "vector", "residual", "product",
+            "finite_scalar", "lookup_free", "gumbel" or "index_backpropagation".
         quantizer_config: the quantizer's other options.
         stage_channels: width after each halving of the sides; None: (hidden_channels // 2, hidden_channels).
         kernel_size: of the strided convolutions, at least 2.
