@@ -1,8 +1,9 @@
 """The one nearest-code search: exact float32 decisions, memory that grows with N and never with N x K."""
 
 import torch
+import torch.nn.functional as F
 
-_SCORES_PER_BLOCK = 1 << 21  # floats of one block of scores (8 MiB): stays near the cache
+_SCORES_PER_BLOCK = 1 << 20  # floats of one block of scores (4 MiB): stays near the cache
 _PAIRS_PER_BLOCK = 1 << 16  # (row, code) pairs that are compared exactly at a time
 
 
@@ -30,25 +31,69 @@ def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor, metric: str = "
 
 @torch.library.custom_op("hf_vq::nearest_codes", mutates_args=())
 def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.Tensor:
-    if latents.device.type == "cpu" and not torch.isfinite(latents).all():
-        bad = (~torch.isfinite(latents).all(dim=1)).sum().item()
-        raise RuntimeError(f"latents: {bad} of {latents.shape[0]} vectors hold NaN or infinity: the encoder diverged")
-    codes = torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
-    rows_per_block = max(1, _SCORES_PER_BLOCK // codebook.shape[0])
     with torch.autocast(latents.device.type, enabled=False), _full_float32():
-        half_norms = codebook.new_zeros(codebook.shape[0]) if dot else -0.5 * codebook.square().sum(dim=1)
-        rounding = _rounding(latents, codebook)
-        for start in range(0, latents.shape[0], rows_per_block):
-            block = slice(start, start + rows_per_block)
-            # largest x.e - |e|^2 / 2 is smallest |x - e|^2; `max` over rows is several times faster than `argmin`
-            scores = torch.addmm(half_norms, latents[block], codebook.T)
-            best, codes[block] = scores.max(dim=1)
-            rivals = scores >= (best - rounding[block])[:, None]
-            unsure = rivals.sum(dim=1) > 1
-            if unsure.any():
-                rows = unsure.nonzero()[:, 0]
-                codes[rows + start] = _decide_exactly(latents[block][rows], codebook, rivals[rows], dot)
-    return codes
+        lengths = torch.linalg.vector_norm(latents, dim=1)
+        if latents.device.type == "cpu" and not lengths.sum().isfinite():
+            _check_finite(latents)
+        none = torch.empty(0, dtype=torch.int64, device=latents.device)
+        return torch.cat([none, *_search(latents, codebook, _rounding(lengths, codebook), dot)])
+
+
+def _search(latents, codebook, rounding, dot):
+    """Codes of one block of rows after the other."""
+    codebook_size = codebook.shape[0]
+    # columns of scores are faster where there are many codes, rows of scores where there are few (both measured)
+    by_column = codebook_size >= 4096
+    members = 1 if codebook_size < 256 else 64 if by_column else 16
+    padding = -codebook_size % members
+    biases = codebook.new_zeros(codebook_size) if dot else -0.5 * codebook.square().sum(dim=1)
+    if padding:
+        biases, codebook = F.pad(biases, (0, padding), value=-torch.inf), F.pad(codebook, (0, 0, 0, padding))
+    size = codebook.shape[0]
+    rows_per_block = max(1, min(len(latents), _SCORES_PER_BLOCK // size))
+    buffer = latents.new_empty(rows_per_block * size)
+    for start in range(0, len(latents), rows_per_block):
+        block, slack = latents[start : start + rows_per_block], rounding[start : start + rows_per_block]
+        out = buffer[: size * len(block)]  # largest x.e - |e|^2 / 2 is smallest |x - e|^2
+        if by_column:  # groups of neighbours
+            columns = torch.addmm(biases[:, None], codebook, block.T, out=out.view(size, -1))
+            group_best = columns.unflatten(0, (-1, members)).amax(dim=1).T
+            scores, steps = columns.T, (1, members)
+        else:  # groups of codes that lie `size / members` apart
+            scores = torch.addmm(biases, block, codebook.T, out=out.view(-1, size))
+            group_best = scores.unflatten(1, (members, -1)).amax(dim=1)
+            steps = (size // members, 1)
+        best, codes, second = _best_two(scores, group_best, members, *steps)
+        unsure = second >= best - slack
+        if unsure.any():
+            rows = unsure.nonzero()[:, 0]
+            rivals = scores[rows, :codebook_size] >= (best - slack)[rows, None]
+            codes[rows] = _decide_exactly(block[rows], codebook[:codebook_size], rivals, dot)
+        yield codes
+
+
+def _best_two(scores, group_best, members, member_step, group_step):
+    """Best score of each row, its code, and the second best score, without another pass over all scores.
+
+    Args:
+        scores: (rows, codes).
+        group_best: (rows, groups), the best score of each group of codes.
+        members: codes of a group; code = member_step x member + group_step x group.
+    """
+    best, group = group_best.max(dim=1)
+    places = group_step * group[:, None] + member_step * torch.arange(members, device=scores.device)
+    inside = scores.gather(1, places)  # (rows, members)
+    member = inside.max(dim=1).indices
+    group_best.scatter_(1, group[:, None], -torch.inf)
+    inside.scatter_(1, member[:, None], -torch.inf)
+    second = torch.maximum(group_best.amax(dim=1), inside.amax(dim=1))
+    return best, group_step * group + member_step * member, second
+
+
+def _check_finite(latents):
+    bad = (~torch.isfinite(latents).all(dim=1)).sum().item()
+    if bad:
+        raise RuntimeError(f"latents: {bad} of {len(latents)} vectors hold NaN or infinity: the encoder diverged")
 
 
 @_nearest.register_fake
@@ -61,11 +106,10 @@ def widest_float(device):
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _rounding(latents, codebook):
+def _rounding(lengths, codebook):
     """A bound, per row, on how far two of its scores can lie apart by rounding alone."""  # (rows,)
     longest = torch.linalg.vector_norm(codebook, dim=1).amax()
-    scale = longest * (torch.linalg.vector_norm(latents, dim=1) + longest)
-    return scale * torch.finfo(latents.dtype).eps * (4 + 2 * latents.shape[1] ** 0.5)
+    return longest * (lengths + longest) * torch.finfo(lengths.dtype).eps * (4 + 2 * codebook.shape[1] ** 0.5)
 
 
 def _decide_exactly(latents, codebook, rivals, dot):
