@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import hf_vq
 from hf_vq.hub.shims import modeling_files
+from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 from .hub_client import EVALUATION
 from .hub_server import TOKEN, Hub
@@ -171,6 +174,29 @@ def test_a_written_card_keeps_its_text(client, hub):
     assert code == 2
     assert "apache-2.0" in errors
     assert "mit" in errors
+
+
+@pytest.mark.parametrize("card", sorted(path.parent.name for path in ROOT.glob("model_cards/*/README.md")))
+def test_model_cards_are_complete_and_their_code_runs(card, client, hub):
+    """Pushed with a pipeline of the recipes' networks (untrained): metadata, pictures, recipes, code."""
+    folder = ROOT / "model_cards" / card
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    autoencoder = hf_vq.VQVAE(**recipes["autoencoder"]["model_config"])
+    shape = autoencoder.code_shape((autoencoder.config.in_channels, 28, 28))
+    prior = PixelCNNConfig(
+        codebook_size=autoencoder.codebook_size, code_shape=shape, **recipes["prior"]["prior_config"]
+    )
+    hf_vq.VQPipeline(autoencoder, PixelCNN(prior)).save_pretrained(client.work / card)
+    code, _, errors = client.push(client.work / card, f"hf-vq/{card}", "--card", folder)
+    assert code == 0, errors
+    found = client("read_card", repo_id=f"hf-vq/{card}")
+    assert found["data"]["license"] == "apache-2.0"
+    assert found["data"]["library_name"] == "diffusers"
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", found["text"])
+    assert len(pictures) >= 3
+    assert {*pictures, "autoencoder.yaml", "prior.yaml"} <= set(hub.files(f"hf-vq/{card}"))
+    assert client("run_card", repo_id=f"hf-vq/{card}", folder=str(client.work)) == 1
+    assert (client.work / "digit.png").is_file()
 
 
 def test_nothing_is_sent_without_a_licence_or_of_a_folder_that_is_not_whole(client, hub):
