@@ -12,7 +12,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 
+from hf_vq import VQVAE
 from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer, nearest_codes
 from hf_vq.quantizers.entropy import assignment_entropies, bit_entropies
 from hf_vq.quantizers.lookup import lookup
@@ -602,3 +605,38 @@ def test_two_processes_equal_one(variant, tmp_path, monkeypatch):
         for rank in ranks:
             for key, value in alone.items():
                 torch.testing.assert_close(rank[key], value, rtol=tolerance, atol=tolerance, msg=key)
+
+
+def _train_sharded(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = VQVAE(1, hidden_channels=8, stage_channels=(4,), num_residual_layers=0, codebook_size=8, codebook_dim=6)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    fully_shard(model.to(torch.bfloat16), mesh=mesh)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    samples = torch.rand(6, 2, 4, 1, 8, 8)[:, rank].bfloat16() * 2 - 1
+    codebooks = []
+    for sample in samples:
+        model.train()(sample).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        codebooks.append(model.quantizer.embedding.weight.clone())
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    torch.save({"codebooks": codebooks, "state": state if rank == 0 else {}}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_fsdp2_moves_the_same_float32_codebook_on_every_rank_and_saves_it(tmp_path, monkeypatch):
+    """(A frozen Parameter instead of a buffer would lose every update.)"""
+    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
+    mp.spawn(_train_sharded, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    first, *_, last = ranks[0]["codebooks"]
+    assert not torch.equal(first, last)
+    assert last.dtype == torch.float32
+    assert torch.equal(last, ranks[1]["codebooks"][-1])
+    state = ranks[0]["state"]
+    assert torch.equal(state["quantizer.embedding.weight"], last)
+    assert state["quantizer.embedding_sum"].dtype == torch.float32
+    assert state["to_latents.weight"].shape == (6, 8, 1, 1)
