@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 
 from hf_vq import VQVAE
-from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer, nearest_codes
+from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer
 from hf_vq.quantizers.entropy import assignment_entropies, bit_entropies
 from hf_vq.quantizers.lookup import lookup
 
@@ -458,30 +458,7 @@ def test_reset_starts_again_by_kmeans(name):
     assert not torch.equal(quantizer.embedding.weight, before)
 
 
-# The search
-
-
-@pytest.mark.parametrize(("rows", "codebook_size", "dim"), [(4096, 1024, 8), (513, 700, 64), (3, 5, 1)])
-def test_search_equals_float64(rows, codebook_size, dim):
-    latents, codebook = torch.randn(rows, dim), torch.randn(codebook_size, dim)
-    exact = torch.cdist(latents.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    assert torch.equal(nearest_codes(latents, codebook), exact)
-
-
-def test_search_is_exact_far_from_the_origin_and_whatever_else_is_in_the_batch():
-    codebook = 50 + torch.randn(300, 16)  # the matmul form alone errs here
-    latents = 50 + torch.randn(1000, 16)
-    exact = torch.cdist(latents.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    together = nearest_codes(latents, codebook)
-    assert torch.equal(together, exact)
-    assert torch.equal(torch.cat([nearest_codes(row[None], codebook) for row in latents]), together)
-
-
-def test_equal_distances_take_the_lowest_index():
-    codebook = torch.randn(40, 8)
-    codebook[20:] = codebook[:20]
-    assert nearest_codes(torch.randn(500, 8), codebook).max() < 20
-    assert (nearest_codes(torch.randn(500, 8), torch.zeros(64, 8)) == 0).all()
+# Health
 
 
 def test_training_step_at_16384_by_16384_adds_little_memory():
@@ -499,9 +476,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     added = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert added < 512, f"{added} MiB"
-
-
-# Health
 
 
 @LEARNED

@@ -1,9 +1,13 @@
 """The one nearest-code search: exact float32 decisions, memory that grows with N and never with N x K."""
 
+import functools
+import importlib
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 
-_SCORES_PER_BLOCK = 1 << 20  # floats of one block of scores (4 MiB): stays near the cache
+_SCORES_PER_BLOCK = {"cpu": 1 << 20, "other": 1 << 26}  # floats at a time; on a CPU they stay near the cache
 _PAIRS_PER_BLOCK = 1 << 16  # (row, code) pairs that are compared exactly at a time
 
 
@@ -35,26 +39,56 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
         lengths = torch.linalg.vector_norm(latents, dim=1)
         if latents.device.type == "cpu" and not lengths.sum().isfinite():
             _check_finite(latents)
-        none = torch.empty(0, dtype=torch.int64, device=latents.device)
-        return torch.cat([none, *_search(latents, codebook, _rounding(lengths, codebook), dot)])
+        rounding = _rounding(lengths, codebook)
+        if latents.is_cuda and latents.dtype == torch.float32 and len(latents) and fused_search() is not None:
+            return torch.where(lengths.isfinite(), search_fused(latents, codebook, rounding, dot), 0)
+        return _search(latents, codebook, rounding, dot)
+
+
+@functools.cache
+def fused_search():
+    """The module with the Triton kernel, or None where triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("hf_vq.quantizers.nearest_triton")
+
+
+def search_fused(latents, codebook, rounding, dot):
+    """The search by the Triton kernel: `_search` decides the rows that rounding leaves open."""
+    biased = torch.cat([codebook, _biases(codebook, dot)[:, None]], dim=1)
+    best, codes, second = fused_search().best_two(latents, biased)
+    close = (second >= best - rounding).nonzero()[:, 0]
+    codes[close] = _search(latents[close], codebook, rounding[close], dot)
+    return codes
 
 
 def _search(latents, codebook, rounding, dot):
+    none = torch.empty(0, dtype=torch.int64, device=latents.device)
+    return torch.cat([none, *_search_blocks(latents, codebook, rounding, dot)])
+
+
+def _biases(codebook, dot):
+    """What each code adds to x.e so that the largest is the nearest: x.e - |e|^2 / 2 falls with |x - e|^2."""
+    return codebook.new_zeros(codebook.shape[0]) if dot else -0.5 * codebook.square().sum(dim=1)
+
+
+def _search_blocks(latents, codebook, rounding, dot):
     """Codes of one block of rows after the other."""
     codebook_size = codebook.shape[0]
     # columns of scores are faster where there are many codes, rows of scores where there are few (both measured)
     by_column = codebook_size >= 4096
     members = 1 if codebook_size < 256 else 64 if by_column else 16
     padding = -codebook_size % members
-    biases = codebook.new_zeros(codebook_size) if dot else -0.5 * codebook.square().sum(dim=1)
+    biases = _biases(codebook, dot)
     if padding:
         biases, codebook = F.pad(biases, (0, padding), value=-torch.inf), F.pad(codebook, (0, 0, 0, padding))
     size = codebook.shape[0]
-    rows_per_block = max(1, min(len(latents), _SCORES_PER_BLOCK // size))
+    scores_per_block = _SCORES_PER_BLOCK["cpu" if latents.device.type == "cpu" else "other"]
+    rows_per_block = max(1, min(len(latents), scores_per_block // size))
     buffer = latents.new_empty(rows_per_block * size)
     for start in range(0, len(latents), rows_per_block):
         block, slack = latents[start : start + rows_per_block], rounding[start : start + rows_per_block]
-        out = buffer[: size * len(block)]  # largest x.e - |e|^2 / 2 is smallest |x - e|^2
+        out = buffer[: size * len(block)]
         if by_column:  # groups of neighbours
             columns = torch.addmm(biases[:, None], codebook, block.T, out=out.view(size, -1))
             group_best = columns.unflatten(0, (-1, members)).amax(dim=1).T
