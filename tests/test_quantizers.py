@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 
 from hf_vq import VQVAE
-from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer
+from hf_vq.quantizers import EMAVectorQuantizer, entropy, make_quantizer
 from hf_vq.quantizers.entropy import assignment_entropies, bit_entropies
 from hf_vq.quantizers.lookup import lookup
 
@@ -360,6 +360,21 @@ def test_bit_entropies_equal_the_enumeration_of_all_codes():
     for ours, theirs in zip(factorized, listed, strict=True):
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(*(torch.autograd.grad(x, rows, retain_graph=True)[0] for x in (ours, theirs)))
+
+
+@pytest.mark.parametrize("variant", ["vector entropy", "ema entropy", "index_backpropagation", "gumbel"])
+@pytest.mark.parametrize("train", [True, False])
+def test_chunks_change_neither_values_nor_gradients(variant, train, monkeypatch):
+    quantizer, latents = trained(variant).train(train), torch.randn(2, 6, 4, 4)
+    results = []
+    for size in (1 << 24, 60):
+        monkeypatch.setattr(entropy, "_SCORES_PER_CHUNK", size)
+        ours, given = copy.deepcopy(quantizer), latents.clone().requires_grad_()
+        output = same_draws(ours, given)
+        (output.loss + output.latents.square().sum()).backward()
+        gradients = [parameter.grad for parameter in ours.parameters()]
+        results.append((output.latents, output.codes, output.loss, given.grad, *gradients))
+    torch.testing.assert_close(*results)
 
 
 def test_entropy_of_2_to_the_18_codes_fits_in_memory():

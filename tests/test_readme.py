@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from hf_vq.quantizers import QUANTIZERS
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -14,6 +16,16 @@ def test_python_example_runs(tmp_path, monkeypatch):
     exec(example, names)
     assert names["codes"].shape == (8, 4, 4)
     assert (tmp_path / "my-pipeline" / "model_index.json").is_file()
+
+
+def test_quantizer_example_runs_and_the_table_has_every_type():
+    section = README.read_text(encoding="utf-8").split("## Quantizers by one word")[1].split("\n## ")[0]
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", section, flags=re.S)[1], names)
+    assert names["codes"].shape == (16, 4, 8, 8)
+    assert names["coarse"].shape == (16, 3, 32, 32)
+    assert names["model"].quantizer.bits_per_token == 32
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == {"quantizer_type", *QUANTIZERS}
 
 
 def test_commands_and_picture_exist():

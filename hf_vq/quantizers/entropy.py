@@ -24,6 +24,8 @@ def in_chunks(function, rows, *others, width):
         list of its results.
     """
     size = max(1, _SCORES_PER_CHUNK // width)
+    if rows.shape[0] <= size:
+        return [function(rows, *others)]
     chunks = zip(*(tensor.split(size) for tensor in (rows, *others)), strict=True)
     return [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
 
