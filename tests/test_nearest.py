@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_vq.quantizers import nearest_codes
+from hf_vq.quantizers import nearest, nearest_codes
 
 
 def exact(latents, codebook, metric="euclidean"):
@@ -66,6 +66,14 @@ def test_nonfinite_latents_raise_and_say_how_many(bad):
         nearest_codes(latents, torch.randn(6, 4))
 
 
+def test_codes_beyond_one_tile_are_searched(monkeypatch):
+    monkeypatch.setattr(nearest, "_CODES_PER_TILE", 4096)
+    monkeypatch.setattr(nearest, "_SCORES_PER_TILE", 4096 * 7)
+    codebook, latents = torch.randn(20000, 3), torch.randn(100, 3)
+    codebook[9000:9100] = codebook[:100]  # ties across tiles
+    assert torch.equal(nearest_codes(latents, codebook), exact(latents, codebook))
+
+
 def test_huge_finite_latents_do_not_raise():
     latents = torch.full((3, 4), 1e30)
     assert nearest_codes(latents, torch.eye(4)).shape == (3,)
@@ -80,18 +88,15 @@ for rows, codes, dim, metric in [(70, 300, 8, "euclidean"), (1, 1, 1, "euclidean
                                  (33, 17, 64, "euclidean")]:
     latents, codebook = torch.randn(rows, dim), torch.randn(codes, dim)
     codebook[codes // 2 :] = codebook[: codes - codes // 2].clone()  # ties
-    rounding = nearest._rounding(latents.norm(dim=1), codebook)
-    found = nearest.search_fused(latents, codebook, rounding, metric == "dot")
+    fused = nearest.fused_search().best_two
+    found = nearest.search(latents, codebook, latents.norm(dim=1), metric == "dot", fused)
     assert torch.equal(found, exact(latents, codebook, metric)), (rows, codes, dim, metric)
-    biased = torch.cat([codebook, nearest._biases(codebook, metric == "dot")[:, None]], dim=1)
-    scores = torch.cat([latents, torch.ones(rows, 1)], dim=1) @ biased.T
-    best, code, second = nearest.fused_search().best_two(latents, biased)
-    torch.testing.assert_close(best, scores.amax(dim=1), rtol=1e-5, atol=1e-5)
-    if codes > 1:
-        torch.testing.assert_close(second, scores.topk(2).values[:, 1], rtol=1e-5, atol=1e-5)
+    biases = torch.randn(codes)
+    for ours, theirs in zip(fused(latents, codebook, biases), nearest.best_two(latents, codebook, biases)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 latents[3] = float("nan")
-assert 0 <= nearest.fused_search().best_two(latents, biased)[1].min()
-assert nearest.fused_search().best_two(latents, biased)[1].max() < codes
+found = fused(latents, codebook, biases)[1]
+assert 0 <= found.min() <= found.max() < codes
 print("the kernel agrees")
 """
 

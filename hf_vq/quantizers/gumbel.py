@@ -81,8 +81,12 @@ class GumbelQuantizer(Quantizer):
 
     def _quantize(self, rows, valid, counted, batch_size):
         if self.training:
-            noise = gumbel_noise(rows, self.codebook_size)
-            parts = in_chunks(self._draw, rows, noise, width=self.codebook_size)
+            temperature = self.temperature  # of this step, also when a chunk is computed again for the gradient
+
+            def draw(rows, noise):
+                return self._draw(rows, noise, temperature)
+
+            parts = in_chunks(draw, rows, gumbel_noise(rows, self.codebook_size), width=self.codebook_size)
             self._count_step()
         else:
             parts = in_chunks(self._decide, rows, width=self.codebook_size)
@@ -90,20 +94,16 @@ class GumbelQuantizer(Quantizer):
         divergence = masked_mean(divergence, valid)
         return quantized, codes, self.kl_weight * divergence, {"kl": divergence}
 
-    def _draw(self, rows, noise):
+    def _draw(self, rows, noise, temperature):
         logits = self.proj(rows)  # (n, codebook_size)
-        noisy = (logits + noise) / self.temperature
+        noisy = (logits + noise) / temperature
         codes, soft = noisy.argmax(dim=1), noisy.softmax(dim=1)
-        mixture = soft @ self.embedding.weight
-        if not self.hard:
-            return mixture, codes, self._divergence(logits)
-        # one-hot straight through: the code's own vector learns from its value, all others through `soft`
-        through_soft = soft @ self.embedding.weight.detach()
-        return (
-            lookup(codes, self.embedding.weight) + (through_soft - through_soft.detach()),
-            codes,
-            self._divergence(logits),
-        )
+        if self.hard:  # the code's own vector learns by its value, the logits by the mixture
+            mixture = soft @ self.embedding.weight.detach()
+            quantized = lookup(codes, self.embedding.weight) + (mixture - mixture.detach())
+        else:
+            quantized = soft @ self.embedding.weight
+        return quantized, codes, self._divergence(logits)
 
     def _decide(self, rows):
         codes = self._codes(rows)

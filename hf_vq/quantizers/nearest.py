@@ -7,7 +7,8 @@ import importlib.util
 import torch
 import torch.nn.functional as F
 
-_SCORES_PER_BLOCK = {"cpu": 1 << 20, "other": 1 << 26}  # floats at a time; on a CPU they stay near the cache
+_SCORES_PER_TILE = 1 << 20  # floats at a time: they stay near a CPU's cache
+_CODES_PER_TILE = 1 << 14
 _PAIRS_PER_BLOCK = 1 << 16  # (row, code) pairs that are compared exactly at a time
 
 
@@ -39,10 +40,9 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
         lengths = torch.linalg.vector_norm(latents, dim=1)
         if latents.device.type == "cpu" and not lengths.sum().isfinite():
             _check_finite(latents)
-        rounding = _rounding(lengths, codebook)
-        if latents.is_cuda and latents.dtype == torch.float32 and len(latents) and fused_search() is not None:
-            return torch.where(lengths.isfinite(), search_fused(latents, codebook, rounding, dot), 0)
-        return _search(latents, codebook, rounding, dot)
+        fused = latents.is_cuda and latents.dtype == torch.float32 and fused_search() is not None
+        codes = search(latents, codebook, lengths, dot, fused_search().best_two if fused else best_two)
+        return codes if latents.device.type == "cpu" else torch.where(lengths.isfinite(), codes, 0)
 
 
 @functools.cache
@@ -53,67 +53,82 @@ def fused_search():
     return importlib.import_module("hf_vq.quantizers.nearest_triton")
 
 
-def search_fused(latents, codebook, rounding, dot):
-    """The search by the Triton kernel: `_search` decides the rows that rounding leaves open."""
-    biased = torch.cat([codebook, _biases(codebook, dot)[:, None]], dim=1)
-    best, codes, second = fused_search().best_two(latents, biased)
+def search(latents, codebook, lengths, dot, best_two):
+    """The codes of the best scores; where the second best is as good as the best but for rounding, the exact best.
+
+    Args:
+        latents: (rows, dim).
+        codebook: (codebook_size, dim).
+        lengths: (rows,) of the latents.
+        dot: compare dot products.
+        best_two: what finds best scores, their codes and second best scores.
+    """
+    # a code adds to x.e what makes the largest the nearest: x.e - |e|^2 / 2 falls with |x - e|^2
+    biases = codebook.new_zeros(len(codebook)) if dot else -0.5 * codebook.square().sum(dim=1)
+    best, codes, second = best_two(latents, codebook, biases)
+    rounding = _rounding(lengths, codebook)
     close = (second >= best - rounding).nonzero()[:, 0]
-    codes[close] = _search(latents[close], codebook, rounding[close], dot)
+    for rows in close.split(max(1, _SCORES_PER_TILE // len(codebook))) if len(close) else ():
+        scores = torch.addmm(biases, latents[rows], codebook.T)
+        rivals = scores >= (scores.amax(dim=1) - rounding[rows])[:, None]
+        codes[rows] = _decide_exactly(latents[rows], codebook, rivals, dot)
     return codes
 
 
-def _search(latents, codebook, rounding, dot):
-    none = torch.empty(0, dtype=torch.int64, device=latents.device)
-    return torch.cat([none, *_search_blocks(latents, codebook, rounding, dot)])
+def best_two(latents, codebook, biases):
+    """Best score of each row, its code, and the second best score, tile by tile.
 
-
-def _biases(codebook, dot):
-    """What each code adds to x.e so that the largest is the nearest: x.e - |e|^2 / 2 falls with |x - e|^2."""
-    return codebook.new_zeros(codebook.shape[0]) if dot else -0.5 * codebook.square().sum(dim=1)
-
-
-def _search_blocks(latents, codebook, rounding, dot):
-    """Codes of one block of rows after the other."""
-    codebook_size = codebook.shape[0]
+    Args:
+        latents: (rows, dim).
+        codebook: (codebook_size, dim).
+        biases: (codebook_size,), added to the dot products.
+    """
+    rows = len(latents)
+    best, second = latents.new_full((2, rows), -torch.inf)
+    codes = torch.zeros(rows, dtype=torch.int64, device=latents.device)
     # columns of scores are faster where there are many codes, rows of scores where there are few (both measured)
-    by_column = codebook_size >= 4096
-    members = 1 if codebook_size < 256 else 64 if by_column else 16
-    padding = -codebook_size % members
-    biases = _biases(codebook, dot)
+    by_column = len(codebook) >= 4096
+    members = 64 if by_column else 16 if len(codebook) >= 256 else 4
+    padding = -len(codebook) % members
     if padding:
-        biases, codebook = F.pad(biases, (0, padding), value=-torch.inf), F.pad(codebook, (0, 0, 0, padding))
-    size = codebook.shape[0]
-    scores_per_block = _SCORES_PER_BLOCK["cpu" if latents.device.type == "cpu" else "other"]
-    rows_per_block = max(1, min(len(latents), scores_per_block // size))
-    buffer = latents.new_empty(rows_per_block * size)
-    for start in range(0, len(latents), rows_per_block):
-        block, slack = latents[start : start + rows_per_block], rounding[start : start + rows_per_block]
-        out = buffer[: size * len(block)]
-        if by_column:  # groups of neighbours
-            columns = torch.addmm(biases[:, None], codebook, block.T, out=out.view(size, -1))
-            group_best = columns.unflatten(0, (-1, members)).amax(dim=1).T
-            scores, steps = columns.T, (1, members)
-        else:  # groups of codes that lie `size / members` apart
-            scores = torch.addmm(biases, block, codebook.T, out=out.view(-1, size))
-            group_best = scores.unflatten(1, (members, -1)).amax(dim=1)
-            steps = (size // members, 1)
-        best, codes, second = _best_two(scores, group_best, members, *steps)
-        unsure = second >= best - slack
-        if unsure.any():
-            rows = unsure.nonzero()[:, 0]
-            rivals = scores[rows, :codebook_size] >= (best - slack)[rows, None]
-            codes[rows] = _decide_exactly(block[rows], codebook[:codebook_size], rivals, dot)
-        yield codes
+        codebook, biases = F.pad(codebook, (0, 0, 0, padding)), F.pad(biases, (0, padding), value=-torch.inf)
+    size = min(len(codebook), _CODES_PER_TILE)
+    buffer = latents.new_empty(size * min(rows, _SCORES_PER_TILE // size))
+    for first in range(0, len(codebook), size):
+        vectors, added = codebook[first : first + size], biases[first : first + size]
+        for start in range(0, rows, _SCORES_PER_TILE // size):
+            block = slice(start, min(rows, start + _SCORES_PER_TILE // size))
+            tile = _score_by_column if by_column else _score_by_row
+            out = buffer[: len(vectors) * (block.stop - start)]
+            tile_best, tile_codes, tile_second = _two_of(*tile(latents[block], vectors, added, members, out))
+            runner_up = torch.minimum(best[block], tile_best)
+            second[block] = torch.maximum(torch.maximum(second[block], tile_second), runner_up)
+            codes[block] = torch.where(tile_best > best[block], tile_codes + first, codes[block])
+            best[block] = torch.maximum(best[block], tile_best)
+    return best, codes, second
 
 
-def _best_two(scores, group_best, members, member_step, group_step):
+def _score_by_column(rows, vectors, biases, members, out):
+    """Scores (rows, codes), the best of each group of neighbours (rows, groups), and the steps between codes."""
+    columns = torch.addmm(biases[:, None], vectors, rows.T, out=out.view(len(vectors), -1))
+    return columns.T, columns.unflatten(0, (-1, members)).amax(dim=1).T, 1, members
+
+
+def _score_by_row(rows, vectors, biases, members, out):
+    """The same, where the codes of a group lie `codes / members` apart."""
+    scores = torch.addmm(biases, rows, vectors.T, out=out.view(len(rows), -1))
+    return scores, scores.unflatten(1, (members, -1)).amax(dim=1), len(vectors) // members, 1
+
+
+def _two_of(scores, group_best, member_step, group_step):
     """Best score of each row, its code, and the second best score, without another pass over all scores.
 
     Args:
         scores: (rows, codes).
-        group_best: (rows, groups), the best score of each group of codes.
-        members: codes of a group; code = member_step x member + group_step x group.
+        group_best: (rows, groups), the best score of each group.
+        member_step, group_step: code = member_step x member + group_step x group.
     """
+    members = scores.shape[1] // group_best.shape[1]
     best, group = group_best.max(dim=1)
     places = group_step * group[:, None] + member_step * torch.arange(members, device=scores.device)
     inside = scores.gather(1, places)  # (rows, members)

@@ -10,7 +10,8 @@ ROWS, CODES, WIDTH = 64, 128, 64  # of a tile; at most so wide
 @triton.jit
 def _best_two_kernel(
     latents,
-    biased,
+    codebook,
+    biases,
     best_out,
     code_out,
     second_out,
@@ -21,7 +22,7 @@ def _best_two_kernel(
     CODES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One tile of rows against all codes. `biased` is (num_codes, width + 1), the last column the bias."""
+    """One tile of rows against all codes."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     best = tl.full((ROWS,), float("-inf"), tl.float32)
     second = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -39,12 +40,12 @@ def _best_two_kernel(
                 other=0.0,
             )
             e = tl.load(
-                biased + codes[None, :].to(tl.int64) * (width + 1) + columns[:, None],
+                codebook + codes[None, :].to(tl.int64) * width + columns[:, None],
                 mask=real[None, :] & inside[:, None],
                 other=0.0,
             )
             products = tl.dot(x, e, products, input_precision="ieee")
-        bias = tl.load(biased + codes.to(tl.int64) * (width + 1) + width, mask=real, other=float("-inf"))
+        bias = tl.load(biases + codes, mask=real, other=float("-inf"))
         scores = products + bias[None, :]
         tile_best = tl.max(scores, axis=1)
         places = tl.arange(0, CODES)[None, :]
@@ -59,23 +60,26 @@ def _best_two_kernel(
     tl.store(second_out + rows, second, mask=rows < num_rows)
 
 
-def best_two(latents, biased):
+def best_two(latents, codebook, biases):
     """Best score of each row, its code, and the second best score.
 
     Args:
         latents: (rows, dim) float32.
-        biased: (codebook_size, dim + 1) float32: a code's score is x.e + bias, where the bias is the last column.
+        codebook: (codebook_size, dim) float32.
+        biases: (codebook_size,) float32, added to the dot products.
 
     Returns:
         best (rows,), codes (rows,) int64 and second (rows,). Of equal scores the lowest code wins. Rows with NaN or
         infinity get some code in range.
     """
-    latents, biased = latents.contiguous(), biased.contiguous()
+    latents, codebook = latents.contiguous(), codebook.contiguous()
     rows, width = latents.shape
-    best, second = torch.empty_like(latents[:, 0]), torch.empty_like(latents[:, 0])
-    codes = torch.empty(rows, dtype=torch.int64, device=latents.device)
-    tile = max(16, min(WIDTH, triton.next_power_of_2(width)))
-    _best_two_kernel[(triton.cdiv(rows, ROWS),)](
-        latents, biased, best, codes, second, rows, biased.shape[0], width, ROWS=ROWS, CODES=CODES, WIDTH=tile
-    )
-    return best, codes.clamp_max(biased.shape[0] - 1), second
+    best, second = latents.new_empty((2, rows))
+    codes = torch.zeros(rows, dtype=torch.int64, device=latents.device)
+    if rows:
+        tile = max(16, min(WIDTH, triton.next_power_of_2(width)))
+        _best_two_kernel[(triton.cdiv(rows, ROWS),)](
+            latents, codebook, biases, best, codes, second, rows, len(codebook), width,
+            ROWS=ROWS, CODES=CODES, WIDTH=tile,
+        )  # fmt: skip
+    return best, codes.clamp_max(len(codebook) - 1), second

@@ -105,11 +105,12 @@ class ResidualQuantizer(CompositeQuantizer):
         return passed, torch.stack([output.codes for output in outputs], dim=1), *mean_losses(outputs)
 
     def _codes(self, rows, num_levels=None):
-        codes, residual = [], self.levels[0].residual_input(rows)
+        rows = self.levels[0].residual_input(rows)
+        total, codes = torch.zeros_like(rows), []
         for index in range(self._check_count(num_levels)):
             level, scale = self._level(index)
-            codes.append(level.tokenize(residual / scale))
-            residual = residual - level.detokenize(codes[-1]) * scale
+            codes.append(level.tokenize((rows - total) / scale))
+            total = total + level.detokenize(codes[-1]) * scale
         return torch.stack(codes, dim=1)
 
     def _vectors(self, codes):
@@ -121,7 +122,7 @@ class ResidualQuantizer(CompositeQuantizer):
         return total
 
     def _initialize(self, rows):
-        started = False
+        rows, started = self.levels[0].residual_input(rows), False
         for index in range(self.num_levels):
             level, scale = self._level(index)
             started |= level.initialize(rows / scale)
