@@ -1,6 +1,6 @@
 """How much of a large codebook is used, and what that does to the error: CIFAR-10, 16,384 codes.
 
-    python benchmarks/codebook_usage.py --data ylecun/cifar10 --output usage.json     # about 40 minutes on one core
+    python benchmarks/codebook_usage.py --data ylecun/cifar10 --output usage.json     # about 30 minutes on one core
 
 The same small VQ-VAE (8x8 codes) is trained with each quantizer from the same seed on the same batches. Dead codes
 restart until 500 steps before the end, so that what is counted is what the codebook keeps by itself. Usage, perplexity
@@ -75,8 +75,8 @@ def main():
     parser.add_argument("--data", required=True, help="CIFAR-10: a folder of Parquet files or a Hub data set id")
     parser.add_argument("--output", type=Path, default=Path("codebook_usage.json"))
     parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--codebook-size", type=int, default=16384)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
