@@ -22,10 +22,10 @@ class EncoderOutput(BaseOutput):
     """Latents of a sample.
 
     Attributes:
-        latents: (batch, dim, *grid), before quantization.
+        latents: (batch, dim, *grid), before quantization; of a hierarchy a tuple of them, coarse to fine.
     """
 
-    latents: torch.Tensor
+    latents: torch.Tensor | tuple[torch.Tensor, ...]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class AutoencoderOutput(BaseOutput):
 
     Attributes:
         sample: (batch, channels, *space) reconstruction in [-1, 1].
-        codes: (batch, *grid) int64; (batch, num_levels, *grid) where there are levels.
+        codes: (batch, *grid) int64; (batch, num_levels, *grid) where there are levels; of a hierarchy a tuple.
         loss: scalar, reconstruction_weight x reconstruction_loss + quantizer_loss.
         reconstruction_loss: scalar.
         quantizer_loss: scalar, as the quantizer weighs its terms.
@@ -63,30 +63,53 @@ class AutoencoderOutput(BaseOutput):
 class AutoencoderMixin(PushMixin):
     """For a diffusers ModelMixin with one quantizer; `quantizer` names it, `downsample_factor` is a property.
 
+    A hierarchy has `quantizers` and `downsample_factors`, coarse to fine; its codes are tuples in that order.
+
     Class attributes:
         face_type: the `model_type` under which transformers finds the saved folder.
+        hierarchical: whether codes are a tuple.
     """
 
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     face_type = None
+    hierarchical = False
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
     @property
+    def quantizers(self):
+        """Every quantizer, coarse to fine."""
+        return (self.quantizer,)
+
+    @property
+    def downsample_factors(self):
+        """Of every quantizer, coarse to fine."""
+        return (self.downsample_factor,)
+
+    @property
+    def codebook_sizes(self):
+        """Number of codes of every quantizer, coarse to fine."""
+        return tuple(quantizer.codebook_size for quantizer in self.quantizers)
+
+    @property
     def codebook_size(self):
-        return self.quantizer.codebook_size
+        """Number of codes; a tuple where the levels of a hierarchy differ."""
+        sizes = self.codebook_sizes
+        return sizes[0] if len(set(sizes)) == 1 else sizes
 
     @property
     def num_levels(self):
         """Codes per grid position; with more than one, codes have a levels axis after the batch."""
-        return self.quantizer.num_levels
+        return self.quantizers[0].num_levels
 
     @property
     def codebook_initialized(self):
         """Whether k-means has run, is switched off, or the codebook was loaded."""
-        return self.quantizer.initialized
+        return all(quantizer.initialized for quantizer in self.quantizers)
 
     def code_shape(self, sample_shape):
         """Shape of the codes of one sample: the grid, after the number of levels where there are several.
+
+        Of a hierarchy, a tuple of such shapes, coarse to fine.
 
         Args:
             sample_shape: (channels, *space), without the batch.
@@ -104,7 +127,8 @@ class AutoencoderMixin(PushMixin):
                 f"got shape {tuple(sample_shape)}"
             )
         levels = () if self.num_levels == 1 else (self.num_levels,)
-        return (*levels, *(side // factor for side in space))
+        shapes = tuple((*levels, *(side // factor for side in space)) for factor in self.downsample_factors)
+        return shapes if self.hierarchical else shapes[0]
 
     def check_sample(self, sample):
         if not sample.is_floating_point() or sample.ndim != 4:
@@ -141,35 +165,41 @@ class AutoencoderMixin(PushMixin):
         """
         if mode not in ("forward", "deferred", "off"):
             raise ValueError(f"mode must be 'forward', 'deferred' or 'off', got {mode!r}")
-        self.quantizer.codebook_updates = mode
+        for quantizer in self.quantizers:
+            quantizer.codebook_updates = mode
 
     def resize_codebook(self, codebook_size):
         """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.
 
         Returns:
-            (codebook_size,) int64, the old index that every code comes from.
+            (codebook_size,) int64, the old index that every code comes from; a tuple of them for a hierarchy.
 
         Raises:
             ValueError: a quantizer without a learned codebook, or one that does not count the use of its codes.
         """
-        origin = self.quantizer.resize(codebook_size)
+        origins = tuple(quantizer.resize(codebook_size) for quantizer in self.quantizers)
         name = "num_vq_embeddings" if "num_vq_embeddings" in self.config else "codebook_size"
         self.register_to_config(**{name: codebook_size})
-        return origin
+        return origins if self.hierarchical else origins[0]
 
     def update_codebook(self):
         """Applies the statistics gathered since the last update."""
-        self.quantizer.update_codebook()
+        for quantizer in self.quantizers:
+            quantizer.update_codebook()
 
-    def training_output(self, sample, reconstruction, quantized, output_class=AutoencoderOutput, **more):
+    def training_output(
+        self, sample, reconstruction, quantized, output_class=AutoencoderOutput, reconstruction_loss=None, **more
+    ):
         """The output of `forward`, with its losses.
 
         Args:
             sample, reconstruction: (batch, channels, *space).
             quantized: QuantizerOutput.
+            reconstruction_loss: scalar, of a decoder with a likelihood; None: the config's distance.
         """
-        distance = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
-        reconstruction_loss = distance(reconstruction.float(), sample.float())
+        if reconstruction_loss is None:
+            distance = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
+            reconstruction_loss = distance(reconstruction.float(), sample.float())
         return output_class(
             sample=reconstruction,
             codes=quantized.codes,

@@ -4,8 +4,11 @@ import inspect
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_vq.autoencoders.images.dvae import DVAE
+from hf_vq.autoencoders.images.rqvae import RQVAE
 from hf_vq.autoencoders.images.vq_model import VQModel
 from hf_vq.autoencoders.images.vqvae import VQVAE
+from hf_vq.autoencoders.images.vqvae2 import VQVAE2
 from hf_vq.hub import HubConfigMixin, PushMixin
 
 
@@ -31,7 +34,7 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
 
     base_model_prefix = "autoencoder"
     main_input_name = "sample"
-    _keep_in_fp32_modules_strict = ["quantize", "quantizer"]
+    _keep_in_fp32_modules_strict = ["quantize", "quantizer", "quantizers"]
 
     def __init__(self, config, autoencoder=None):
         super().__init__(config)
@@ -100,6 +103,11 @@ def make_face(autoencoder_class):
     return config_class, model_class
 
 
-VQModelConfig, VQModelForAutoModel = make_face(VQModel)
-VQVAEConfig, VQVAEForAutoModel = make_face(VQVAE)
-FACES = {VQModel: (VQModelConfig, VQModelForAutoModel), VQVAE: (VQVAEConfig, VQVAEForAutoModel)}
+FACES = {
+    autoencoder_class: make_face(autoencoder_class) for autoencoder_class in (DVAE, RQVAE, VQModel, VQVAE, VQVAE2)
+}
+DVAEConfig, DVAEForAutoModel = FACES[DVAE]
+RQVAEConfig, RQVAEForAutoModel = FACES[RQVAE]
+VQModelConfig, VQModelForAutoModel = FACES[VQModel]
+VQVAEConfig, VQVAEForAutoModel = FACES[VQVAE]
+VQVAE2Config, VQVAE2ForAutoModel = FACES[VQVAE2]

@@ -82,7 +82,7 @@ def run(options, data, args, given):
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} images of "
-        f"{_times(train.sample_shape)} to {_times(code_shape)} codes out of {model.codebook_size}."
+        f"{times(train.sample_shape)} to {describe_codes(code_shape, model.codebook_sizes)}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
@@ -139,7 +139,7 @@ def save_pictures(model, images, report, folder):
     samples = torch.stack([images[index]["sample"] for index in range(min(16, len(images)))])
     output = model(samples.to(device))
     save_reconstruction_grid(folder / "reconstructions.png", samples, output.sample.cpu())
-    save_code_maps(folder / "code_maps.png", samples, output.codes.cpu(), model.codebook_size)
+    save_code_maps(folder / "code_maps.png", samples, output.codes, model.codebook_size)
     usage = usage_metric(model).to(device)
     for batch in torch.utils.data.DataLoader(images, 64):
         usage.update(model.tokenize(batch["sample"].to(device)))
@@ -147,5 +147,12 @@ def save_pictures(model, images, report, folder):
     save_loss_curve(folder / "loss_curve.png", report["history"])
 
 
-def _times(shape):
+def describe_codes(code_shape, codebook_sizes):
+    """Such as "8x8 codes out of 512"; for a hierarchy all of its grids."""
+    shapes = code_shape if isinstance(code_shape[0], tuple) else (code_shape,)
+    grids = [f"{times(shape)} codes out of {size}" for shape, size in zip(shapes, codebook_sizes, strict=True)]
+    return " and ".join(grids)
+
+
+def times(shape):
     return "x".join(map(str, shape))

@@ -70,3 +70,38 @@ class CodebookUsage(nn.Module):
         if self.num_levels == 1:
             return CodebookUsageOutput(usage[0], perplexity[0], dead[0], counts[0])
         return CodebookUsageOutput(usage, perplexity, dead, counts)
+
+
+class HierarchyUsage(nn.Module):
+    """`CodebookUsage` of every quantizer of an autoencoder, one or several.
+
+    Args:
+        codebook_sizes: number of codes of every quantizer, coarse to fine.
+        num_levels: levels of each quantizer.
+    """
+
+    def __init__(self, codebook_sizes, num_levels=1):
+        super().__init__()
+        self.parts = nn.ModuleList(CodebookUsage(size, num_levels) for size in codebook_sizes)
+
+    def update(self, codes):
+        """Adds codes: a tensor, or for a hierarchy a tuple of them."""
+        codes = codes if isinstance(codes, tuple | list) else (codes,)
+        for part, one in zip(self.parts, codes, strict=True):
+            part.update(one)
+
+    def compute(self):
+        """The use of every level of every quantizer, lists of one entry per level."""
+        outputs = [part.compute() for part in self.parts]
+        if len(outputs) == 1 and self.parts[0].num_levels == 1:
+            return outputs[0]
+        return CodebookUsageOutput(
+            usage=[value for output in outputs for value in _as_list(output.usage)],
+            perplexity=[value for output in outputs for value in _as_list(output.perplexity)],
+            dead_codes=[value for output in outputs for value in _as_list(output.dead_codes)],
+            counts=torch.cat([output.counts.flatten() for output in outputs]),
+        )
+
+
+def _as_list(value):
+    return value if isinstance(value, list) else [value]

@@ -115,7 +115,7 @@ class Quantizer(nn.Module):
         rows_of_codes, shape = self._code_rows(codes)
         with full_precision(codes):
             rows = self.project_out(self._vectors(rows_of_codes))
-        return rows.view(*shape, self.dim).movedim(-1, 1)
+        return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
 
     @torch.no_grad()
     def initialize(self, latents, padding_mask=None):
@@ -129,6 +129,10 @@ class Quantizer(nn.Module):
         with full_precision(latents):
             rows, valid, _ = self._rows(latents, padding_mask)
             return self._initialize(rows if valid is None else rows[valid])
+
+    def mean_vector(self):
+        """The average quantized latent, (dim,): what stands for a code that is not known."""
+        return torch.zeros(self.dim, device=self._one.device)
 
     def residual_scale(self, index):
         """Size of this quantizer's code vectors at level `index` of a residual quantizer; learned ones adapt."""

@@ -111,6 +111,13 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return not self.normalize and isinstance(self.project_in, nn.Identity)
 
     @torch.no_grad()
+    def mean_vector(self):
+        """The average code, (dim,): by running use where the quantizer keeps it."""
+        codes, use = self.codebook, getattr(self, "cluster_size", None)
+        weights = codes.new_ones(len(codes)) if use is None else use.clamp_min(1e-12)
+        return self.project_out((weights / weights.sum() @ codes)[None])[0]
+
+    @torch.no_grad()
     def update_codebook(self):
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
         if self._pending is not None:

@@ -29,6 +29,7 @@ class GumbelQuantizer(Quantizer):
         final_temperature: where the temperature falls to on a half cosine, as DALL-E's from 1 to 1/16; None: stays.
         temperature_steps: training steps until then; DALL-E took 150,000.
         kl_weight: 0 or more.
+        output_dim: width of the code vectors; None: `dim`.
 
     Attributes:
         steps: training steps so far, (); it is saved.
@@ -47,9 +48,11 @@ class GumbelQuantizer(Quantizer):
         final_temperature=None,
         temperature_steps=150_000,
         kl_weight=5e-4,
+        output_dim=None,
     ):
         super().__init__(codebook_size, dim)
-        check_positive_int(temperature_steps=temperature_steps)
+        self.output_dim = dim if output_dim is None else output_dim
+        check_positive_int(temperature_steps=temperature_steps, output_dim=self.output_dim)
         check_above(0, temperature=temperature)
         check_range(0, math.inf, kl_weight=kl_weight)
         self.final_temperature = temperature if final_temperature is None else final_temperature
@@ -57,7 +60,7 @@ class GumbelQuantizer(Quantizer):
         self.hard, self.first_temperature, self.temperature_steps = hard, temperature, temperature_steps
         self.kl_weight = kl_weight
         self.proj = nn.Linear(dim, codebook_size)
-        self.embedding = nn.Embedding(codebook_size, dim)
+        self.embedding = nn.Embedding(codebook_size, self.output_dim)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._due = False
 
@@ -127,6 +130,10 @@ class GumbelQuantizer(Quantizer):
 
     def _vectors(self, codes):
         return lookup(codes, self.embedding.weight)
+
+    def mean_vector(self):
+        """The average code, (output_dim,)."""
+        return self.embedding.weight.mean(dim=0)
 
 
 def gumbel_noise(rows, codebook_size):

@@ -194,8 +194,10 @@ class AutoencoderTrainer:
         if self.autoencoder.codebook_initialized:
             return
         shape = tuple(self.train_dataset[0]["sample"].shape)
-        latents_per_sample = math.prod(self.autoencoder.code_shape(shape)) / self.autoencoder.num_levels
-        wanted = math.ceil(LATENTS_PER_CODE * self.autoencoder.codebook_size / latents_per_sample)
+        wanted = max(
+            math.ceil(LATENTS_PER_CODE * size * factor**2 / math.prod(shape[1:]))
+            for size, factor in zip(self.autoencoder.codebook_sizes, self.autoencoder.downsample_factors, strict=True)
+        )
         count = min(wanted, INITIAL_BATCHES * self.stream.samples_per_step, len(self.train_dataset))
         samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.share(0, count)])
         with torch.no_grad():
@@ -303,7 +305,7 @@ class AutoencoderTrainer:
             return {}
         with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
             metrics = evaluate_autoencoder(self.autoencoder, self.eval_dataset, self.args.per_device_eval_batch_size)
-        size = self.autoencoder.codebook_size * self.autoencoder.num_levels
+        size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
         used = size - metrics["dead_codes"]
         if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
             message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 
-from hf_vq.metrics.codebook import CodebookUsage
+from hf_vq.metrics.codebook import HierarchyUsage
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.metrics.reduction import sum_over_processes
@@ -23,8 +23,8 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     Returns:
         A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
         of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`. With
-        levels, usage and perplexity are means over them, dead codes their sum, and `usage_level_0`,
-        `perplexity_level_0` and so on say each.
+        levels (of a residual quantizer or of a hierarchy), usage and perplexity are means over them, dead codes their
+        sum, and `usage_level_0`, `perplexity_level_0` and so on say each.
 
     Raises:
         ValueError: an empty data set.
@@ -45,26 +45,26 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
         "mse": reconstruction.mse,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
-        **_describe_usage(used, model.num_levels),
+        **_describe_usage(used),
         "num_codes": int(used.counts.sum()),
         "num_samples": len(dataset),
     }
 
 
 def usage_metric(model):
-    """A `CodebookUsage` for the codes of an autoencoder."""
-    return CodebookUsage(model.codebook_size, model.num_levels)
+    """A metric of codebook usage for the codes of an autoencoder."""
+    return HierarchyUsage(model.codebook_sizes, model.num_levels)
 
 
-def _describe_usage(used, num_levels):
-    if num_levels == 1:
+def _describe_usage(used):
+    if not isinstance(used.usage, list):
         return {"usage": used.usage, "perplexity": used.perplexity, "dead_codes": used.dead_codes}
     levels = {}
     for index, (usage, perplexity) in enumerate(zip(used.usage, used.perplexity, strict=True)):
         levels |= {f"usage_level_{index}": usage, f"perplexity_level_{index}": perplexity}
     return {
-        "usage": sum(used.usage) / num_levels,
-        "perplexity": sum(used.perplexity) / num_levels,
+        "usage": sum(used.usage) / len(used.usage),
+        "perplexity": sum(used.perplexity) / len(used.perplexity),
         "dead_codes": sum(used.dead_codes),
         **levels,
     }

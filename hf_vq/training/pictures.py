@@ -12,6 +12,7 @@ import torch
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
 ROW_ITEMS = 12
+MAX_LEVELS = 4
 CELL = 0.9  # inches of a cell
 INK, MUTED, ACCENT, SECOND = "#222222", "#8a8a8a", "#2b6cb0", "#dd6b20"
 
@@ -41,23 +42,31 @@ def save_code_maps(path, samples, codes, codebook_size):
     Args:
         path: the PNG file to write.
         samples: (batch, channels, height, width) float in [-1, 1]; the first 12 are shown.
-        codes: (batch, height, width) int64 in [0, codebook_size), or (batch, levels, height, width), of which the
-            first 4 levels are shown.
-        codebook_size: number of codes.
+        codes: (batch, height, width) int64 in [0, codebook_size), or (batch, levels, height, width), or for a
+            hierarchy a tuple of them, coarse to fine; the first 4 levels are shown.
+        codebook_size: number of codes; a tuple where levels of a hierarchy differ.
 
     Raises:
         ValueError: not one map of codes a sample, or codes out of range.
     """
-    if codes.ndim not in (3, 4) or len(codes) != len(samples):
-        raise ValueError(f"codes must be ({len(samples)}, height, width), got {tuple(codes.shape)}")
-    if codes.min() < 0 or codes.max() >= codebook_size:
-        raise ValueError(f"codes must be in [0, {codebook_size}), got {codes.min()} to {codes.max()}")
-    colours = _code_colours(codebook_size)
-    levels = [codes] if codes.ndim == 3 else codes[:, :4].unbind(dim=1)
-    names = ["codes"] if codes.ndim == 3 else [f"level {index + 1}" for index in range(len(levels))]
-    maps = [(name, colours[level.cpu().numpy()]) for name, level in zip(names, levels, strict=True)]
-    grid = " x ".join(str(side) for side in codes.shape[1:])
-    _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grid} of {codebook_size}")
+    parts = codes if isinstance(codes, tuple | list) else (codes,)
+    sizes = codebook_size if isinstance(codebook_size, tuple | list) else (codebook_size,) * len(parts)
+    levels = []
+    for part, size in zip(parts, sizes, strict=True):
+        if part.ndim not in (3, 4) or len(part) != len(samples):
+            raise ValueError(f"codes must be ({len(samples)}, height, width), got {tuple(part.shape)}")
+        if part.min() < 0 or part.max() >= size:
+            raise ValueError(f"codes must be in [0, {size}), got {part.min()} to {part.max()}")
+        levels += [(level, size) for level in (part.unbind(dim=1) if part.ndim == 4 else (part,))]
+    names = ["codes"] if len(levels) == 1 else [f"level {index + 1}" for index in range(len(levels))]
+    maps = [
+        (name, _code_colours(size)[level.cpu().numpy()])
+        for name, (level, size) in list(zip(names, levels, strict=True))[:MAX_LEVELS]
+    ]
+    grids = ", ".join(
+        f"{' x '.join(map(str, part.shape[1:]))} of {size}" for part, size in zip(parts, sizes, strict=True)
+    )
+    _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grids}")
 
 
 def save_usage_histogram(path, counts):
@@ -65,7 +74,8 @@ def save_usage_histogram(path, counts):
 
     Args:
         path: the PNG file to write.
-        counts: (codebook_size,) ints; or (levels, codebook_size), whose codes are shown together.
+        counts: (codebook_size,) ints; those of levels, one after the other or (levels, codebook_size), are shown
+            together.
 
     Raises:
         ValueError: no code occurs at all.

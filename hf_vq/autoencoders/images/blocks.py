@@ -1,11 +1,26 @@
 """Convolutions and residual blocks of the image autoencoders."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 
 def _norm(norm, channels):
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.Identity()
+
+
+class CheckpointedLayers(nn.Module):
+    """Base of modules whose layers can be computed again in the backward pass instead of being kept.
+
+    `enable_gradient_checkpointing()` of the model switches it on, as everywhere in diffusers.
+    """
+
+    gradient_checkpointing = False
+
+    def run(self, layer, *inputs):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, *inputs)
+        return layer(*inputs)
 
 
 class ConvNorm(nn.Module):
@@ -64,7 +79,7 @@ class ResidualBlock(nn.Module):
         return branch + (rectified if self.rectified else hidden)
 
 
-class ResidualStack(nn.Module):
+class ResidualStack(CheckpointedLayers):
     """Residual blocks, then a relu where `end_activation` says so; without blocks nothing at all."""
 
     def __init__(self, channels, num_layers, residual_channels, norm, form, end_activation):
@@ -74,5 +89,5 @@ class ResidualStack(nn.Module):
 
     def forward(self, hidden):
         for layer in self.layers:
-            hidden = layer(hidden)
+            hidden = self.run(layer, hidden)
         return F.relu(hidden) if self.ends_rectified else hidden

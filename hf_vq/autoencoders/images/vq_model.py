@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
+from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
@@ -76,6 +77,9 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
             cannot decode is saved under names that it does not know: it fails instead of decoding wrongly.
         reconstruction_loss: "mse" or "l1".
         reconstruction_weight: its weight in `loss`, above 0.
+        stem_channels: width after the first convolution; None: the first of `block_out_channels`. (taming's
+            checkpoints whose `ch_mult` does not begin with 1.)
+        decoder_block_out_channels: widths of the decoder where they differ, fine to coarse (LlamaGen's).
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -108,8 +112,15 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
         reconstruction_weight: float = 1.0,
+        stem_channels: int | None = None,
+        decoder_block_out_channels: tuple[int, ...] | None = None,
     ):
         check_reconstruction(reconstruction_loss, reconstruction_weight)
+        if decoder_block_out_channels is not None and len(decoder_block_out_channels) != len(block_out_channels):
+            raise ValueError(
+                f"decoder_block_out_channels must have {len(block_out_channels)} entries as block_out_channels has, "
+                f"got {decoder_block_out_channels!r}"
+            )
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
         options.update(quantizer_config or {})
@@ -133,6 +144,30 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
             lookup_from_codebook=lookup_from_codebook,
             force_upcast=force_upcast,
         )
+        network = {
+            "layers_per_block": layers_per_block,
+            "mid_block_add_attention": mid_block_add_attention,
+            "norm_num_groups": norm_num_groups,
+            "act_fn": act_fn,
+        }
+        if stem_channels is not None:
+            self.encoder = make_encoder(
+                in_channels,
+                latent_channels,
+                block_out_channels,
+                down_block_types,
+                stem_channels=stem_channels,
+                **network,
+            )
+        if decoder_block_out_channels is not None:
+            self.decoder = make_decoder(
+                latent_channels,
+                out_channels,
+                decoder_block_out_channels,
+                up_block_types,
+                norm_type=norm_type,
+                **network,
+            )
         if quantizer.stock_compatible:
             self.quantize = quantizer
         else:
@@ -190,6 +225,9 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         """A stock `diffusers.VQModel` with these weights: a copy, for sharing with people who do not have hf_vq."""
         if not self.quantizer.stock_compatible:
             raise ValueError(f"stock diffusers has no {type(self.quantizer).__name__} with these options")
+        for name in ("stem_channels", "decoder_block_out_channels"):
+            if self.config[name] is not None:
+                raise ValueError(f"stock diffusers has no {name}, this model has {self.config[name]}")
         stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})

@@ -1,0 +1,71 @@
+"""The convolutional encoder and decoder of VQGAN and its heirs, as diffusers builds them."""
+
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+
+def make_encoder(
+    in_channels,
+    out_channels,
+    block_out_channels,
+    down_block_types,
+    layers_per_block,
+    mid_block_add_attention=True,
+    norm_num_groups=32,
+    act_fn="silu",
+    stem_channels=None,
+):
+    """diffusers' Encoder, (batch, in, h, w) to (batch, out, h / f, w / f), f = 2^(levels - 1).
+
+    Args:
+        stem_channels: width after the first convolution; None: that of the first level. taming's checkpoints have
+            another where `ch_mult` does not begin with 1.
+    """
+    encoder = Encoder(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        down_block_types=down_block_types,
+        block_out_channels=block_out_channels,
+        layers_per_block=layers_per_block,
+        act_fn=act_fn,
+        norm_num_groups=norm_num_groups,
+        double_z=False,
+        mid_block_add_attention=mid_block_add_attention,
+    )
+    if stem_channels is not None and stem_channels != block_out_channels[0]:
+        encoder.conv_in = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
+        encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+            in_channels=stem_channels,
+            out_channels=block_out_channels[0],
+            temb_channels=None,
+            eps=1e-6,
+            groups=norm_num_groups,
+            non_linearity=act_fn,
+        )
+    return encoder
+
+
+def make_decoder(
+    in_channels,
+    out_channels,
+    block_out_channels,
+    up_block_types,
+    layers_per_block,
+    mid_block_add_attention=True,
+    norm_num_groups=32,
+    act_fn="silu",
+    norm_type="group",
+):
+    """diffusers' Decoder, (batch, in, h, w) to (batch, out, h x f, w x f), f = 2^(levels - 1)."""
+    return Decoder(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        up_block_types=up_block_types,
+        block_out_channels=block_out_channels,
+        layers_per_block=layers_per_block,
+        act_fn=act_fn,
+        norm_num_groups=norm_num_groups,
+        norm_type=norm_type,
+        mid_block_add_attention=mid_block_add_attention,
+    )

@@ -1,0 +1,243 @@
+"""DALL-E's discrete VAE: Gumbel-softmax codes and a logit-Laplace distribution of pixels."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from hf_vq.autoencoders.base import (
+    RECONSTRUCTION_LOSSES,
+    AutoencoderMixin,
+    EncoderOutput,
+    ReconstructionOutput,
+    check_reconstruction,
+)
+from hf_vq.autoencoders.images.blocks import CheckpointedLayers
+from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers.checks import check_positive_int
+
+LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
+
+
+class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+    """The discrete VAE of DALL-E (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A).
+
+    Pixels x in [0, 1] are mapped to (1 - 2 e) x + e, e = `pixel_epsilon`, on which the decoder gives every channel a
+    logit-Laplace distribution of location mu and scale b: the decoder ends in twice the channels, mu and log b. The
+    sample that it returns is the median, sigmoid(mu), mapped back.
+
+    Args:
+        in_channels: channels of a sample.
+        block_out_channels: width of every group of blocks, fine to coarse; the sides halve between groups. Multiples
+            of 4.
+        layers_per_block: residual blocks in a group.
+        codebook_size: number of codes.
+        codebook_dim: width of a code.
+        quantizer_type: "gumbel", which takes its logits from the last group, or another of
+            `hf_vq.quantizers.QUANTIZERS`, before which a 1x1 convolution leads to `codebook_dim`.
+        quantizer_config: its other options.
+        reconstruction_loss: "logit_laplace", the negative log-likelihood of the mapped pixels, a mean over them
+            (appendix A.3); or "mse" or "l1" of the sample.
+        reconstruction_weight: its weight in `loss`, above 0.
+        pixel_epsilon: above 0 and below 0.5.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    face_type = "hf_vq_dvae"
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (256, 512, 1024, 2048),
+        layers_per_block: int = 2,
+        codebook_size: int = 8192,
+        codebook_dim: int = 128,
+        quantizer_type: str = "gumbel",
+        quantizer_config: dict | None = None,
+        reconstruction_loss: str = "logit_laplace",
+        reconstruction_weight: float = 1.0,
+        pixel_epsilon: float = 0.1,
+    ):
+        super().__init__()
+        check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, codebook_dim=codebook_dim)
+        if reconstruction_loss not in LOSSES:
+            raise ValueError(f"reconstruction_loss must be one of {list(LOSSES)}, got {reconstruction_loss!r}")
+        check_reconstruction("mse", reconstruction_weight)
+        widths = tuple(block_out_channels)
+        if not widths or any(type(width) is not int or width < 4 or width % 4 for width in widths):
+            raise ValueError(f"block_out_channels must be multiples of 4, got {block_out_channels!r}")
+        if not 0 < pixel_epsilon < 0.5:
+            raise ValueError(f"pixel_epsilon must be above 0 and below 0.5, got {pixel_epsilon!r}")
+        gain = 1 / (len(widths) * layers_per_block) ** 2
+        self.encoder_input = nn.Conv2d(in_channels, widths[0], 7, padding=3)
+        self.encoder_groups = nn.ModuleList(
+            BlockGroup(a, b, layers_per_block, gain, kernels=(3, 3, 3, 1))
+            for a, b in zip((widths[0], *widths), widths, strict=False)
+        )
+        options = dict(quantizer_config or {})
+        if quantizer_type == "gumbel":
+            self.to_latents, dim = nn.Identity(), widths[-1]
+            options.setdefault("output_dim", codebook_dim)
+            if options["output_dim"] != codebook_dim:
+                raise ValueError(f"quantizer_config: output_dim must be codebook_dim, {codebook_dim}")
+        else:
+            self.to_latents, dim = nn.Conv2d(widths[-1], codebook_dim, 1), codebook_dim
+        self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, options)
+        self.decoder_groups = nn.ModuleList(
+            BlockGroup(a, b, layers_per_block, gain, kernels=(1, 3, 3, 3))
+            for a, b in zip((codebook_dim, *widths[::-1]), widths[::-1], strict=False)
+        )
+        self.decoder_output = nn.Conv2d(widths[0], 2 * in_channels, 1)
+        self.apply(_initialize)
+
+    @property
+    def downsample_factor(self):
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def last_layer(self):
+        """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
+        return self.decoder_output.weight
+
+    @apply_forward_hook
+    def encode(self, sample, return_dict=True):
+        """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized.
+
+        With "gumbel", `quantizer.proj` makes the logits of the codes from them.
+        """
+        self.check_sample(sample)
+        hidden = self.encoder_input(self._map_pixels(sample))
+        for index, group in enumerate(self.encoder_groups):
+            hidden = group(F.max_pool2d(hidden, 2) if index else hidden)
+        latents = self.to_latents(F.relu(hidden))
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, latents, return_dict=True):
+        """Latents (batch, codebook_dim, *grid), as given, to samples (batch, channels, height, width) in [-1, 1]."""
+        location, _ = self._distribution(latents)
+        sample = self._median(location)
+        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def detokenize(self, codes):
+        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
+        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def reconstruction_log_prob(self, sample, codes):
+        """Log density of samples in [-1, 1] given their codes.
+
+        Args:
+            sample: (batch, channels, height, width) in [-1, 1].
+            codes: (batch, *grid).
+
+        Returns:
+            (batch,) nats, of the density with respect to `sample`.
+        """
+        self.check_sample(sample)
+        location, log_scale = self._distribution(self.quantizer.detokenize(codes).to(self.dtype))
+        density = logit_laplace_log_prob(self._map_pixels(sample), location, log_scale)
+        return (density + math.log(0.5 - self.config.pixel_epsilon)).flatten(1).sum(dim=1)
+
+    def forward(self, sample):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, height, width) in [-1, 1].
+
+        Returns:
+            AutoencoderOutput.
+        """
+        quantized = self.quantizer(self.encode(sample).latents)
+        location, log_scale = self._distribution(quantized.latents)
+        loss = None
+        if self.config.reconstruction_loss == "logit_laplace":
+            loss = -logit_laplace_log_prob(
+                self._map_pixels(sample).float(), location.float(), log_scale.float()
+            ).mean()
+        return self.training_output(sample, self._median(location), quantized, reconstruction_loss=loss)
+
+    def _distribution(self, latents):
+        """Location and log scale of the mapped pixels' logits, (batch, channels, height, width) each."""
+        hidden = latents
+        for index, group in enumerate(self.decoder_groups):
+            hidden = group(F.interpolate(hidden, scale_factor=2, mode="nearest") if index else hidden)
+        return self.decoder_output(F.relu(hidden)).chunk(2, dim=1)
+
+    def _map_pixels(self, sample):
+        return (0.5 - self.config.pixel_epsilon) * sample + 0.5
+
+    def _median(self, location):
+        return ((location.sigmoid() - 0.5) / (0.5 - self.config.pixel_epsilon)).clamp(-1, 1)
+
+
+class BlockGroup(CheckpointedLayers):
+    """Residual blocks (batch, in, h, w) to (batch, out, h, w), of which the first changes the width.
+
+    Args:
+        gain: factor of every residual branch.
+        kernels: sides of the four kernels of a branch, each after a relu.
+    """
+
+    def __init__(self, in_channels, out_channels, num_blocks, gain, kernels):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BottleneckBlock(out_channels if index else in_channels, out_channels, gain, kernels)
+            for index in range(num_blocks)
+        )
+
+    def forward(self, hidden):
+        for block in self.blocks:
+            hidden = self.run(block, hidden)
+        return hidden
+
+
+class BottleneckBlock(nn.Module):
+    """input + gain x four convolutions of a quarter of the width."""
+
+    def __init__(self, in_channels, out_channels, gain, kernels):
+        super().__init__()
+        self.gain = gain
+        widths = (in_channels, *[out_channels // 4] * 3, out_channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, kernel, padding=kernel // 2)
+            for a, b, kernel in zip(widths[:-1], widths[1:], kernels, strict=True)
+        )
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden):
+        branch = hidden
+        for conv in self.convs:
+            branch = conv(F.relu(branch))
+        return self.shortcut(hidden) + self.gain * branch
+
+
+def logit_laplace_log_prob(pixels, location, log_scale):
+    """log f(x) = -log(2 b x (1 - x)) - |logit(x) - mu| / b (DALL-E, eq. 2), elementwise.
+
+    Args:
+        pixels: x in (0, 1).
+        location: mu.
+        log_scale: log b.
+    """
+    logit = pixels.log() - (-pixels).log1p()
+    jacobian = pixels.log() + (-pixels).log1p()
+    return -(math.log(2) + log_scale + jacobian + (logit - location).abs() * (-log_scale).exp())
+
+
+def _initialize(module):
+    """Normal of deviation 1 / sqrt(fan-in), biases zero."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=(module.in_channels * math.prod(module.kernel_size)) ** -0.5)
+        nn.init.zeros_(module.bias)

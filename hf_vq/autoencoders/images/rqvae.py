@@ -1,0 +1,136 @@
+"""RQ-VAE: VQGAN's network with several residual codes at every position."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
+from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers.checks import check_positive_int
+
+
+class RQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+    """RQ-VAE (https://arxiv.org/abs/2203.01941, section 3.1).
+
+    The defaults are the paper's network for 256 x 256 pixels: 8 x 8 positions of 4 codes out of 16,384 that all
+    levels share.
+
+    Args:
+        in_channels: channels of a sample.
+        block_out_channels: width of every level of the network, fine to coarse, multiples of `norm_num_groups`; the
+            sides halve between levels.
+        layers_per_block: residual blocks in a level of the encoder; the decoder has one more.
+        attention_levels: for every level whether attention follows each of its blocks; None: nowhere.
+        mid_block_add_attention: whether the coarse end has attention.
+        latent_channels: width between the convolutions and the projections to codes.
+        norm_num_groups: groups of the norms.
+        stem_channels: width after the first convolution; None: the first of `block_out_channels`.
+        codebook_size: number of codes of a level of the quantizer.
+        codebook_dim: width of a code.
+        quantizer_type: "residual" or another of `hf_vq.quantizers.QUANTIZERS`.
+        quantizer_config: its other options. For "residual" those left out are the paper's: `num_levels=4`,
+            `shared_codebook=True`.
+        reconstruction_loss: "mse" or "l1", on [-1, 1].
+        reconstruction_weight: its weight in `loss`, above 0.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    face_type = "hf_vq_rqvae"
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
+        layers_per_block: int = 2,
+        attention_levels: tuple[bool, ...] | None = (False, False, False, False, False, True),
+        mid_block_add_attention: bool = True,
+        latent_channels: int = 256,
+        norm_num_groups: int = 32,
+        stem_channels: int | None = None,
+        codebook_size: int = 16384,
+        codebook_dim: int = 256,
+        quantizer_type: str = "residual",
+        quantizer_config: dict | None = None,
+        reconstruction_loss: str = "mse",
+        reconstruction_weight: float = 1.0,
+    ):
+        super().__init__()
+        check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, latent_channels=latent_channels)
+        check_reconstruction(reconstruction_loss, reconstruction_weight)
+        for index, width in enumerate(block_out_channels):
+            if type(width) is not int or width < 1 or width % norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels[{index}] must be a multiple of norm_num_groups={norm_num_groups}, "
+                    f"got {width!r}"
+                )
+        attention = (False,) * len(block_out_channels) if attention_levels is None else tuple(attention_levels)
+        if len(attention) != len(block_out_channels):
+            raise ValueError(
+                f"attention_levels must have one entry for each of the {len(block_out_channels)} block_out_channels, "
+                f"got {attention_levels!r}"
+            )
+        options = {"num_levels": 4, "shared_codebook": True} if quantizer_type == "residual" else {}
+        network = {
+            "block_out_channels": tuple(block_out_channels),
+            "layers_per_block": layers_per_block,
+            "mid_block_add_attention": mid_block_add_attention,
+            "norm_num_groups": norm_num_groups,
+        }
+        down = tuple("AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention)
+        up = tuple("AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in attention[::-1])
+        self.encoder = make_encoder(
+            in_channels, latent_channels, down_block_types=down, stem_channels=stem_channels, **network
+        )
+        self.quant_conv = nn.Conv2d(latent_channels, codebook_dim, 1)
+        self.quantizer = make_quantizer(
+            quantizer_type, codebook_size, codebook_dim, {**options, **(quantizer_config or {})}
+        )
+        self.post_quant_conv = nn.Conv2d(codebook_dim, latent_channels, 1)
+        self.decoder = make_decoder(latent_channels, in_channels, up_block_types=up, **network)
+
+    @property
+    def downsample_factor(self):
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def last_layer(self):
+        """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
+        return self.decoder.conv_out.weight
+
+    @apply_forward_hook
+    def encode(self, sample, return_dict=True):
+        """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
+        self.check_sample(sample)
+        latents = self.quant_conv(self.encoder(sample))
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, latents, return_dict=True):
+        """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width)."""
+        sample = self.decoder(self.post_quant_conv(latents))
+        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def detokenize(self, codes):
+        """Codes (batch, levels, *grid) to samples; the first levels alone decode to a coarser sample."""
+        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
+
+    def forward(self, sample):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, height, width) in [-1, 1].
+
+        Returns:
+            AutoencoderOutput.
+        """
+        quantized = self.quantizer(self.encode(sample).latents)
+        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)

@@ -1,0 +1,311 @@
+"""VQ-VAE-2: a hierarchy of codes, each finer level conditioned on the coarser ones."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
+from hf_vq.quantizers import QuantizerOutput, make_quantizer
+from hf_vq.quantizers.checks import check_positive_int
+
+LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
+
+
+class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
+    """VQ-VAE-2 (https://arxiv.org/abs/1906.00446, section 3.1 and figure 2a), laid out as rosinality/vq-vae-2-pytorch.
+
+    An encoder leads from the sample to the finest features, one more from each level to the next coarser. The
+    coarsest features are quantized first; every finer level quantizes its features beside what a small decoder makes
+    of all coarser codes. The decoder sees the codes of every level. Codes, latents and all that exists once a level
+    are tuples, coarse to fine: `(top, bottom)`.
+
+    Args:
+        in_channels: channels of a sample.
+        hidden_channels: width of encoders and decoders, at least 2.
+        num_residual_layers: residual blocks in each of them, 0 or more.
+        residual_channels: inner width of a block.
+        codebook_size: number of codes of every level, or one for each, coarse to fine.
+        codebook_dim: width of a code.
+        strides: of the encoders, powers of two: from the sample to the finest level, then from each level to the next
+            coarser. At least two levels.
+        quantizer_type: a key of `hf_vq.quantizers.QUANTIZERS`.
+        quantizer_config: its other options.
+        reconstruction_loss: "mse" or "l1", on [-1, 1].
+        reconstruction_weight: its weight in `loss`, above 0.
+        input_scale, input_shift: the network sees sample x input_scale + input_shift.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    face_type = "hf_vq_vqvae2"
+    hierarchical = True
+    _keep_in_fp32_modules = ["quantizers"]
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        hidden_channels: int = 128,
+        num_residual_layers: int = 2,
+        residual_channels: int = 32,
+        codebook_size: int | tuple[int, ...] = 512,
+        codebook_dim: int = 64,
+        strides: tuple[int, ...] = (4, 2),
+        quantizer_type: str = "ema",
+        quantizer_config: dict | None = None,
+        reconstruction_loss: str = "mse",
+        reconstruction_weight: float = 1.0,
+        input_scale: float = 1.0,
+        input_shift: float = 0.0,
+    ):
+        super().__init__()
+        check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
+        check_reconstruction(reconstruction_loss, reconstruction_weight)
+        if type(hidden_channels) is not int or hidden_channels < 2:
+            raise ValueError(f"hidden_channels must be an int of at least 2, got {hidden_channels!r}")
+        if num_residual_layers < 0:
+            raise ValueError(f"num_residual_layers must be 0 or more, got {num_residual_layers!r}")
+        if input_scale == 0:
+            raise ValueError("input_scale must not be 0")
+        strides = _check_strides(strides)
+        sizes = _sizes_per_level(codebook_size, len(strides))
+
+        network = (hidden_channels, num_residual_layers, residual_channels)
+        inputs = (in_channels, *[hidden_channels] * (len(strides) - 1))  # fine to coarse
+        encoders = [LevelEncoder(width, stride, *network) for width, stride in zip(inputs, strides, strict=True)]
+        self.encoders = nn.ModuleList(encoders[::-1])  # like everything below, coarse to fine
+        contexts = [codebook_dim, *[2 * codebook_dim] * (len(strides) - 1)]  # a level's codes beside the coarser ones'
+        steps = list(zip(contexts, strides[:0:-1], strict=False))
+        self.conditioners = nn.ModuleList(
+            LevelDecoder(width, codebook_dim, stride, *network) for width, stride in steps
+        )
+        self.upsamplers = nn.ModuleList(_upsampler(width, codebook_dim, stride) for width, stride in steps)
+        self.to_latents = nn.ModuleList(
+            nn.Conv2d(hidden_channels + (codebook_dim if level else 0), codebook_dim, 1) for level in range(len(sizes))
+        )
+        self.quantizers = nn.ModuleList(
+            make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
+        )
+        self.decoder = LevelDecoder(contexts[-1], in_channels, strides[0], *network)
+
+    @property
+    def quantizers(self):
+        return self._modules["quantizers"]
+
+    @property
+    def level_names(self):
+        """Names of the levels, coarse to fine."""
+        count = len(self.quantizers)
+        return LEVEL_NAMES.get(count, tuple(f"level_{index}" for index in range(count)))
+
+    @property
+    def downsample_factor(self):
+        """Of the coarsest level: what the sides of a sample must be multiples of."""
+        return math.prod(self.config.strides)
+
+    @property
+    def downsample_factors(self):
+        strides = self.config.strides
+        return tuple(math.prod(strides[:count]) for count in range(len(strides), 0, -1))
+
+    @property
+    def last_layer(self):
+        """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
+        return self.decoder.upsample[-1].weight
+
+    @apply_forward_hook
+    def encode(self, sample, return_dict=True):
+        """Samples (batch, channels, height, width) in [-1, 1] to the latents of every level, not yet quantized.
+
+        The latents of a finer level depend on the codes of the coarser ones.
+        """
+        latents, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
+        return EncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, latents, return_dict=True):
+        """Latents of every level, (batch, dim, *grid) each, as given, to samples (batch, channels, height, width)."""
+        context = latents[0]
+        for upsample, finer in zip(self.upsamplers, latents[1:], strict=True):
+            context = torch.cat([upsample(context), finer], dim=1)
+        sample = (self.decoder(context) - self.config.input_shift) / self.config.input_scale
+        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def tokenize(self, sample, **options):
+        """Samples (batch, channels, height, width) in [-1, 1] to codes, a tuple of (batch, *grid) int64."""
+        codes = []
+
+        def quantize(quantizer, latents):
+            codes.append(quantizer.tokenize(latents, **options))
+            return quantizer.detokenize(codes[-1]).to(latents.dtype)
+
+        self._encode(sample, quantize)
+        return tuple(codes)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def detokenize(self, codes):
+        """Codes of every level to samples (batch, channels, height, width) in [-1, 1].
+
+        Args:
+            codes: a tuple of (batch, *grid) int64, coarse to fine. None for a finer level decodes without it: the
+                average code vector stands in its place.
+
+        Raises:
+            ValueError: not one entry a level, no codes of the coarsest level, or grids that do not fit together.
+        """
+        count = len(self.quantizers)
+        if not isinstance(codes, tuple | list) or len(codes) != count:
+            raise ValueError(f"codes must be a tuple of {count}, one for each level {self.level_names}")
+        if codes[0] is None:
+            raise ValueError("codes[0], the coarsest level, must not be None: only finer levels may be left out")
+        latents, shape = [], (codes[0].shape[0], *codes[0].shape[-2:])
+        for level, (quantizer, one) in enumerate(zip(self.quantizers, codes, strict=True)):
+            if level:
+                stride = self.config.strides[::-1][level - 1]
+                shape = (shape[0], shape[1] * stride, shape[2] * stride)
+            if one is None:
+                vectors = quantizer.mean_vector()[None, :, None, None].expand(shape[0], -1, *shape[1:])
+            elif (one.shape[0], *one.shape[-2:]) != shape:
+                raise ValueError(f"codes[{level}] must have a grid of {shape}, got shape {tuple(one.shape)}")
+            else:
+                vectors = quantizer.detokenize(one)
+            latents.append(vectors.to(self.dtype))
+        return self.decode(tuple(latents)).sample
+
+    @torch.no_grad()
+    def initialize_codebook(self, sample):
+        if self.codebook_initialized:
+            return False
+
+        def quantize(quantizer, latents):
+            quantizer.initialize(latents)
+            return _decide(quantizer, latents)
+
+        self._encode(sample, quantize)
+        return True
+
+    def forward(self, sample):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, height, width) in [-1, 1].
+
+        Returns:
+            AutoencoderOutput; `codes` is a tuple, the loss of the quantizers their sum, its terms named by level.
+        """
+        outputs = []
+
+        def quantize(quantizer, latents):
+            outputs.append(quantizer(latents))
+            return outputs[-1].latents
+
+        _, quantized = self._encode(sample, quantize)
+        together = QuantizerOutput(
+            codes=tuple(output.codes for output in outputs),
+            loss=sum(output.loss for output in outputs),
+            losses={
+                f"{name}_{level}": value
+                for level, output in zip(self.level_names, outputs, strict=True)
+                for name, value in output.losses.items()
+            },
+        )
+        return self.training_output(sample, self.decode(quantized).sample, together)
+
+    def _encode(self, sample, quantize):
+        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
+        self.check_sample(sample)
+        hidden, features = sample * self.config.input_scale + self.config.input_shift, []
+        for encoder in reversed(self.encoders):
+            hidden = encoder(hidden)
+            features.insert(0, hidden)
+        latents, quantized, context = [], [], None
+        for level, (quantizer, hidden) in enumerate(zip(self.quantizers, features, strict=True)):
+            if level:
+                hidden = torch.cat([self.conditioners[level - 1](context), hidden], dim=1)
+            latents.append(self.to_latents[level](hidden))
+            quantized.append(quantize(quantizer, latents[-1]))
+            finer = quantized[-1]
+            context = torch.cat([self.upsamplers[level - 1](context), finer], dim=1) if level else finer
+        return tuple(latents), tuple(quantized)
+
+
+class LevelEncoder(CheckpointedLayers):
+    """Strided convolutions, residual blocks, relu: (batch, in, h, w) to (batch, hidden, h / stride, w / stride)."""
+
+    def __init__(self, in_channels, stride, hidden_channels, num_residual_layers, residual_channels):
+        super().__init__()
+        halvings = stride.bit_length() - 1
+        widths = [in_channels, hidden_channels // 2, *[hidden_channels] * (halvings - 1)]
+        self.downsample = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
+        self.middle = nn.Conv2d(widths[-1], hidden_channels, 3, padding=1)
+        self.residual = ResidualStack(
+            hidden_channels, num_residual_layers, residual_channels, "none", "pre_activation", end_activation=False
+        )
+
+    def forward(self, hidden):
+        for layer in self.downsample:
+            hidden = F.relu(self.run(layer, hidden))
+        return F.relu(self.residual(self.middle(hidden)))
+
+
+class LevelDecoder(CheckpointedLayers):
+    """A convolution, residual blocks, transposed convolutions: (batch, in, h, w) to (batch, out, h x stride, ...)."""
+
+    def __init__(self, in_channels, out_channels, stride, hidden_channels, num_residual_layers, residual_channels):
+        super().__init__()
+        self.middle = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.residual = ResidualStack(
+            hidden_channels, num_residual_layers, residual_channels, "none", "pre_activation", end_activation=False
+        )
+        doublings = stride.bit_length() - 1
+        widths = [*[hidden_channels] * (doublings - 1), *[hidden_channels // 2] * (doublings > 1), out_channels]
+        widths = [hidden_channels, *widths[-doublings:]]
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
+
+    def forward(self, context):
+        hidden = F.relu(self.residual(self.middle(context)))
+        for index, layer in enumerate(self.upsample):
+            hidden = self.run(layer, F.relu(hidden) if index else hidden)
+        return hidden
+
+
+def _upsampler(in_channels, out_channels, stride):
+    widths = [in_channels, *[out_channels] * (stride.bit_length() - 1)]
+    return nn.Sequential(*(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)))
+
+
+def _decide(quantizer, latents):
+    """Quantized latents, whatever the mode, without touching the quantizer's state."""
+    return quantizer.detokenize(quantizer.tokenize(latents)).to(latents.dtype)
+
+
+def _check_strides(strides):
+    strides = tuple(strides)
+    if len(strides) < 2:
+        raise ValueError(f"strides must name at least two levels, got {strides}; one level is a VQVAE")
+    for index, stride in enumerate(strides):
+        if type(stride) is not int or stride < 2 or stride & (stride - 1):
+            raise ValueError(f"strides[{index}] must be a power of two of at least 2, got {stride!r}")
+    return strides
+
+
+def _sizes_per_level(codebook_size, num_levels):
+    if isinstance(codebook_size, int):
+        return (codebook_size,) * num_levels
+    if len(codebook_size) != num_levels:
+        raise ValueError(
+            f"codebook_size must be an int or {num_levels} of them, coarse to fine, got {codebook_size!r}"
+        )
+    return tuple(codebook_size)
