@@ -1,0 +1,159 @@
+"""What every converter shares: a source, a plan of where each tensor comes from, and the check that all are used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+FORMATS = {}
+
+
+@dataclass
+class Source:
+    """A checkpoint of others, read but not understood.
+
+    Attributes:
+        path: of the file or folder, for messages.
+        tensors: by name.
+        rest: what the file holds around and among the tensors.
+        config: the original's config file, parsed; {} where there is none.
+        config_path: of that file.
+        attributes: what the file says beside (HDF5, .keras).
+    """
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    rest: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    config_path: Path | None = None
+    attributes: dict = field(default_factory=dict)
+
+    def has(self, *names):
+        """Whether all of these tensors are there."""
+        return all(name in self.tensors for name in names)
+
+    def starts(self, prefix):
+        """Whether a tensor's name starts so."""
+        return any(name.startswith(prefix) for name in self.tensors)
+
+
+@dataclass
+class Plan:
+    """How a model is made from a source.
+
+    Attributes:
+        build: makes the model, with any weights.
+        weight: from a name in the model's state dict and `take(name)`, which hands out a tensor of the source, to the
+            tensor; None where the source has none and the model derives it.
+        ignored: beginnings of the names of tensors that have no place in the model: losses, discriminators.
+    """
+
+    build: Callable
+    weight: Callable
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of checkpoint.
+
+    Attributes:
+        name: for `--format`.
+        origin: address of the project.
+        recognises: from a Source to whether it is of this kind.
+        plan: from a Source to a Plan; a ValueError names the key where config and weights disagree.
+    """
+
+    name: str
+    origin: str
+    recognises: Callable
+    plan: Callable
+
+
+def add_format(name, origin, recognises):
+    """Function decorator: the plan of a format."""
+
+    def add(plan):
+        FORMATS[name] = Format(name, origin, recognises, plan)
+        return plan
+
+    return add
+
+
+def pick_format(source, name=None):
+    """The format of a source.
+
+    Raises:
+        ValueError: an unknown name, or a source that no format or several recognise.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
+        return FORMATS[name]
+    found = [candidate for candidate in FORMATS.values() if candidate.recognises(source)]
+    if len(found) == 1:
+        return found[0]
+    seen = ", ".join(list(source.tensors)[:8])
+    config = f"with the config {source.config_path}" if source.config_path else "without a config file beside it"
+    if found:
+        raise ValueError(
+            f"{source.path}, {config}, may be any of {', '.join(one.name for one in found)}: give the format"
+        )
+    raise ValueError(
+        f"{source.path} is of no known format, {config}: its {len(source.tensors)} tensors begin with {seen}; "
+        f"known are {', '.join(sorted(FORMATS))}"
+    )
+
+
+def fill(source, plan):
+    """Builds the model of a plan and loads its weights, every tensor accounted for.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: a tensor that is missing, has another shape or is left over, naming file and key.
+    """
+    model = plan.build()
+    weights, missing, taken = {}, [], set()
+
+    def take(name):
+        if name not in source.tensors:
+            raise ValueError(f"{source.path} lacks the tensor {name!r}")
+        taken.add(name)
+        return source.tensors[name]
+
+    for name, expected in model.state_dict().items():
+        before = set(taken)
+        tensor = plan.weight(name, take)
+        if tensor is None:
+            missing.append(name)
+            continue
+        if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
+            tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
+        if tensor.shape != expected.shape:
+            theirs = ", ".join(sorted(taken - before)) or name
+            raise ValueError(
+                f"{source.path}: {theirs} gives shape {tuple(tensor.shape)}, but {name} of {type(model).__name__} "
+                f"needs {tuple(expected.shape)}"
+            )
+        weights[name] = tensor.to(expected.dtype).contiguous()
+    left = [name for name in source.tensors if name not in taken and not name.startswith(plan.ignored)]
+    if left:
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        raise ValueError(
+            f"{source.path} has tensors that {type(model).__name__} has no place for: {', '.join(left[:8])}{more}"
+        )
+    model.load_state_dict(weights, strict=False)
+    if missing:
+        model.finish_loading(missing)
+    return model.eval()
+
+
+def drop_ones(shape):
+    """A shape without the ones at its end."""
+    shape = list(shape)
+    while shape and shape[-1] == 1:
+        shape.pop()
+    return shape

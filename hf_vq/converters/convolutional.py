@@ -1,0 +1,111 @@
+"""taming-transformers' convolutional encoder and decoder, which VQGAN's heirs share: names and sizes of tensors."""
+
+import re
+
+from hf_vq.converters.shapes import check_agrees, count, shape_of
+
+_PARTS = (
+    (r"(en|de)coder\.mid_block\.resnets\.(\d+)\.", lambda m: f"{m[1]}coder.mid.block_{int(m[2]) + 1}."),
+    (r"(en|de)coder\.mid_block\.attentions\.0\.", lambda m: f"{m[1]}coder.mid.attn_1."),
+    (r"(en|de)coder\.conv_norm_out\.", lambda m: f"{m[1]}coder.norm_out."),
+    (r"encoder\.down_blocks\.(\d+)\.", lambda m: f"encoder.down.{m[1]}."),
+)
+_LAYERS = (
+    (".resnets.", ".block."),
+    (".attentions.", ".attn."),
+    (".downsamplers.0.", ".downsample."),
+    (".upsamplers.0.", ".upsample."),
+    (".conv_shortcut.", ".nin_shortcut."),
+    (".group_norm.", ".norm."),
+    (".to_q.", ".q."),
+    (".to_k.", ".k."),
+    (".to_v.", ".v."),
+    (".to_out.0.", ".proj_out."),
+)
+
+
+def original_name(name, num_levels):
+    """The name in taming's checkpoints of a tensor of diffusers' Encoder or Decoder.
+
+    Args:
+        name: such as "encoder.down_blocks.0.resnets.1.conv1.weight".
+        num_levels: levels of the network; taming counts those of the decoder from the finest.
+    """
+    up = re.match(r"decoder\.up_blocks\.(\d+)\.", name)
+    if up:
+        name = f"decoder.up.{num_levels - 1 - int(up[1])}." + name[up.end() :]
+    for pattern, replacement in _PARTS:
+        name = re.sub("^" + pattern, replacement, name)
+    for ours, theirs in _LAYERS:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def network_arguments(tensors, config):
+    """What the tensors say of the network, checked against `ddconfig`.
+
+    Args:
+        tensors: the original state dict, names as taming's.
+        config: `ddconfig` of the original's config, or {}.
+
+    Returns:
+        dict of `in_channels`, `out_channels`, `widths` and `decoder_widths` (fine to coarse), `attention` (of each
+        level), `mid_block_add_attention`, `layers_per_block`, `latent_channels`, `stem_channels`.
+
+    Raises:
+        ValueError: a tensor that is missing, or a config that disagrees with the weights, naming the key.
+    """
+    stem, in_channels, *_ = shape_of(tensors, "encoder.conv_in.weight", 4)
+    latent_channels = shape_of(tensors, "encoder.conv_out.weight", 4)[0]
+    levels, layers = count(tensors, "encoder.down"), count(tensors, "encoder.down.0.block")
+    widths = [shape_of(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    decoder_widths = [shape_of(tensors, f"decoder.up.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    attention = [f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(levels)]
+    for level, there in enumerate(attention):
+        if (f"decoder.up.{level}.attn.0.q.weight" in tensors) != there:
+            raise ValueError(f"encoder.down.{level} and decoder.up.{level} must both have attention, or neither")
+    middle = "encoder.mid.attn_1.q.weight" in tensors
+    if ("decoder.mid.attn_1.q.weight" in tensors) != middle:
+        raise ValueError("encoder.mid and decoder.mid must both have attention (attn_1), or neither")
+    for width in {stem, *widths, *decoder_widths}:
+        if width % 32:
+            raise ValueError(f"the norms have 32 groups, but a level has {width} channels")
+    out_channels = shape_of(tensors, "decoder.conv_out.weight", 4)[0]
+    check_agrees(
+        config, "ddconfig.", in_channels=in_channels, out_ch=out_channels, ch=stem, num_res_blocks=layers,
+        z_channels=latent_channels, double_z=False,
+    )  # fmt: skip
+    if "ch_mult" in config:
+        check_agrees({"widths": [stem * factor for factor in config["ch_mult"]]}, "ch x ch_mult, ", widths=widths)
+    if "attn_resolutions" in config and "resolution" in config and config.get("attn_type", "vanilla") != "none":
+        sides = {config["resolution"] // 2**level for level, there in enumerate(attention) if there}
+        told = {side for side in config["attn_resolutions"] if side in {config["resolution"] // 2**i for i in range(levels)}}
+        check_agrees({"attn_resolutions": sorted(told)}, "ddconfig.", attn_resolutions=sorted(sides))
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "widths": tuple(widths),
+        "decoder_widths": tuple(decoder_widths),
+        "attention": tuple(attention),
+        "mid_block_add_attention": middle,
+        "layers_per_block": layers,
+        "latent_channels": latent_channels,
+        "stem_channels": None if stem == widths[0] else stem,
+    }
+
+
+def vq_model_arguments(network):
+    """Arguments of `VQModel` for the network, from `network_arguments`."""
+    attention, widths, decoder_widths = network["attention"], network["widths"], network["decoder_widths"]
+    return {
+        "in_channels": network["in_channels"],
+        "out_channels": network["out_channels"],
+        "down_block_types": tuple("AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attention),
+        "up_block_types": tuple("AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in attention[::-1]),
+        "block_out_channels": widths,
+        "decoder_block_out_channels": None if decoder_widths == widths else decoder_widths,
+        "layers_per_block": network["layers_per_block"],
+        "latent_channels": network["latent_channels"],
+        "mid_block_add_attention": network["mid_block_add_attention"],
+        "stem_channels": network["stem_channels"],
+    }

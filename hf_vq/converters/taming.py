@@ -1,0 +1,142 @@
+"""taming-transformers' VQGAN and GumbelVQ, latent-diffusion's first stages, and SEED-Voken's IBQ."""
+
+from hf_vq.autoencoders import VQModel
+from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.convolutional import network_arguments, original_name, vq_model_arguments
+from hf_vq.converters.shapes import check_agrees, count, shape_of
+
+FIRST_STAGE = "first_stage_model."
+IGNORED = ("loss.", "model_ema.")
+
+
+def first_stage(source):
+    """The source without what surrounds a first stage in a latent-diffusion or Net2Net checkpoint."""
+    if not source.starts(FIRST_STAGE):
+        return source, model_config(source.config)
+    tensors = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in source.tensors.items() if name.startswith(FIRST_STAGE)}
+    outer = model_config(source.config)
+    config = (outer.get("params") or {}).get("first_stage_config") or {}
+    return Source(source.path, tensors, source.rest, source.config, source.config_path), config
+
+
+def model_config(config):
+    """The section that says class and arguments: `target` and `params`, or `class_path` and `init_args`."""
+    config = config.get("model", config)
+    if not isinstance(config, dict):
+        return {}
+    if "class_path" in config:
+        return {"target": config["class_path"], "params": config.get("init_args") or {}}
+    return config if "target" in config else {}
+
+
+def _is_like_vqgan(source):
+    inner, config = first_stage(source)
+    known = inner.has("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight")
+    return inner, config.get("target", ""), known and inner.starts("encoder.down.0.block.0.")
+
+
+def _is_vqgan(source):
+    inner, target, known = _is_like_vqgan(source)
+    return known and inner.has("quantize.embedding.weight") and not target.endswith(".IBQ")
+
+
+def _is_ibq(source):
+    inner, target, known = _is_like_vqgan(source)
+    return known and inner.has("quantize.embedding.weight") and (target.endswith(".IBQ") or not target)
+
+
+def _is_gumbel(source):
+    inner, _, known = _is_like_vqgan(source)
+    return known and inner.has("quantize.proj.weight", "quantize.embed.weight")
+
+
+@add_format("taming-vqgan", "https://github.com/CompVis/taming-transformers", _is_vqgan)
+def plan_vqgan(source):
+    inner, config = first_stage(source)
+    params = config.get("params") or {}
+    size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
+    options, quantizer_type = {}, "vector"
+    if "quantize.used" in inner.tensors:
+        quantizer_type = "remapped"
+        unknown = params.get("unknown_index", "random")
+        options = {
+            "num_used": shape_of(inner.tensors, "quantize.used", 1)[0],
+            "unknown_code": "nearest" if unknown == "random" else unknown,
+            "legacy": True,
+            "restart_threshold": 0.0,
+        }
+    return _plan(source, inner, params, size, dim, quantizer_type, options or None)
+
+
+@add_format("ibq", "https://github.com/TencentARC/SEED-Voken", _is_ibq)
+def plan_ibq(source):
+    inner, config = first_stage(source)
+    params = config.get("params") or {}
+    size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
+    loss = (params.get("lossconfig") or {}).get("params") or {}
+    options = {"beta": params.get("beta", 0.25)}
+    if params.get("use_entropy_loss"):
+        sample, batch = (params.get(f"{term}_weight", 1.0) for term in ("sample_minimization", "batch_maximization"))
+        options |= {
+            "entropy_weight": loss.get("entropy_loss_weight", 0.05) * sample,
+            "entropy_temperature": params.get("entropy_temperature", 0.01),
+            "diversity": batch / sample,
+            "entropy_offset": 1e-5,
+        }
+    return _plan(source, inner, params, size, dim, "index_backpropagation", options)
+
+
+@add_format("taming-gumbel", "https://github.com/CompVis/taming-transformers", _is_gumbel)
+def plan_gumbel(source):
+    inner, config = first_stage(source)
+    params = config.get("params") or {}
+    size, dim = shape_of(inner.tensors, "quantize.embed.weight", 2)
+    schedule = (params.get("temperature_scheduler_config") or {}).get("params") or {}
+    options = {
+        "temperature": schedule.get("lr_max", 1.0),
+        "final_temperature": schedule.get("lr_min"),
+        "temperature_steps": schedule.get("max_decay_steps", 150_000),
+        "kl_weight": params.get("kl_weight", 5e-4),
+    }
+    return _plan(source, inner, params, size, dim, "gumbel", options)
+
+
+def _plan(source, inner, params, size, dim, quantizer_type, options):
+    check_agrees(params, "", n_embed=size, embed_dim=dim)
+    network = network_arguments(inner.tensors, params.get("ddconfig") or {})
+    arguments = {
+        **vq_model_arguments(network),
+        "sample_size": (params.get("ddconfig") or {}).get("resolution", 32),
+        "num_vq_embeddings": size,
+        "vq_embed_dim": dim,
+        "quantizer_type": quantizer_type,
+        "quantizer_config": options,
+    }
+    prefix, levels = FIRST_STAGE if inner is not source else "", count(inner.tensors, "encoder.down")
+    averages = _averages(inner, params)
+
+    def take_weight(name, take):
+        theirs = _quantizer_name(name) or original_name(name, levels)
+        if theirs is None or name.endswith(("quantize.steps", "quantizer.steps", "cluster_size")):
+            return None
+        tensor = take(prefix + theirs)
+        average = f"{prefix}model_ema.{theirs.replace('.', '')}"
+        return take(average) if averages and average in source.tensors else tensor
+
+    ignored = tuple(prefix + beginning for beginning in IGNORED)
+    if prefix:  # the diffusion model or transformer around the first stage
+        ignored += tuple(name for name in source.tensors if not name.startswith(FIRST_STAGE))
+    return Plan(lambda: VQModel(**arguments), take_weight, ignored)
+
+
+def _averages(inner, params):
+    """Whether the running averages of the weights are what the authors evaluate: SEED-Voken's `use_ema`."""
+    return inner.starts("model_ema.") and params.get("use_ema", True)
+
+
+def _quantizer_name(name):
+    """The original's name of a tensor of the quantizer; None for the rest."""
+    beginning, _, end = name.partition(".")
+    if beginning not in ("quantize", "quantizer"):
+        return None
+    return "quantize." + {"embedding.weight": "embedding.weight"}.get(end, end)
