@@ -139,6 +139,14 @@ def test_save_equals_load(quantizer_type, tmp_path):
     assert torch.equal(loaded.tokenize(sample), expected.codes)
 
 
+def test_a_resized_codebook_keeps_its_width(tmp_path):
+    model, sample = small_model(quantizer_type="vector")
+    model.train()(sample)
+    model.resize_codebook(20)
+    model.eval().save_pretrained(tmp_path)
+    assert torch.equal(MAGVIT2Model.from_pretrained(tmp_path)(sample).sample, model(sample).sample)
+
+
 def test_gradient_steps_reach_every_parameter_and_lower_the_loss():
     model, sample = small_model()
     optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-3)

@@ -200,6 +200,7 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
         )
         dim = max(1, (codebook_size - 1).bit_length()) if codebook_dim is None else codebook_dim
         check_positive_int(codebook_dim=dim)
+        self.register_to_config(codebook_dim=dim)  # a resized codebook keeps its width
         self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, quantizer_config)
         self.encoder = Encoder(in_channels, widths, stem, dim, layers_per_block, norm_num_groups)
         self.decoder = Decoder(in_channels, widths, dim, layers_per_block, norm_num_groups)

@@ -63,7 +63,8 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens):
-        tokens = tokens + self.position_embedding
+        # (transformers loads the buffers of a half-precision model in float32)
+        tokens = tokens + self.position_embedding.to(tokens.dtype)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = self._gradient_checkpointing_func(block, tokens)
