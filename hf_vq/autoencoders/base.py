@@ -220,6 +220,23 @@ class AutoencoderMixin(PushMixin):
                 module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
 
     @classmethod
+    def from_single_file(cls, path, config=None, format=None):
+        """A checkpoint of another project as a model of this class, without writing anything.
+
+        Args:
+            path: a file of weights, or a folder with one.
+            config: the original's config file; None: the one beside the weights, where there is one.
+            format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: a checkpoint that is broken, not safe, of no known format, or of another class.
+        """
+        from hf_vq.converters import load_single_file
+
+        return load_single_file(cls, path, config, format)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)

@@ -1,0 +1,19 @@
+"""Checkpoints of others, read safely, as models of this package: one file per origin."""
+
+from hf_vq.converters import (  # noqa: F401: each registers its formats
+    dalle,
+    diffusers,
+    keras,
+    llamagen,
+    open_magvit2,
+    ritheshkumar,
+    rosinality,
+    rqvae,
+    sonnet,
+    taming,
+    vitvqgan,
+)
+from hf_vq.converters.base import FORMATS
+from hf_vq.converters.convert import convert, load_single_file
+
+__all__ = ["FORMATS", "convert", "load_single_file"]

@@ -13,9 +13,9 @@ def shape_of(tensors, name, num_dims):
     return shape
 
 
-def count(tensors, prefix):
+def count(tensors, prefix, separator="."):
     """How many indices follow a prefix: 3 where the last name is prefix + ".2.…"; 0 where there is none."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    pattern = re.compile(re.escape(prefix + separator) + r"(\d+)[./]")
     return 1 + max((int(match[1]) for match in map(pattern.match, tensors) if match), default=-1)
 
 

@@ -55,24 +55,25 @@ def plan_vqgan(source):
     inner, config = first_stage(source)
     params = config.get("params") or {}
     size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
-    options, quantizer_type = {}, "vector"
+    options, quantizer_type = None, "vector"
+    names = {"embedding.weight": "quantize.embedding.weight"}
     if "quantize.used" in inner.tensors:
-        quantizer_type = "remapped"
         unknown = params.get("unknown_index", "random")
+        quantizer_type, names = "remapped", {**names, "used": "quantize.used"}
         options = {
             "num_used": shape_of(inner.tensors, "quantize.used", 1)[0],
             "unknown_code": "nearest" if unknown == "random" else unknown,
             "legacy": True,
             "restart_threshold": 0.0,
         }
-    return _plan(source, inner, params, size, dim, quantizer_type, options or None)
+    return _plan(source, inner, params, (size, dim), quantizer_type, options, names)
 
 
 @add_format("ibq", "https://github.com/TencentARC/SEED-Voken", _is_ibq)
 def plan_ibq(source):
     inner, config = first_stage(source)
     params = config.get("params") or {}
-    size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
+    sizes = shape_of(inner.tensors, "quantize.embedding.weight", 2)
     loss = (params.get("lossconfig") or {}).get("params") or {}
     options = {"beta": params.get("beta", 0.25)}
     if params.get("use_entropy_loss"):
@@ -83,14 +84,15 @@ def plan_ibq(source):
             "diversity": batch / sample,
             "entropy_offset": 1e-5,
         }
-    return _plan(source, inner, params, size, dim, "index_backpropagation", options)
+    names = {"embedding.weight": "quantize.embedding.weight"}
+    return _plan(source, inner, params, sizes, "index_backpropagation", options, names)
 
 
 @add_format("taming-gumbel", "https://github.com/CompVis/taming-transformers", _is_gumbel)
 def plan_gumbel(source):
     inner, config = first_stage(source)
     params = config.get("params") or {}
-    size, dim = shape_of(inner.tensors, "quantize.embed.weight", 2)
+    sizes = shape_of(inner.tensors, "quantize.embed.weight", 2)
     schedule = (params.get("temperature_scheduler_config") or {}).get("params") or {}
     options = {
         "temperature": schedule.get("lr_max", 1.0),
@@ -98,45 +100,36 @@ def plan_gumbel(source):
         "temperature_steps": schedule.get("max_decay_steps", 150_000),
         "kl_weight": params.get("kl_weight", 5e-4),
     }
-    return _plan(source, inner, params, size, dim, "gumbel", options)
+    names = {part: f"quantize.{part}" for part in ("proj.weight", "proj.bias")}
+    names["embedding.weight"] = "quantize.embed.weight"
+    return _plan(source, inner, params, sizes, "gumbel", options, names)
 
 
-def _plan(source, inner, params, size, dim, quantizer_type, options):
-    check_agrees(params, "", n_embed=size, embed_dim=dim)
-    network = network_arguments(inner.tensors, params.get("ddconfig") or {})
+def _plan(source, inner, params, sizes, quantizer_type, options, quantizer_names):
+    check_agrees(params, "", n_embed=sizes[0], embed_dim=sizes[1])
+    network_config = params.get("ddconfig") or {}
     arguments = {
-        **vq_model_arguments(network),
-        "sample_size": (params.get("ddconfig") or {}).get("resolution", 32),
-        "num_vq_embeddings": size,
-        "vq_embed_dim": dim,
+        **vq_model_arguments(network_arguments(inner.tensors, network_config)),
+        "sample_size": network_config.get("resolution", 32),
+        "num_vq_embeddings": sizes[0],
+        "vq_embed_dim": sizes[1],
         "quantizer_type": quantizer_type,
         "quantizer_config": options,
     }
     prefix, levels = FIRST_STAGE if inner is not source else "", count(inner.tensors, "encoder.down")
-    averages = _averages(inner, params)
+    averaged = inner.starts("model_ema.") and params.get("use_ema", True)  # what the authors of SEED-Voken evaluate
 
-    def take_weight(name, take):
-        theirs = _quantizer_name(name) or original_name(name, levels)
-        if theirs is None or name.endswith(("quantize.steps", "quantizer.steps", "cluster_size")):
+    def weight(name, take):
+        beginning, _, end = name.partition(".")
+        quantizer = beginning in ("quantize", "quantizer")
+        theirs = quantizer_names.get(end) if quantizer else original_name(name, levels)
+        if theirs is None:
             return None
         tensor = take(prefix + theirs)
         average = f"{prefix}model_ema.{theirs.replace('.', '')}"
-        return take(average) if averages and average in source.tensors else tensor
+        return take(average) if averaged and average in source.tensors else tensor
 
     ignored = tuple(prefix + beginning for beginning in IGNORED)
-    if prefix:  # the diffusion model or transformer around the first stage
+    if prefix:  # the diffusion model or the transformer around the first stage
         ignored += tuple(name for name in source.tensors if not name.startswith(FIRST_STAGE))
-    return Plan(lambda: VQModel(**arguments), take_weight, ignored)
-
-
-def _averages(inner, params):
-    """Whether the running averages of the weights are what the authors evaluate: SEED-Voken's `use_ema`."""
-    return inner.starts("model_ema.") and params.get("use_ema", True)
-
-
-def _quantizer_name(name):
-    """The original's name of a tensor of the quantizer; None for the rest."""
-    beginning, _, end = name.partition(".")
-    if beginning not in ("quantize", "quantizer"):
-        return None
-    return "quantize." + {"embedding.weight": "embedding.weight"}.get(end, end)
+    return Plan(lambda: VQModel(**arguments), weight, ignored)

@@ -1,6 +1,19 @@
 """Text and files of the Hugging Face Hub: what travels with a checkpoint, its card, and the push itself."""
 
+from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
+from hf_vq.hub.folders import CONVERSION, read_folder
 from hf_vq.hub.push import PushMixin, push_folder
 
-__all__ = ["HubConfigMixin", "HubPipelineMixin", "PushMixin", "auto_map", "push_folder", "write_shim"]
+__all__ = [
+    "CONVERSION",
+    "HubConfigMixin",
+    "HubPipelineMixin",
+    "PushMixin",
+    "auto_map",
+    "describe",
+    "push_folder",
+    "read_folder",
+    "write_card",
+    "write_shim",
+]

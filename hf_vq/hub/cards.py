@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_vq.hub.folders import PICTURES, read_json
+from hf_vq.hub.folders import CONVERSION, PICTURES, read_json
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "Written by hf_vq from the files of this repository",
@@ -146,6 +146,7 @@ def write_card(folder, repo_id, data, files=None):
             if name.endswith(".yaml")
         ],
         license_words=f"`{data.license}`" if data.license else None,
+        conversion=read_json(files[CONVERSION]) if CONVERSION in files else None,
     )
 
 

@@ -10,7 +10,8 @@ from hf_vq.hub.shims import PIPELINE, SHIM
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py")
-RUN_FILES = ("report.json", "evaluation.json", "*.yaml", *PICTURES)
+CONVERSION = "conversion.json"  # where converted weights come from
+RUN_FILES = ("report.json", "evaluation.json", CONVERSION, "*.yaml", *PICTURES)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
-from hf_vq.hub.folders import read_folder
+from hf_vq.hub.folders import CONVERSION, read_folder, read_json
 
 README = "README.md"
 
@@ -39,7 +39,8 @@ def push_folder(
     Args:
         folder: of an autoencoder, a prior or a pipeline.
         repo_id: "user/repo"; created where it does not exist.
-        license: its id on the Hub, such as "apache-2.0"; by default that of the card.
+        license: its id on the Hub, such as "apache-2.0"; by default that of the card, or of the checkpoint that was
+            converted.
         card: folder with a README.md, recipes and pictures, which travel too.
         evaluation: evaluation.json to publish, by default that of the folder.
         dataset: name or Hub id of the data behind the figures.
@@ -65,6 +66,8 @@ def push_folder(
         files["evaluation.json"] = Path(evaluation)
     local = _load_card(files.pop(README, None))
     license = _agree(license, local)
+    if license is None and CONVERSION in files:
+        license = read_json(files[CONVERSION]).get("license")
     if license is None and require_license:
         raise ValueError(
             "license is missing: say under which licence the weights may be used, by --license apache-2.0 (or another "

@@ -9,6 +9,7 @@ from hf_vq.quantizers.lookup_free import LookupFreeQuantizer
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.product import ProductQuantizer
 from hf_vq.quantizers.registry import QUANTIZERS, make_quantizer
+from hf_vq.quantizers.remapped import RemappedQuantizer
 from hf_vq.quantizers.residual import ResidualQuantizer
 from hf_vq.quantizers.vector import VectorQuantizer
 
@@ -22,6 +23,7 @@ __all__ = [
     "QUANTIZERS",
     "Quantizer",
     "QuantizerOutput",
+    "RemappedQuantizer",
     "ResidualQuantizer",
     "VectorQuantizer",
     "make_quantizer",

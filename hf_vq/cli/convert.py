@@ -1,0 +1,38 @@
+"""`hf-vq convert`: a checkpoint of another project in, a folder of ours out."""
+
+from dataclasses import dataclass, field
+
+from hf_vq.cli.options import parse_options
+from hf_vq.converters import FORMATS, convert
+
+
+@dataclass
+class ConvertOptions:
+    """What to convert, where to, and under which licence."""
+
+    source: str = field(metadata={"help": "file of weights, or a folder with one (DALL-E: with encoder and decoder)"})
+    out: str = field(metadata={"help": "folder to write"})
+    format: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(sorted(FORMATS))}; default: recognised"}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "id of the weights' licence on the Hub, such as mit; default: that of a card beside them"},
+    )
+    config: str | None = field(
+        default=None, metadata={"help": "the original's config file (YAML or JSON); default: the one beside the weights"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing folder"})
+
+
+def main(argv):
+    """Run the verb."""
+    options, _ = parse_options(
+        [ConvertOptions],
+        argv,
+        verb="convert",
+        description="Convert a checkpoint of another project into a folder that from_pretrained loads.",
+        positional=("source", "out"),
+    )
+    model = convert(**vars(options), require_license=True)
+    print(f"Wrote {options.out}: {type(model).__name__}, {model.num_parameters():,} parameters.")

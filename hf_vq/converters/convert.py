@@ -1,0 +1,112 @@
+"""From a checkpoint of others to a folder of ours, whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from hf_vq.converters.base import fill, pick_format
+from hf_vq.converters.sources import read_source
+from hf_vq.hub import CONVERSION, describe, read_folder, write_card
+
+
+def load_checkpoint(source, format=None, config=None):
+    """The model of a checkpoint, its Format and its Source.
+
+    Args:
+        source: a file of weights, or a folder with one.
+        format: a key of `FORMATS`; None: recognised by tensors and config.
+        config: the original's config file; None: the one beside the weights.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: anything else that is wrong with the checkpoint, naming file and key.
+    """
+    read = read_source(source, config)
+    chosen = pick_format(read, format)
+    try:
+        plan = chosen.plan(read)
+        model = fill(read, plan)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        where = "" if str(read.path) in str(error) else f"{read.path} ({read.config_path or 'no config'}): "
+        kind = "" if isinstance(error, ValueError) else f"does not fit {chosen.name}: {type(error).__name__}: "
+        raise ValueError(f"{where}{kind}{error}") from error
+    return model, chosen, read
+
+
+def load_single_file(model_class, path, config=None, format=None):
+    """A checkpoint of others as a model of the given class; `from_single_file` of every class calls it.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint is a model of another class.
+    """
+    model, chosen, _ = load_checkpoint(path, format, config)
+    if not isinstance(model, model_class):
+        raise ValueError(
+            f"{path} ({chosen.name}) becomes a {type(model).__name__}, not a {model_class.__name__}: call "
+            f"{type(model).__name__}.from_single_file"
+        )
+    return model
+
+
+def convert(source, out, format=None, license=None, *, config=None, overwrite=False, require_license=False):
+    """Convert a checkpoint of others into a folder that `from_pretrained` loads.
+
+    The folder's card and `conversion.json` say where the weights come from and under which licence.
+
+    Args:
+        source: a file of weights, or a folder with one.
+        out: the folder to write; it appears when everything is written.
+        format: a key of `FORMATS`; None: recognised by tensors and config.
+        license: of the weights, its id on the Hub, such as "mit"; None: that of a card beside the weights.
+        config: the original's config file; None: the one beside the weights.
+        overwrite: replace an existing folder.
+        require_license: refuse where nobody says the licence.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: an existing folder without `overwrite`, a missing licence, or anything that is wrong with the
+            checkpoint, naming file and key. Nothing is written then.
+    """
+    out, source = Path(out), Path(source)
+    if out.is_file():
+        raise ValueError(f"out must be a folder, but {out} is a file")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"out={str(out)!r} exists and is not empty (overwrite replaces it)")
+    license = license or _license_beside(source)
+    if license is None and require_license:
+        raise ValueError(
+            f"license is missing: {source} does not say under which licence its weights may be used. Give the id that "
+            "its authors chose (https://huggingface.co/docs/hub/repositories-licenses)"
+        )
+    model, chosen, read = load_checkpoint(source, format, config)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as temporary:
+        folder = Path(temporary) / "model"
+        model.save_pretrained(folder)
+        facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
+        (folder / CONVERSION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        found = read_folder(folder)
+        card = write_card(found, out.name, describe(found, out.name, license))
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+        if out.is_dir():
+            out.rename(Path(temporary) / "replaced")
+        shutil.move(folder, out)
+    return model
+
+
+def _license_beside(source):
+    """The licence in the card of a folder, or of the folder of a file."""
+    card = (source if source.is_dir() else source.parent) / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        license = ModelCard.load(card).data.get("license")
+    except ValueError:  # a text without metadata, or a card whose metadata is broken
+        return None
+    return license if isinstance(license, str) else None

@@ -1,0 +1,74 @@
+"""rosinality's VQ-VAE-2."""
+
+import re
+
+from hf_vq.autoencoders import VQVAE2
+from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.shapes import check_agrees, count, shape_of
+
+ORIGIN = "https://github.com/rosinality/vq-vae-2-pytorch"
+LEVELS = ("t", "b")  # top and bottom
+EMA = {"embedding.weight": "embed", "embedding_sum": "embed_avg", "cluster_size": "cluster_size"}
+
+
+def _recognises(source):
+    return source.has("quantize_t.embed", "quantize_b.embed", "enc_b.blocks.0.weight")
+
+
+@add_format("rosinality-vqvae2", ORIGIN, _recognises)
+def plan_rosinality(source):
+    tensors, told = source.tensors, source.config.get("vqvae", source.config)
+    convolutions = {
+        part: [i for i in range(count(tensors, f"{part}.blocks")) if f"{part}.blocks.{i}.weight" in tensors]
+        for part in ("enc_b", "enc_t", "dec", "dec_t")
+    }
+    hidden = shape_of(tensors, "dec.blocks.0.weight", 4)[0]
+    in_channels = shape_of(tensors, "enc_b.blocks.0.weight", 4)[1]
+    residual = [i for i in range(count(tensors, "enc_b.blocks")) if f"enc_b.blocks.{i}.conv.1.weight" in tensors]
+    dim, size = shape_of(tensors, "quantize_t.embed", 2)
+    residual_channels = 32
+    if residual:
+        residual_channels = shape_of(tensors, f"enc_b.blocks.{residual[0]}.conv.1.weight", 4)[0]
+        check_agrees(told, "", n_res_channel=residual_channels)
+    check_agrees(
+        told, "", in_channel=in_channels, channel=hidden, n_res_block=len(residual), embed_dim=dim, n_embed=size
+    )
+    arguments = {
+        "in_channels": in_channels,
+        "hidden_channels": hidden,
+        "num_residual_layers": len(residual),
+        "residual_channels": residual_channels,
+        "codebook_size": size,
+        "codebook_dim": dim,
+        "strides": (2 ** (len(convolutions["enc_b"]) - 1), 2 ** (len(convolutions["enc_t"]) - 1)),
+        "quantizer_config": {"decay": 0.99, "epsilon": 1e-5, "restart_threshold": 0.0},
+    }
+
+    def weight(name, take):
+        quantizer = re.fullmatch(r"quantizers\.(\d)\.(.+)", name)
+        if quantizer:
+            tensor = take(f"quantize_{LEVELS[int(quantizer[1])]}.{EMA[quantizer[2]]}")
+            return tensor.T if tensor.ndim == 2 else tensor
+        return take(_original_name(name, convolutions))
+
+    return Plan(lambda: VQVAE2(**arguments), weight)
+
+
+def _original_name(name, convolutions):
+    stem, _, kind = name.rpartition(".")
+    names = {"upsamplers.0.0": "upsample_t", "to_latents.0": "quantize_conv_t", "to_latents.1": "quantize_conv_b"}
+    if stem in names:
+        return f"{names[stem]}.{kind}"
+    part, rest = re.fullmatch(r"(encoders\.0|encoders\.1|conditioners\.0|decoder)\.(.+)", stem).groups()
+    theirs = {"encoders.0": "enc_t", "encoders.1": "enc_b", "conditioners.0": "dec_t", "decoder": "dec"}[part]
+    places, encodes = convolutions[theirs], part.startswith("encoders")
+    layer = re.fullmatch(r"residual\.layers\.(\d+)\.conv(\d)", rest)
+    if layer:  # after the encoder's last convolution, or the decoder's first
+        place = (places[-1] if encodes else places[0]) + 1 + int(layer[1])
+        return f"{theirs}.blocks.{place}.conv.{2 * int(layer[2]) - 1}.{kind}"
+    if rest == "middle":
+        place = places[-1] if encodes else places[0]
+    else:
+        index = int(rest.rpartition(".")[2])
+        place = places[index] if encodes else places[index + 1]
+    return f"{theirs}.blocks.{place}.{kind}"

@@ -1,0 +1,96 @@
+"""From what a user names (a file, a folder) to a Source: weights read safely, and the original's config beside them."""
+
+import json
+from pathlib import Path
+
+from hf_vq.converters.base import Source
+from hf_vq.converters.files import check_finite, find_tensors, read_file
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
+LARGEST_CONFIG = 2**24  # bytes
+
+
+def read_source(path, config=None):
+    """Reads a checkpoint.
+
+    Args:
+        path: a file of weights, or a folder with one; or with encoder and decoder (DALL-E).
+        config: the original's config file (YAML or JSON); None: the one beside the weights, where there is one.
+
+    Returns:
+        Source.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: no weights in a folder, or several; a file that is broken or not safe.
+    """
+    path = Path(path)
+    files = _files_of_folder(path) if path.is_dir() else [path]
+    files = _with_its_half(files)
+    config_path = Path(config) if config is not None else _find_config(files[0])
+    told = read_config(config_path) if config_path else {}
+    if len(files) == 1:
+        loaded = read_file(files[0])
+        tensors, rest = find_tensors(loaded.content, files[0])
+        attributes = loaded.attributes
+    else:
+        tensors, rest, attributes = {}, {}, {}
+        for file, part in zip(files, ("encoder", "decoder"), strict=True):
+            half, _ = find_tensors(read_file(file).content, file)
+            tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
+    check_finite(tensors, files[0])
+    return Source(path, tensors, rest, told, config_path, attributes)
+
+
+def read_config(path):
+    """A YAML or JSON file as a dict.
+
+    Raises:
+        ValueError: it cannot be read, or is no mapping; names the file.
+    """
+    import yaml
+
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the config {path} must be a mapping, got {type(content).__name__}")
+    return content
+
+
+def _files_of_folder(folder):
+    found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
+    if not found:
+        raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
+    stems = {file.stem for file in found}
+    if stems == {"encoder", "decoder"} or len(found) == 1:
+        return found[-1:] if len(found) == 1 else sorted(found, key=lambda file: file.stem != "encoder")
+    raise ValueError(f"{folder} holds several files of weights, name one of them: {', '.join(f.name for f in found)}")
+
+
+def _with_its_half(files):
+    """An encoder's file beside its decoder's, either way round."""
+    if len(files) != 1 or files[0].stem not in ("encoder", "decoder"):
+        return files
+    halves = [files[0].with_name(f"{part}{files[0].suffix}") for part in ("encoder", "decoder")]
+    missing = [half.name for half in halves if not half.is_file()]
+    if missing and files[0].is_file():
+        raise ValueError(f"{files[0]} is one half of a model: {missing[0]} must be beside it")
+    return halves if not missing else files
+
+
+def _find_config(weights):
+    """The config file of a file of weights: beside it, or where taming's logs have it."""
+    beside = [*weights.parent.glob("*.yaml"), *weights.parent.glob("*.yml"), *weights.parent.glob("config.json")]
+    logged = [*weights.parent.parent.glob("configs/*.yaml")] if weights.parent.name == "checkpoints" else []
+    for group in (beside, logged):
+        named = [file for file in group if file.stem in ("config", "model", weights.stem)]
+        project = [file for file in group if file.stem.endswith("project")]
+        for candidates in (named, project, group):
+            if len(candidates) == 1:
+                return candidates[0]
+    return None

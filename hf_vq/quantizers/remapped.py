@@ -1,0 +1,95 @@
+"""A large codebook of which a data set uses few codes, counted anew."""
+
+import math
+
+import torch
+
+from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.nearest import nearest_codes
+from hf_vq.quantizers.registry import register
+from hf_vq.quantizers.vector import VectorQuantizer
+
+
+@register("remapped")
+class RemappedQuantizer(Quantizer):
+    """`VectorQuantizer` whose codes are numbered by their place in `used`, as taming-transformers' `remap` does.
+
+    A prior then models `num_used` codes instead of all. Quantized latents are those of the whole codebook: a latent
+    whose code is not among the used ones gets that code's vector in `forward`, and another number as its code.
+
+    Args:
+        codebook_size: number of code vectors.
+        dim: width of the latents.
+        num_used: how many of them are counted.
+        unknown_code: the code of a latent whose nearest vector is not used: "nearest", the nearest used one; "extra",
+            `num_used`, which decodes as code 0; or a code.
+        options: of `VectorQuantizer`.
+
+    Attributes:
+        codebook_size: codes that occur: `num_used`, and one more with "extra".
+        used: (num_used,) int64, the used vectors; it is saved.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, codebook_size, dim, *, num_used, unknown_code="nearest", **options):
+        check_positive_int(num_used=num_used)
+        if num_used > codebook_size:
+            raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
+        known = unknown_code in ("nearest", "extra")
+        if not known and (type(unknown_code) is not int or not 0 <= unknown_code < num_used):
+            raise ValueError(
+                f"unknown_code must be 'nearest', 'extra' or a code below num_used={num_used}, got {unknown_code!r}"
+            )
+        super().__init__(num_used + (unknown_code == "extra"), dim)
+        self.num_used, self.unknown_code = num_used, unknown_code
+        self.base = VectorQuantizer(codebook_size, dim, **options)
+        self.register_buffer("used", torch.arange(num_used))
+
+    @property
+    def bits_per_token(self):
+        return math.log2(self.codebook_size)
+
+    @property
+    def initialized(self):
+        return self.base.initialized
+
+    @property
+    def codebook_updates(self):
+        return self.base.codebook_updates
+
+    @codebook_updates.setter
+    def codebook_updates(self, mode):
+        self.base.codebook_updates = mode
+
+    def update_codebook(self):
+        self.base.update_codebook()
+
+    def mean_vector(self):
+        """The average of the used codes, (dim,)."""
+        return self.base.codebook[self.used].mean(dim=0)
+
+    def _quantize(self, rows, valid, counted, batch_size):
+        quantized, codes, loss, losses = self.base._quantize(rows, valid, counted, batch_size)
+        return quantized, self._remap(codes, rows), loss, losses
+
+    def _codes(self, rows):
+        return self._remap(self.base._codes(rows), rows)
+
+    def _vectors(self, codes):
+        return self.base._vectors(self.used[torch.where(codes < self.num_used, codes, 0)])
+
+    def _initialize(self, rows):
+        return self.base._initialize(rows)
+
+    def _remap(self, codes, rows):
+        place = torch.full((self.base.codebook_size,), -1, device=codes.device)
+        place[self.used] = torch.arange(self.num_used, device=codes.device)
+        places = place[codes]
+        if self.unknown_code == "nearest":
+            other = nearest_codes(self.base._comparable(rows), self.base.codebook[self.used], self.base.metric)
+        else:
+            other = self.num_used if self.unknown_code == "extra" else self.unknown_code
+        return torch.where(places < 0, other, places)
