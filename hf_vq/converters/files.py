@@ -84,7 +84,8 @@ def read_file(path):
 def find_tensors(content, path):
     """The state dict in what a file holds: bare, or under "state_dict", "model", "ema" and their like.
 
-    With several of them the first of `WRAPPERS` is taken; the others stay in the rest.
+    With several of them the first of `WRAPPERS` is taken; the others stay in the rest. A bare state dict may be
+    empty, as that of finite scalar quantization is.
 
     Args:
         content: nested dict, as `read_file` gives it.
@@ -99,7 +100,7 @@ def find_tensors(content, path):
     rest, wrappers = {}, _locate(content)
     if wrappers is None:
         seen = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds no state dict: neither tensors nor any of {WRAPPERS}, but {seen or 'nothing'}")
+        raise ValueError(f"{path} holds no state dict: neither tensors nor any of {WRAPPERS}, but {seen}")
     for wrapper in wrappers:
         rest.update({key: value for key, value in content.items() if key != wrapper})
         content = content[wrapper]
@@ -188,7 +189,8 @@ def _locate(content, depth=0):
         inner = _locate(content.get(wrapper), depth + 1)
         if inner is not None:
             return [wrapper, *inner]
-    return [] if any(isinstance(value, torch.Tensor) for value in content.values()) else None
+    bare = any(isinstance(value, torch.Tensor) for value in content.values())
+    return [] if bare or not (content or depth) else None
 
 
 def _leaves(tree, prefix=""):

@@ -86,7 +86,7 @@ def _check(scans):
 
 def _load(file, size):
     try:
-        with _only(STAND_INS + [(module_class, MODULE_CLASS)]), warnings.catch_warnings():
+        with _only([*STAND_INS, (module_class, MODULE_CLASS)]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = Plain()(torch.load(file, map_location="cpu", weights_only=True, mmap=False))
     except pickle.UnpicklingError as error:  # torch's message advises to load without safety
