@@ -145,6 +145,7 @@ def test_the_first_of_several_state_dicts_is_taken_and_others_stay():
     tensors, rest = find_tensors({"ema": {"w": torch.zeros(1)}, "model": {"state_dict": {"w": torch.ones(1)}}}, "a.pt")
     assert tensors["w"] == 1
     assert rest["ema"]["w"] == 0
+    assert find_tensors({}, "a.pt") == ({}, {})
     itself = {}
     itself["model"] = itself
     for content in (itself, {"epoch": 1}, {"model": {}}, [1]):
@@ -329,8 +330,8 @@ def test_broken_and_foreign_files_are_named(tmp_path):
     save_file({"w": torch.zeros(4000)}, tmp_path / "model.safetensors")
     save_npz({"w": torch.zeros(4000)}, tmp_path / "a.npz")
     for name, kept, words in [
-        ("zip.pt", 0.6, "cut short"), ("legacy.pt", 0.6, ""), ("legacy.pt", 0.01, "cut short"), ("a.npz", 0.6, "cut"),
-        ("model.safetensors", 0.6, ""), ("model.safetensors", 0.002, ""),
+        ("zip.pt", 0.6, "cut short"), ("legacy.pt", 0.6, "EOF"), ("legacy.pt", 0.01, "cut short"), ("a.npz", 0.6, "cut"),
+        ("model.safetensors", 0.6, "cut"), ("model.safetensors", 0.002, "cut"),
     ]:  # fmt: skip
         data = (tmp_path / name).read_bytes()
         (tmp_path / "cut").write_bytes(data[: int(len(data) * kept)])

@@ -81,13 +81,14 @@ def read_npz(path):
     content = {}
     with open_archive(path) as archive:
         check_directory(archive)
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
             try:
-                array = arrays[name]
+                with archive.open(member) as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
                 content[name] = array.tolist() if array.dtype.kind in "US" else to_tensor(array)
             except Exception as error:  # of numpy, zipfile or zlib: all on the bytes of this member
-                raise ValueError(f"array {name!r}: {error or type(error).__name__}") from error
+                raise ValueError(f"its array {name!r}: {str(error) or type(error).__name__}") from error
     return content
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from hf_vq.converters.archives import check_directory, open_archive, read_json, read_npz
 from hf_vq.converters.hdf5 import SIGNATURE as HDF5
@@ -77,7 +77,7 @@ def read_file(path):
     except ImportError:
         raise
     except Exception as error:  # whatever a parser meets in a broken file
-        raise ValueError(f"cannot load {path}: {error or type(error).__name__}") from error
+        raise ValueError(f"cannot load {path}: {str(error) or type(error).__name__}") from error
     return Loaded(path, kind, content, attributes)
 
 
@@ -166,8 +166,11 @@ def _recognise_zip(path):
 
 
 def _read_safetensors(path):
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"it is a safetensors file cut short or damaged: {error}") from error
 
 
 def _read_keras(path):

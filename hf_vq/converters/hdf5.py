@@ -28,7 +28,7 @@ def read_hdf5(file, size):
         import h5py
     except ImportError as error:
         raise ImportError("Keras files (.h5, .keras) need h5py: pip install h5py") from error
-    with h5py.File(file, "r") as root:
+    with _open(h5py, file) as root:
         objects = dict(_walk(h5py, root, "", set()))
         datasets = {path: node for path, node in objects.items() if isinstance(node, h5py.Dataset)}
         for path, dataset in datasets.items():
@@ -37,6 +37,13 @@ def read_hdf5(file, size):
         check_unpacked(sum(map(_declared_bytes, [*attributes, *datasets.values()])), size)
         tensors = {path: _read_tensor(path, dataset) for path, dataset in datasets.items()}
         return tensors, {path: _attributes(h5py, node) for path, node in objects.items() if len(node.attrs)}
+
+
+def _open(h5py, file):
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise ValueError(f"it is an HDF5 file cut short or damaged: {error}") from error
 
 
 def _walk(h5py, group, path, parents):

@@ -76,7 +76,9 @@ def read_legacy_torch(path):
 def _check(scans):
     refused = set().union(*(scan.names for scan in scans)) - TENSOR_NAMES - {name for _, name in STAND_INS}
     if refused:
-        raise ValueError(f"it names {', '.join(sorted(refused))}, which could run code: refused, nothing was run")
+        raise ValueError(
+            f"it names {', '.join(sorted(refused))}, which no file of weights has to: refused, and nothing was run"
+        )
     for scan in scans:
         if not scan.complete:
             raise ValueError("it is cut short, or none of: safetensors, torch.save, .npz, HDF5, .keras")
