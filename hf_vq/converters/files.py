@@ -1,0 +1,210 @@
+"""Model files of others: what a file holds, told by its bytes, read without running anything in it."""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hf_vq.converters.archives import check_directory, open_archive, read_json, read_npz
+from hf_vq.converters.hdf5 import SIGNATURE as HDF5
+from hf_vq.converters.hdf5 import read_hdf5
+from hf_vq.converters.unpickling import read_legacy_torch, read_zipped_torch
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "state_dict_ema")
+DEEPEST_WRAPPER = 3  # {"model": {"state_dict": {...}}}; a dict that holds itself ends here
+LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
+OTHER_KINDS = {
+    b"version https://git-lfs": "a git-lfs pointer, not the weights: run `git lfs pull`, or download the file itself",
+    b"<": "a page of HTML or XML, not weights: what answered the download?",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"7z\xbc\xaf": "a 7z archive: unpack it first",
+    b"Rar!": "a RAR archive: unpack it first",
+}
+TAR, TAR_OFFSET = b"ustar", 257
+TENSORFLOW_TABLE = bytes.fromhex("57fb808b247547db")  # ends the .index file of a TensorFlow checkpoint
+
+
+@dataclass
+class Loaded:
+    """What a file holds.
+
+    Attributes:
+        path: of the file.
+        format: "safetensors", "torch", "npz", "hdf5" or "keras".
+        content: nested dict with tensors; of plain values and tensors only. A pickled module is a dict of its
+            `class`, its `state_dict` and its `attributes`.
+        attributes: what the file says beside: the metadata of safetensors; of HDF5 a dict of each group or dataset
+            by path ("" is the root), such as the order of layers; of .keras also `config` and `metadata`, with the
+            attributes of its weights under `weights`.
+    """
+
+    path: Path
+    format: str
+    content: dict
+    attributes: dict = field(default_factory=dict)
+
+
+def read_file(path):
+    """Read a file of weights, recognised by its content: its name does not matter.
+
+    Formats are safetensors, files of `torch.save` (zip and legacy), .npz, HDF5 and .keras. No file can run code here,
+    and none takes more memory than 20 times its size (or 64 MiB).
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Loaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: HDF5 without h5py.
+        ValueError: anything else, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot load {path}: it is a folder, not a file")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    with path.open("rb") as file:
+        head = file.read(512)
+    try:
+        kind, reader = _recognise(path, head)
+        content, attributes = reader(path)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a parser meets in a broken file
+        raise ValueError(f"cannot load {path}: {str(error) or type(error).__name__}") from error
+    return Loaded(path, kind, content, attributes)
+
+
+def find_tensors(content, path):
+    """The state dict in what a file holds: bare, or under "state_dict", "model", "ema" and their like.
+
+    With several of them the first of `WRAPPERS` is taken; the others stay in the rest. A bare state dict may be
+    empty, as that of finite scalar quantization is.
+
+    Args:
+        content: nested dict, as `read_file` gives it.
+        path: of the file, for messages.
+
+    Returns:
+        The tensors by name, detached, and the rest: dict of everything around and among them.
+
+    Raises:
+        ValueError: no tensors there, or names that are not strings.
+    """
+    rest, wrappers = {}, _locate(content)
+    if wrappers is None:
+        seen = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds no state dict: neither tensors nor any of {WRAPPERS}, but {seen}")
+    for wrapper in wrappers:
+        rest.update({key: value for key, value in content.items() if key != wrapper})
+        content = content[wrapper]
+    tensors = {}
+    for key, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            rest[key] = value
+        elif isinstance(key, str):
+            tensors[key] = value.detach()
+        else:
+            raise ValueError(f"{path} names a tensor {key!r}, not with a string")
+    return tensors, rest
+
+
+def check_finite(tensors, path, numbers=False):
+    """Warn where NaN or infinity is among the tensors.
+
+    Args:
+        tensors: dict of tensors, nested or not; other leaves are passed over.
+        path: of the file, for the message.
+        numbers: look at plain floats too.
+    """
+    broken = [name for name, leaf in _leaves(tensors) if not _is_finite(leaf, numbers)]
+    if broken:
+        more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
+        warnings.warn(f"{path} holds NaN or infinity in {', '.join(broken[:8])}{more}", UserWarning, stacklevel=2)
+
+
+def _recognise(path, head):
+    size = path.stat().st_size
+    if not head:
+        raise ValueError("it is empty")
+    if head.startswith(HDF5):
+        return "hdf5", lambda path: read_hdf5(path, size)
+    if head.startswith(b"PK"):
+        return _recognise_zip(path)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER:  # before pickles: may start as one
+        return "safetensors", _read_safetensors
+    for start, what in OTHER_KINDS.items():
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(start):
+            raise ValueError(f"it is {what}")
+    if head[TAR_OFFSET:].startswith(TAR):
+        raise ValueError("it is a tar archive: unpack it first")
+    with path.open("rb") as file:
+        file.seek(-min(size, len(TENSORFLOW_TABLE)), 2)
+        if file.read() == TENSORFLOW_TABLE:
+            raise ValueError("it is the index of a TensorFlow checkpoint: write the variables to .npz with TensorFlow")
+    return "torch", lambda path: (read_legacy_torch(path), {})
+
+
+def _recognise_zip(path):
+    with open_archive(path) as archive:
+        names = [member.filename for member in archive.infolist()]
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError("it is a TorchScript program: save the state dict of the module that it holds")
+    if any(name.endswith("/data.pkl") for name in names):
+        return "torch", lambda path: (read_zipped_torch(path), {})
+    if {"config.json", "model.weights.h5"} <= set(names):
+        return "keras", _read_keras
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz", lambda path: (read_npz(path), {})
+    raise ValueError(f"it is a zip archive, of no format known here: it holds {', '.join(names[:8]) or 'nothing'}")
+
+
+def _read_safetensors(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"it is a safetensors file cut short or damaged: {error}") from error
+
+
+def _read_keras(path):
+    with open_archive(path) as archive:
+        check_directory(archive)
+        config = read_json(archive, "config.json")
+        metadata = read_json(archive, "metadata.json") if "metadata.json" in archive.namelist() else {}
+        member = archive.getinfo("model.weights.h5")
+        with archive.open(member) as file:
+            content, attributes = read_hdf5(file, member.file_size)
+    return content, {"config": config, "metadata": metadata, "weights": attributes}
+
+
+def _locate(content, depth=0):
+    """Names of the wrappers around the state dict, from outside; None where there is no state dict."""
+    if not isinstance(content, dict) or depth > DEEPEST_WRAPPER:
+        return None
+    for wrapper in WRAPPERS:
+        inner = _locate(content.get(wrapper), depth + 1)
+        if inner is not None:
+            return [wrapper, *inner]
+    bare = any(isinstance(value, torch.Tensor) for value in content.values())
+    return [] if bare or not (content or depth) else None
+
+
+def _leaves(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_finite(leaf, numbers):
+    if isinstance(leaf, torch.Tensor):
+        return bool(torch.isfinite(leaf).all())
+    return not (numbers and isinstance(leaf, float)) or math.isfinite(leaf)
