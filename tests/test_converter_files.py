@@ -330,7 +330,8 @@ def test_broken_and_foreign_files_are_named(tmp_path):
     save_file({"w": torch.zeros(4000)}, tmp_path / "model.safetensors")
     save_npz({"w": torch.zeros(4000)}, tmp_path / "a.npz")
     for name, kept, words in [
-        ("zip.pt", 0.6, "cut short"), ("legacy.pt", 0.6, "EOF"), ("legacy.pt", 0.01, "cut short"), ("a.npz", 0.6, "cut"),
+        ("zip.pt", 0.6, "cut short"), ("legacy.pt", 0.6, "EOF"), ("legacy.pt", 0.01, "cut short"),
+        ("a.npz", 0.6, "cut"),
         ("model.safetensors", 0.6, "cut"), ("model.safetensors", 0.002, "cut"),
     ]:  # fmt: skip
         data = (tmp_path / name).read_bytes()

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
-from hf_vq.converters.open_magvit2 import open_magvit2_config, open_magvit2_weights, rename_open_magvit2
+from hf_vq.converters.base import Source, fill
+from hf_vq.converters.open_magvit2 import open_magvit2_config, original_name, plan_open_magvit2
 
 from .conftest import FIXTURES, fixture, no_complaints
 
@@ -27,6 +28,13 @@ def original():
     return tensors, yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
 
 
+def converted(use_averages):
+    tensors, config = original()
+    config = {"class_path": "lfqgan.VQModel", "init_args": {**config, "use_ema": use_averages}}
+    source = Source("model.ckpt", tensors, config=config)
+    return fill(source, plan_open_magvit2(source))
+
+
 def small_model(**options):
     torch.manual_seed(0)
     return MAGVIT2Model(**{**SMALL, **options}), torch.rand(2, 1, 24, 8) * 2 - 1
@@ -34,9 +42,7 @@ def small_model(**options):
 
 @pytest.mark.parametrize("kind", ["raw", "ema"])
 def test_open_magvit2_gives_its_numbers(kind):
-    expected, (tensors, config) = fixture("open_magvit2")[0], original()
-    model = MAGVIT2Model(**open_magvit2_config(tensors, config)).eval()
-    model.load_state_dict(open_magvit2_weights(tensors, use_averages=kind == "ema"))
+    expected, model = fixture("open_magvit2")[0], converted(use_averages=kind == "ema")
     with torch.no_grad():
         latents, output = model.encode(expected["image"]).latents, model(expected["image"])
     assert torch.equal(output.codes, expected[f"{kind}.codes"])
@@ -48,9 +54,7 @@ def test_open_magvit2_gives_its_numbers(kind):
 
 
 def test_open_magvit2_training_terms():
-    expected, (tensors, config) = fixture("open_magvit2")[0], original()
-    model = MAGVIT2Model(**open_magvit2_config(tensors, config)).train()
-    model.load_state_dict(open_magvit2_weights(tensors, use_averages=False))
+    expected, model = fixture("open_magvit2")[0], converted(use_averages=False).train()
     losses = model(expected["image"]).losses
     for ours, theirs in (
         ("commitment", "commitment"), ("sample_entropy", "per_sample_entropy"), ("codebook_entropy",) * 2,
@@ -58,26 +62,10 @@ def test_open_magvit2_training_terms():
         torch.testing.assert_close(losses[ours], expected[f"train.{theirs}"], rtol=1e-4, atol=1e-5)
 
 
-def original_name(name):
-    """The name in Open-MAGVIT2 of a tensor of ours."""
-    for ours, theirs in (
-        (r"encoder\.stem", "encoder.conv_in"), (r"encoder\.to_latents", "encoder.conv_out"),
-        (r"decoder\.from_latents", "decoder.conv_in"), (r"decoder\.output", "decoder.conv_out"),
-        (r"coder\.norm\b", "coder.norm_out"), (r"\bmiddle\b", "mid_block"), (r"\bshortcut\b", "nin_shortcut"),
-        (r"levels\.(\d)\.norm\.to_scale", r"adaptive.\1.gamma"),
-        (r"levels\.(\d)\.norm\.to_shift", r"adaptive.\1.beta"),
-        (r"encoder\.levels", "encoder.down"), (r"decoder\.levels", "decoder.up"), ("blocks", "block"),
-        (r"upsample\.conv", "upsample.conv1"),
-    ):  # fmt: skip
-        name = re.sub(ours, theirs, name)
-    return name
-
-
 def test_sizes_come_from_the_weights_alone():
     tensors, config = original()
     assert open_magvit2_config(tensors, {}) == open_magvit2_config(tensors, config)
     weights = MAGVIT2Model(**SMALL).state_dict()  # its levels differ in width, and one needs a shortcut
-    assert all(rename_open_magvit2(original_name(name)) == name for name in weights)
     sizes = open_magvit2_config({original_name(name): tensor for name, tensor in weights.items()}, {})
     assert {name: sizes[name] for name in SMALL} == SMALL | {"norm_num_groups": 32}
 
@@ -103,11 +91,11 @@ def test_missing_and_unknown_tensors_are_named():
     for name in ("encoder.conv_out.weight", "encoder.down.1.block.0.conv1.weight"):
         with pytest.raises(ValueError, match=name):
             open_magvit2_config({key: value for key, value in tensors.items() if key != name}, {})
-    average = "model_ema.encoderconv_inweight"
-    with pytest.raises(ValueError, match=average):
-        open_magvit2_weights({key: value for key, value in tensors.items() if key != average})
-    with pytest.raises(ValueError, match=r"encoder\.mid\.attn_1"):
-        rename_open_magvit2("encoder.mid.attn_1.q.weight")
+    for name, replaced in (("model_ema.encoderconv_inweight", None), ("encoder.mid.attn_1.q.weight", torch.ones(1))):
+        changed = {key: value for key, value in tensors.items() if key != name}
+        source = Source("model.ckpt", changed if replaced is None else {**changed, name: replaced})
+        with pytest.raises(ValueError, match=f"model.ckpt.*{re.escape(name)}"):
+            fill(source, plan_open_magvit2(source))
 
 
 def test_codes_of_any_size_decode_to_the_reconstruction():

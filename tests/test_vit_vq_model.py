@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel, sine_cosine_table
-from hf_vq.converters.vitvqgan import rename_vitvqgan, vitvqgan_config
+from hf_vq.converters.base import Source, fill
+from hf_vq.converters.vitvqgan import plan_vitvqgan, vitvqgan_config
 
 from .conftest import FIXTURES, channels_first, fixture, no_complaints
 
@@ -29,9 +30,8 @@ def original():
 
 def converted():
     tensors, config = original()
-    model = ViTVQModel(**vitvqgan_config(tensors, config))
-    model.load_state_dict({ours: tensors[name] for name in tensors if (ours := rename_vitvqgan(name))})
-    return model
+    source = Source("model.ckpt", tensors, config={"target": "enhancing", "params": config})
+    return fill(source, plan_vitvqgan(source))
 
 
 def small_model(**options):
@@ -96,8 +96,9 @@ def test_missing_and_unknown_tensors_are_named():
     for name in ("quantizer.embedding.weight", "decoder.de_pos_embedding"):
         with pytest.raises(ValueError, match=name):
             vitvqgan_config({key: value for key, value in tensors.items() if key != name}, {})
-    with pytest.raises(ValueError, match=r"encoder\.cls_token"):
-        rename_vitvqgan("encoder.cls_token")
+    source = Source("model.ckpt", {**tensors, "encoder.cls_token": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"model\.ckpt.*encoder\.cls_token"):
+        fill(source, plan_vitvqgan(source))
     table = torch.zeros(1, 6, 32)
     with pytest.raises(ValueError, match=r"image_size.*6 patches"):
         vitvqgan_config({**tensors, "encoder.en_pos_embedding": table, "decoder.de_pos_embedding": table}, {})

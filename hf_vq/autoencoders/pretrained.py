@@ -5,7 +5,9 @@ import inspect
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vq.autoencoders.images.dvae import DVAE
+from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
 from hf_vq.autoencoders.images.rqvae import RQVAE
+from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel
 from hf_vq.autoencoders.images.vq_model import VQModel
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
@@ -104,10 +106,13 @@ def make_face(autoencoder_class):
 
 
 FACES = {
-    autoencoder_class: make_face(autoencoder_class) for autoencoder_class in (DVAE, RQVAE, VQModel, VQVAE, VQVAE2)
+    autoencoder_class: make_face(autoencoder_class)
+    for autoencoder_class in (DVAE, MAGVIT2Model, RQVAE, ViTVQModel, VQModel, VQVAE, VQVAE2)
 }
 DVAEConfig, DVAEForAutoModel = FACES[DVAE]
+MAGVIT2ModelConfig, MAGVIT2ModelForAutoModel = FACES[MAGVIT2Model]
 RQVAEConfig, RQVAEForAutoModel = FACES[RQVAE]
+ViTVQModelConfig, ViTVQModelForAutoModel = FACES[ViTVQModel]
 VQModelConfig, VQModelForAutoModel = FACES[VQModel]
 VQVAEConfig, VQVAEForAutoModel = FACES[VQVAE]
 VQVAE2Config, VQVAE2ForAutoModel = FACES[VQVAE2]

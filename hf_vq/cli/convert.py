@@ -20,7 +20,8 @@ class ConvertOptions:
         metadata={"help": "id of the weights' licence on the Hub, such as mit; default: that of a card beside them"},
     )
     config: str | None = field(
-        default=None, metadata={"help": "the original's config file (YAML or JSON); default: the one beside the weights"}
+        default=None,
+        metadata={"help": "the original's config file (YAML or JSON); default: the one beside the weights"},
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing folder"})
 

@@ -1,6 +1,6 @@
 """Checkpoints of others, read safely, as models of this package: one file per origin."""
 
-from hf_vq.converters import (  # noqa: F401: each registers its formats
+from hf_vq.converters import (  # each registers its formats
     dalle,
     diffusers,
     keras,

@@ -19,7 +19,6 @@ class Source:
         rest: what the file holds around and among the tensors.
         config: the original's config file, parsed; {} where there is none.
         config_path: of that file.
-        attributes: what the file says beside (HDF5, .keras).
     """
 
     path: Path
@@ -27,7 +26,6 @@ class Source:
     rest: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     config_path: Path | None = None
-    attributes: dict = field(default_factory=dict)
 
     def has(self, *names):
         """Whether all of these tensors are there."""

@@ -79,7 +79,11 @@ def network_arguments(tensors, config):
         check_agrees({"widths": [stem * factor for factor in config["ch_mult"]]}, "ch x ch_mult, ", widths=widths)
     if "attn_resolutions" in config and "resolution" in config and config.get("attn_type", "vanilla") != "none":
         sides = {config["resolution"] // 2**level for level, there in enumerate(attention) if there}
-        told = {side for side in config["attn_resolutions"] if side in {config["resolution"] // 2**i for i in range(levels)}}
+        told = {
+            side
+            for side in config["attn_resolutions"]
+            if side in {config["resolution"] // 2**i for i in range(levels)}
+        }
         check_agrees({"attn_resolutions": sorted(told)}, "ddconfig.", attn_resolutions=sorted(sides))
     return {
         "in_channels": in_channels,

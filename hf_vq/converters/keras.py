@@ -12,6 +12,7 @@ from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 ORIGIN = "https://keras.io/examples/generative/vq_vae"
 TRANSPOSED = "conv2d_transpose"
+KERNEL = re.compile(r"/(kernel(:0)?|vars/0)$")
 
 
 @dataclass
@@ -28,7 +29,7 @@ def _layers(source):
     layers = {}
     for name in sorted(source.tensors, key=_natural):
         tensor = source.tensors[name]
-        if tensor.ndim == 4:
+        if tensor.ndim == 4 and KERNEL.search(name):
             folder, _, leaf = name.rpartition("/")
             bias = f"{folder}/{leaf.replace('kernel', 'bias') if 'kernel' in leaf else '1'}"
             path = folder.removesuffix("/vars")
@@ -38,11 +39,12 @@ def _layers(source):
 
 def _natural(name):
     """Sorts conv2d before conv2d_1 before conv2d_2 before conv2d_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.replace("/", "_"))]
+    parts = [re.fullmatch(r"(.*?)(?:_(\d+))?", part) for part in name.split("/")]
+    return [(part[1], int(part[2] or 0)) for part in parts]
 
 
 def _codebooks(source):
-    return [name for name, tensor in source.tensors.items() if tensor.ndim == 2]
+    return [name for name, tensor in source.tensors.items() if tensor.ndim == 2 and "/" in name]
 
 
 def _recognises_vqvae(source):
@@ -65,13 +67,15 @@ def plan_vqvae(source):
     dim, size = source.tensors[codebook].shape
     if len(encoder) < 2 or len(decoder) != len(encoder):
         raise ValueError(
-            f"the Keras example has as many transposed convolutions as convolutions, at least two of each; {source.path} "
-            f"has {len(decoder)} and {len(encoder)}"
+            "the Keras example has as many transposed convolutions as convolutions, at least two of each; "
+            f"{source.path} has {len(decoder)} and {len(encoder)}"
         )
     strided = encoder[:-1] + decoder[:-1]
     kernels = {layer.shape[:2] for layer in strided}
     if len(kernels) > 1 or encoder[-1].shape[:2] != (1, 1):
-        raise ValueError(f"kernels must have one size, and 1x1 before the codebook; got {[one.shape for one in layers.values()]}")
+        raise ValueError(
+            f"kernels must have one size, and 1x1 before the codebook; got {[one.shape for one in layers.values()]}"
+        )
     arguments = {
         "in_channels": encoder[0].shape[2],
         "hidden_channels": encoder[-2].shape[3],

@@ -69,7 +69,9 @@ def plan_llamagen(source):
 
 def _llamagen_name(name, levels):
     """From taming's name: middle parts are counted, blocks are `res`, the decoder's levels begin with the coarsest."""
-    name = name.replace(".mid.block_1.", ".mid.0.").replace(".mid.attn_1.", ".mid.1.").replace(".mid.block_2.", ".mid.2.")
+    name = (
+        name.replace(".mid.block_1.", ".mid.0.").replace(".mid.attn_1.", ".mid.1.").replace(".mid.block_2.", ".mid.2.")
+    )
     up = re.match(r"decoder\.up\.(\d+)\.", name)
     if up:
         name = f"decoder.conv_blocks.{levels - 1 - int(up[1])}." + name[up.end() :]

@@ -2,60 +2,51 @@
 
 import re
 
+from hf_vq.autoencoders import MAGVIT2Model
+from hf_vq.converters.base import Plan, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
+from hf_vq.converters.taming import model_config
 
 AVERAGES = "model_ema."  # followed by a plain name without its dots
 _PARTS = (
-    (r"encoder\.conv_in\.", "encoder.stem."),
-    (r"encoder\.conv_out\.", "encoder.to_latents."),
-    (r"decoder\.conv_in\.", "decoder.from_latents."),
-    (r"decoder\.conv_out\.", "decoder.output."),
-    (r"(en|de)coder\.norm_out\.", r"\1coder.norm."),
-    (r"(en|de)coder\.mid_block\.(\d+)\.", r"\1coder.middle.\2."),
-    (r"encoder\.down\.(\d+)\.downsample\.", r"encoder.levels.\1.downsample."),
-    (r"decoder\.up\.(\d+)\.upsample\.conv1\.", r"decoder.levels.\1.upsample.conv."),
-    (r"encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.levels.\1.blocks.\2."),
-    (r"decoder\.up\.(\d+)\.block\.(\d+)\.", r"decoder.levels.\1.blocks.\2."),
-    (r"decoder\.adaptive\.(\d+)\.gamma\.", r"decoder.levels.\1.norm.to_scale."),
-    (r"decoder\.adaptive\.(\d+)\.beta\.", r"decoder.levels.\1.norm.to_shift."),
+    (r"encoder\.stem\.", "encoder.conv_in."),
+    (r"encoder\.to_latents\.", "encoder.conv_out."),
+    (r"decoder\.from_latents\.", "decoder.conv_in."),
+    (r"decoder\.output\.", "decoder.conv_out."),
+    (r"(en|de)coder\.norm\.", r"\1coder.norm_out."),
+    (r"(en|de)coder\.middle\.(\d+)\.", r"\1coder.mid_block.\2."),
+    (r"encoder\.levels\.(\d+)\.downsample\.", r"encoder.down.\1.downsample."),
+    (r"decoder\.levels\.(\d+)\.upsample\.conv\.", r"decoder.up.\1.upsample.conv1."),
+    (r"encoder\.levels\.(\d+)\.blocks\.", r"encoder.down.\1.block."),
+    (r"decoder\.levels\.(\d+)\.blocks\.", r"decoder.up.\1.block."),
+    (r"decoder\.levels\.(\d+)\.norm\.to_scale\.", r"decoder.adaptive.\1.gamma."),
+    (r"decoder\.levels\.(\d+)\.norm\.to_shift\.", r"decoder.adaptive.\1.beta."),
 )
 
 
-def rename_open_magvit2(name):
-    """The name in `MAGVIT2Model` of a tensor of Open-MAGVIT2; None for losses and running averages.
-
-    Raises:
-        ValueError: a name that Open-MAGVIT2 does not have.
-    """
-    if name.startswith((AVERAGES, "loss.")):
-        return None
-    for theirs, ours in _PARTS:
-        renamed, found = re.subn("^" + theirs, ours, name)
-        if found:
-            return renamed.replace(".nin_shortcut.", ".shortcut.")
-    raise ValueError(f"{name} is no tensor of Open-MAGVIT2's image tokenizer")
+def original_name(name):
+    """The name in Open-MAGVIT2 of a tensor of `MAGVIT2Model`."""
+    for ours, theirs in _PARTS:
+        name = re.sub("^" + ours, theirs, name)
+    return name.replace(".shortcut.", ".nin_shortcut.")
 
 
-def open_magvit2_weights(tensors, use_averages=True):
-    """The state dict of `MAGVIT2Model` from one of Open-MAGVIT2.
+def _recognises(source):
+    return source.starts("decoder.adaptive.0.gamma.") and source.has("encoder.mid_block.0.conv1.weight")
 
-    Args:
-        tensors: the original state dict.
-        use_averages: take the running averages of the weights where there are any, as the authors evaluate.
 
-    Raises:
-        ValueError: an unknown name, or averages that lack a weight.
-    """
-    names = {name: renamed for name in tensors if (renamed := rename_open_magvit2(name)) is not None}
-    if not use_averages or not any(name.startswith(AVERAGES) for name in tensors):
-        return {renamed: tensors[name] for name, renamed in names.items()}
-    weights = {}
-    for name, renamed in names.items():
-        average = AVERAGES + name.replace(".", "")
-        if shape_of(tensors, average, tensors[name].ndim) != tuple(tensors[name].shape):
-            raise ValueError(f"{average} has shape {tuple(tensors[average].shape)}, unlike {name}")
-        weights[renamed] = tensors[average]
-    return weights
+@add_format("open-magvit2", "https://github.com/TencentARC/SEED-Voken", _recognises)
+def plan_open_magvit2(source):
+    config = model_config(source.config).get("params") or {}
+    arguments = open_magvit2_config(source.tensors, config)
+    averaged = source.starts(AVERAGES) and config.get("use_ema", True)  # what the authors evaluate
+
+    def weight(name, take):
+        theirs = original_name(name)
+        tensor = take(theirs)
+        return take(AVERAGES + theirs.replace(".", "")) if averaged else tensor
+
+    return Plan(lambda: MAGVIT2Model(**arguments), weight, (AVERAGES, "loss."))
 
 
 def open_magvit2_config(tensors, config):

@@ -38,7 +38,9 @@ def plan_vqvae(source):
     size, dim = shape_of(source.tensors, "codebook.embedding.weight", 2)
     check_agrees(told, "", num_channels=in_channels, hidden_size=width, k=size)
     if dim != width:
-        raise ValueError(f"codebook.embedding.weight has codes of {dim} values, encoder.0.weight makes {width} channels")
+        raise ValueError(
+            f"codebook.embedding.weight has codes of {dim} values, encoder.0.weight makes {width} channels"
+        )
     arguments = {
         "in_channels": in_channels,
         "hidden_channels": width,
@@ -51,7 +53,7 @@ def plan_vqvae(source):
         "residual_form": "rectified",
         "output_activation": "tanh",
         "quantizer_type": "vector",
-        "quantizer_config": {"beta": told.get("beta", 1.0), "restart_threshold": 0.0},
+        "quantizer_config": {"beta": told.get("beta", 0.25), "restart_threshold": 0.0},
     }
 
     def weight(name, take):

@@ -73,5 +73,7 @@ def plan_sonnet(source):
         return tensor.permute(3, 2, 0, 1) if kind == "weight" else tensor
 
     ignored = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter", "module/_data_variance")
-    derived = tuple(f"{prefix}_vqvae/{part}" for part in ("ema_cluster_size/average", "ema_dw/average", "ema_dw/_counter"))
+    derived = tuple(
+        f"{prefix}_vqvae/{part}" for part in ("ema_cluster_size/average", "ema_dw/average", "ema_dw/_counter")
+    )
     return Plan(lambda: VQVAE(**arguments), weight, ignored + derived)

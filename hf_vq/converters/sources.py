@@ -1,13 +1,14 @@
-"""From what a user names (a file, a folder) to a Source: weights read safely, and the original's config beside them."""
+"""From what a user names, a file or a folder, to a Source: weights read safely, and the original's config."""
 
 import json
 from pathlib import Path
 
-from hf_vq.converters.base import Source
+from hf_vq.converters.base import FORMATS, Source
 from hf_vq.converters.files import check_finite, find_tensors, read_file
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
+HALVES = ("encoder", "decoder")  # DALL-E's files
 
 
 def read_source(path, config=None):
@@ -25,21 +26,9 @@ def read_source(path, config=None):
         ValueError: no weights in a folder, or several; a file that is broken or not safe.
     """
     path = Path(path)
-    files = _files_of_folder(path) if path.is_dir() else [path]
-    files = _with_its_half(files)
-    config_path = Path(config) if config is not None else _find_config(files[0])
-    told = read_config(config_path) if config_path else {}
-    if len(files) == 1:
-        loaded = read_file(files[0])
-        tensors, rest = find_tensors(loaded.content, files[0])
-        attributes = loaded.attributes
-    else:
-        tensors, rest, attributes = {}, {}, {}
-        for file, part in zip(files, ("encoder", "decoder"), strict=True):
-            half, _ = find_tensors(read_file(file).content, file)
-            tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
-    check_finite(tensors, files[0])
-    return Source(path, tensors, rest, told, config_path, attributes)
+    if path.is_dir():
+        return _read_folder(path, config)
+    return _read_files(path, _with_its_half(path), config)
 
 
 def read_config(path):
@@ -62,25 +51,48 @@ def read_config(path):
     return content
 
 
-def _files_of_folder(folder):
+def _read_files(path, files, config):
+    """The source of one file, or of an encoder's and a decoder's."""
+    config_path = Path(config) if config is not None else _find_config(files[0])
+    told = read_config(config_path) if config_path else {}
+    if len(files) == 1:
+        loaded = read_file(files[0])
+        tensors, rest = find_tensors(loaded.content, files[0])
+    else:
+        tensors, rest = {}, {}
+        for file, part in zip(files, HALVES, strict=True):
+            half, _ = find_tensors(read_file(file).content, file)
+            tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
+    check_finite(tensors, files[0])
+    return Source(path, tensors, rest, told, config_path)
+
+
+def _read_folder(folder, config):
+    """The one checkpoint of a known format in a folder."""
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
     if not found:
         raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
-    stems = {file.stem for file in found}
-    if stems == {"encoder", "decoder"} or len(found) == 1:
-        return found[-1:] if len(found) == 1 else sorted(found, key=lambda file: file.stem != "encoder")
-    raise ValueError(f"{folder} holds several files of weights, name one of them: {', '.join(f.name for f in found)}")
+    if len(found) == 1:
+        return _read_files(folder, _with_its_half(found[0]), config)
+    halves = {tuple(_with_its_half(file)) for file in found}
+    sources = [_read_files(files[0], list(files), config) for files in sorted(halves)]
+    known = [source for source in sources if any(kind.recognises(source) for kind in FORMATS.values())]
+    if len(known) == 1:
+        known[0].path = folder
+        return known[0]
+    names = ", ".join(source.path.name for source in known or sources)
+    raise ValueError(f"{folder} holds several files of weights, name one of them: {names}")
 
 
-def _with_its_half(files):
-    """An encoder's file beside its decoder's, either way round."""
-    if len(files) != 1 or files[0].stem not in ("encoder", "decoder"):
-        return files
-    halves = [files[0].with_name(f"{part}{files[0].suffix}") for part in ("encoder", "decoder")]
+def _with_its_half(file):
+    """A file; an encoder's beside its decoder's, either way round."""
+    if file.stem not in HALVES:
+        return [file]
+    halves = [file.with_name(f"{part}{file.suffix}") for part in HALVES]
     missing = [half.name for half in halves if not half.is_file()]
-    if missing and files[0].is_file():
-        raise ValueError(f"{files[0]} is one half of a model: {missing[0]} must be beside it")
-    return halves if not missing else files
+    if missing and file.is_file():
+        raise ValueError(f"{file} is one half of a model: {missing[0]} must be beside it")
+    return [file] if missing else halves
 
 
 def _find_config(weights):

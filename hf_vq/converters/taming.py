@@ -13,7 +13,11 @@ def first_stage(source):
     """The source without what surrounds a first stage in a latent-diffusion or Net2Net checkpoint."""
     if not source.starts(FIRST_STAGE):
         return source, model_config(source.config)
-    tensors = {name.removeprefix(FIRST_STAGE): tensor for name, tensor in source.tensors.items() if name.startswith(FIRST_STAGE)}
+    tensors = {
+        name.removeprefix(FIRST_STAGE): tensor
+        for name, tensor in source.tensors.items()
+        if name.startswith(FIRST_STAGE)
+    }
     outer = model_config(source.config)
     config = (outer.get("params") or {}).get("first_stage_config") or {}
     return Source(source.path, tensors, source.rest, source.config, source.config_path), config

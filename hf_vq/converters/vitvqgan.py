@@ -3,38 +3,42 @@
 import math
 import re
 
+from hf_vq.autoencoders import ViTVQModel
+from hf_vq.converters.base import Plan, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
+from hf_vq.converters.taming import model_config
 
 _PARTS = (
-    (r"encoder\.en_pos_embedding$", "encoder.position_embedding"),
-    (r"decoder\.de_pos_embedding$", "decoder.position_embedding"),
-    (r"encoder\.to_patch_embedding\.0\.", "from_pixels."),
-    (r"decoder\.to_pixel\.1\.", "to_pixels."),
-    (r"pre_quant\.", "to_latents."),
-    (r"post_quant\.", "from_latents."),
-    (r"quantizer\.embedding\.", "quantizer.embedding."),
-    (r"(en|de)coder\.transformer\.norm\.", r"\1coder.norm."),
-    (r"(en|de)coder\.transformer\.layers\.(\d+)\.0\.norm\.", r"\1coder.blocks.\2.attention_norm."),
-    (r"(en|de)coder\.transformer\.layers\.(\d+)\.0\.fn\.", r"\1coder.blocks.\2.attention."),
-    (r"(en|de)coder\.transformer\.layers\.(\d+)\.1\.norm\.", r"\1coder.blocks.\2.mlp_norm."),
-    (r"(en|de)coder\.transformer\.layers\.(\d+)\.1\.fn\.net\.0\.", r"\1coder.blocks.\2.mlp_in."),
-    (r"(en|de)coder\.transformer\.layers\.(\d+)\.1\.fn\.net\.2\.", r"\1coder.blocks.\2.mlp_out."),
+    (r"encoder\.position_embedding$", "encoder.en_pos_embedding"),
+    (r"decoder\.position_embedding$", "decoder.de_pos_embedding"),
+    (r"from_pixels\.", "encoder.to_patch_embedding.0."),
+    (r"to_pixels\.", "decoder.to_pixel.1."),
+    (r"to_latents\.", "pre_quant."),
+    (r"from_latents\.", "post_quant."),
+    (r"(en|de)coder\.norm\.", r"\1coder.transformer.norm."),
+    (r"(en|de)coder\.blocks\.(\d+)\.attention_norm\.", r"\1coder.transformer.layers.\2.0.norm."),
+    (r"(en|de)coder\.blocks\.(\d+)\.attention\.", r"\1coder.transformer.layers.\2.0.fn."),
+    (r"(en|de)coder\.blocks\.(\d+)\.mlp_norm\.", r"\1coder.transformer.layers.\2.1.norm."),
+    (r"(en|de)coder\.blocks\.(\d+)\.mlp_in\.", r"\1coder.transformer.layers.\2.1.fn.net.0."),
+    (r"(en|de)coder\.blocks\.(\d+)\.mlp_out\.", r"\1coder.transformer.layers.\2.1.fn.net.2."),
 )
 
 
-def rename_vitvqgan(name):
-    """The name in `ViTVQModel` of a tensor of the original; None for losses.
+def original_name(name):
+    """The name in enhancing-transformers of a tensor of `ViTVQModel`."""
+    for ours, theirs in _PARTS:
+        name = re.sub("^" + ours, theirs, name)
+    return name
 
-    Raises:
-        ValueError: a name that the original does not have.
-    """
-    if name.startswith("loss."):
-        return None
-    for theirs, ours in _PARTS:
-        renamed, found = re.subn("^" + theirs, ours, name)
-        if found:
-            return renamed
-    raise ValueError(f"{name} is no tensor of ViT-VQGAN")
+
+def _recognises(source):
+    return source.has("encoder.en_pos_embedding", "decoder.to_pixel.1.weight", "quantizer.embedding.weight")
+
+
+@add_format("vitvqgan", "https://github.com/thuanz123/enhancing-transformers", _recognises)
+def plan_vitvqgan(source):
+    arguments = vitvqgan_config(source.tensors, model_config(source.config).get("params") or {})
+    return Plan(lambda: ViTVQModel(**arguments), lambda name, take: take(original_name(name)), ("loss.",))
 
 
 def vitvqgan_config(tensors, config):
