@@ -5,13 +5,12 @@ import json
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModel
 
 import hf_vq
 from hf_vq import VQVAE, AutoVQModel, VQModel
 
-from .conftest import FIXTURES, channels_first, fixture, no_complaints, sonnet_variables
+from .conftest import FIXTURES, channels_first, fixture, no_complaints
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 STOCK_CASES = sorted(folder.name for folder in (FIXTURES / "diffusers_vqmodel").iterdir())
@@ -216,41 +215,12 @@ def test_vqmodel_trains_with_gradient_checkpointing_alike():
 # VQVAE and its three originals
 
 
-def sonnet_weights(case):
-    """Sonnet's variables under our names: HWIO kernels to OIHW, transposed (kh, kw, out, in) to (in, out, kh, kw)."""
-    names = {
-        "_encoder/_enc_1": "downsample.0.conv", "_encoder/_enc_2": "downsample.1.conv",
-        "_encoder/_enc_3": "encoder_middle", "_pre_vq_conv1": "to_latents", "_decoder/_dec_1": "decoder_middle",
-        "_decoder/_dec_2": "upsample.0.conv", "_decoder/_dec_3": "upsample.1.conv",
-    }  # fmt: skip
-    for side in ("encoder", "decoder"):
-        for layer in (0, 1):
-            for conv in (0, 1):
-                source = f"_{side}/_residual_stack/_layers/{layer}/{conv}"
-                names[source] = f"{side}_residual.layers.{layer}.conv{conv + 1}"
-    variables = sonnet_variables(case)
-    weights = {"quantizer.embedding.weight": variables["_vqvae/embeddings"].T}
-    for theirs, ours in names.items():
-        weights[f"{ours}.weight"] = variables[f"{theirs}/w"].permute(3, 2, 0, 1)
-        weights[f"{ours}.bias"] = variables[f"{theirs}/b"]
-    return weights
-
-
 @pytest.mark.parametrize(("case", "quantizer_type"), [("model_ema", "ema"), ("model_vq", "vector")])
 def test_sonnet_example_model(case, quantizer_type):
     tensors, meta = fixture(f"sonnet_vqvae/{case}")
-    options = meta["hyperparameters"]
-    config = {"restart_threshold": 0.0, "kmeans_init": False, "beta": options["beta"]}
-    if quantizer_type == "ema":
-        config |= {"zero_debias": True, "decay": options["decay"], "epsilon": options["eps"]}
-    model = VQVAE(
-        hidden_channels=options["nh"], num_residual_layers=options["nr"], residual_channels=options["nrh"],
-        codebook_size=options["K"], codebook_dim=options["D"], quantizer_type=quantizer_type, quantizer_config=config,
-        input_scale=0.5, reconstruction_weight=1 / (4 * options["var"]),
-    )  # fmt: skip
-    missing, unexpected = model.load_state_dict(sonnet_weights(case), strict=False)
-    assert not unexpected
-    assert all(name.startswith("quantizer.") for name in missing)
+    model = VQVAE.from_single_file(FIXTURES / "sonnet_vqvae" / case / "variables.npz")
+    model.register_to_config(reconstruction_weight=1 / (4 * meta["hyperparameters"]["var"]))
+    assert model.config.quantizer_type == quantizer_type
     sample = channels_first(tensors["in.images"]) * 2  # theirs is [-0.5, 0.5]
     output = model.eval()(sample)
     latents = model.encode(sample).latents
@@ -280,27 +250,8 @@ def test_sonnet_example_model(case, quantizer_type):
 
 def test_keras_example():
     tensors, meta = fixture("keras_vqvae_example")
-    options = meta["hyperparameters"]
-    model = VQVAE(
-        in_channels=1, stage_channels=options["filters"], kernel_size=3, padding="same", middle_kernel_size=None,
-        num_residual_layers=0, output_kernel_size=3, codebook_size=options["num_embeddings"],
-        codebook_dim=options["latent_dim"], quantizer_type="vector", input_scale=0.5,
-        quantizer_config={"beta": options["beta"], "restart_threshold": 0.0},
-        reconstruction_weight=1 / (4 * options["train_variance"]),
-    )  # fmt: skip
-    keras = load_file(FIXTURES / "keras_vqvae_example/vqvae_weights.safetensors")
-    names = {
-        "encoder/conv2d": "downsample.0.conv", "encoder/conv2d_1": "downsample.1.conv",
-        "encoder/conv2d_2": "to_latents", "decoder/conv2d_transpose": "upsample.0.conv",
-        "decoder/conv2d_transpose_1": "upsample.1.conv", "decoder/conv2d_transpose_2": "output",
-    }  # fmt: skip
-    weights = {"quantizer.embedding.weight": keras["vector_quantizer/embeddings_vqvae:0"].T}
-    for theirs, ours in names.items():
-        kernel = keras[f"{theirs}/kernel:0"].permute(3, 2, 0, 1)
-        if ours == "output":  # a transposed convolution without stride is a convolution with the kernel turned round
-            kernel = kernel.transpose(0, 1).flip(2, 3)
-        weights |= {f"{ours}.weight": kernel, f"{ours}.bias": keras[f"{theirs}/bias:0"]}
-    model.load_state_dict(weights)
+    model = VQVAE.from_single_file(FIXTURES / "keras_vqvae_example/vqvae_keras3.keras")
+    model.register_to_config(reconstruction_weight=1 / (4 * meta["hyperparameters"]["train_variance"]))
     sample = channels_first(tensors["in.images"]) * 2
     output = model(sample)
     output.loss.backward()
@@ -317,27 +268,8 @@ def test_keras_example():
 
 
 def test_ritheshkumar_batchnorm_network():
-    tensors, meta = fixture("ritheshkumar_vqvae")
-    options = meta["hyperparameters"]["vqvae"]
-    width = options["dim"]
-    model = VQVAE(
-        in_channels=options["input_dim"], hidden_channels=width, stage_channels=(width, width),
-        residual_channels=width, codebook_size=options["K"], codebook_dim=None, middle_kernel_size=None,
-        norm="batch", residual_form="rectified", output_activation="tanh", quantizer_type="vector",
-        quantizer_config={"restart_threshold": 0.0},
-    )  # fmt: skip
-    names = {
-        "encoder.0": "downsample.0.conv", "encoder.1": "downsample.0.norm", "encoder.3": "downsample.1.conv",
-        "codebook.embedding": "quantizer.embedding", "decoder.3": "upsample.0.conv", "decoder.4": "upsample.0.norm",
-        "decoder.6": "upsample.1.conv",
-    }  # fmt: skip
-    for theirs, ours in (("encoder.4", 0), ("encoder.5", 1), ("decoder.0", 0), ("decoder.1", 1)):
-        stack = f"{theirs.split('.')[0]}_residual.layers.{ours}"
-        parts = {"1": "conv1", "2": "norm1", "4": "conv2", "5": "norm2"}
-        names |= {f"{theirs}.block.{a}": f"{stack}.{b}" for a, b in parts.items()}
-    theirs = torch.load(FIXTURES / "ritheshkumar_vqvae/best.pt", weights_only=True)
-    model.load_state_dict({f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": v for k, v in theirs.items()})
-
+    tensors = fixture("ritheshkumar_vqvae")[0]
+    model = VQVAE.from_single_file(FIXTURES / "ritheshkumar_vqvae/best.pt")
     sample = tensors["image"]
     output = model.eval()(sample)
     assert torch.equal(output.codes, tensors["codes"])

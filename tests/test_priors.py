@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -180,78 +179,14 @@ def test_low_precision_prior_samples_and_has_a_float32_loss():
 # Parity with the originals
 
 
-def load_ritheshkumar_gated_pixelcnn() -> PixelCNN:
-    original = torch.load(FIXTURES / "ritheshkumar_gated_pixelcnn/prior.pt", weights_only=True)
-    prior = PixelCNN(
-        PixelCNNConfig(codebook_size=40, hidden_channels=16, num_layers=4, num_classes=10, code_shape=(8, 8))
-    )
-    names = {
-        "embedding": "embedding",
-        "class_cond_embedding": "class_embedding",
-        "vert_stack": "vertical",
-        "vert_to_horiz": "vertical_to_horizontal",
-        "horiz_stack": "horizontal",
-        "horiz_resid": "output",
-    }
-    converted = {}
-    for key, value in original.items():
-        if key.startswith("layers."):
-            layers, index, name, kind = key.split(".")
-            key = f"stack.{layers}.{index}.{names[name]}.{kind}"
-        converted[key.replace("output_conv", "head")] = value
-    # mask A of the first layer: the row, and the column, of the position itself
-    converted["stack.layers.0.vertical.weight"] = converted["stack.layers.0.vertical.weight"][:, :, :-1]
-    converted["stack.layers.0.horizontal.weight"] = converted["stack.layers.0.horizontal.weight"][..., :-1]
-    prior.load_state_dict(converted)
-    return prior.eval()
-
-
-def load_keras_pixelcnn() -> PixelCNN:
-    original = load_file(FIXTURES / "keras_pixelcnn/weights.safetensors")
-    prior = PixelCNN(
-        PixelCNNConfig(
-            codebook_size=128,
-            gated=False,
-            one_hot=True,
-            hidden_channels=16,
-            num_layers=2,
-            head_channels=[16, 16],
-            code_shape=(7, 7),
-        )
-    )
-    converted = {}
-
-    def dense(ours, theirs):
-        converted[f"{ours}.weight"] = original[f"{theirs}/kernel"].permute(3, 2, 0, 1)
-        converted[f"{ours}.bias"] = original[f"{theirs}/bias"]
-
-    def causal(ours, theirs, taps):
-        kernel = original[f"{theirs}/kernel"].permute(3, 2, 0, 1)  # (out, in, height, width), unmasked
-        middle = kernel.shape[-1] // 2
-        converted[f"{ours}.above.weight"] = kernel[:, :, :middle]
-        converted[f"{ours}.left.weight"] = kernel[:, :, middle : middle + 1, :taps]
-        converted[f"{ours}.left.bias"] = original[f"{theirs}/bias"]
-
-    causal("stack.first", "pixel_conv_layer", taps=3)
-    for index, (block, first, middle, last) in enumerate([("residual_block", 1, 1, 3), ("residual_block_1", 4, 2, 6)]):
-        dense(f"stack.layers.{index}.input", f"{block}/conv2d_{first}")
-        causal(f"stack.layers.{index}.causal", f"{block}/pixel_conv_layer_{middle}", taps=2)
-        dense(f"stack.layers.{index}.output", f"{block}/conv2d_{last}")
-    dense("head.0", "pixel_conv_layer_3")
-    dense("head.2", "pixel_conv_layer_4")
-    dense("head.4", "conv2d_9")
-    prior.load_state_dict(converted)
-    return prior.eval()
-
-
 @torch.no_grad()
 def test_gated_pixelcnn_agrees_with_ritheshkumar():
-    expected = fixture("ritheshkumar_gated_pixelcnn")[0]
-    prior = load_ritheshkumar_gated_pixelcnn()
+    expected = fixture("ritheshkumar_vqvae")[0]
+    prior = PixelCNN.from_single_file(FIXTURES / "ritheshkumar_vqvae/prior.pt")
     output = prior(expected["codes"], class_labels=expected["class_labels"])
     torch.testing.assert_close(output.logits.movedim(-1, 1), expected["prior_logits"], **CLOSE)
     torch.testing.assert_close(output.loss, expected["prior_ce"], **CLOSE)
-    greedy = prior.sample(class_labels=expected["class_labels"], temperature=0)
+    greedy = prior.sample(class_labels=expected["class_labels"], code_shape=(8, 8), temperature=0)
     assert torch.equal(greedy, expected["greedy_codes"])
     logits = cached_logits(prior, greedy, expected["class_labels"])
     torch.testing.assert_close(logits.movedim(-1, 1), expected["greedy_logits"], **CLOSE)
@@ -259,12 +194,12 @@ def test_gated_pixelcnn_agrees_with_ritheshkumar():
 
 @torch.no_grad()
 def test_plain_pixelcnn_agrees_with_the_keras_example():
-    expected = fixture("keras_pixelcnn")[0]
-    prior = load_keras_pixelcnn()
-    output = prior(expected["codes"])
-    torch.testing.assert_close(output.logits, expected["pixelcnn_logits"], **CLOSE)
-    torch.testing.assert_close(output.loss, expected["pixelcnn_loss"], **CLOSE)
-    assert torch.equal(prior.sample(3, temperature=0), expected["greedy_codes"])
+    expected = fixture("keras_vqvae_example")[0]
+    prior = PixelCNN.from_single_file(FIXTURES / "keras_vqvae_example/pixelcnn_keras3.keras")
+    output = prior(expected["in.codes"])
+    torch.testing.assert_close(output.logits, expected["out.pixelcnn_logits"], **CLOSE)
+    torch.testing.assert_close(output.loss, expected["out.pixelcnn_loss"], **CLOSE)
+    assert torch.equal(prior.sample(3, code_shape=(7, 7), temperature=0), expected["out.greedy_codes"])
 
 
 # Loss and likelihood

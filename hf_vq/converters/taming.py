@@ -63,12 +63,14 @@ def plan_vqgan(source):
     names = {"embedding.weight": "quantize.embedding.weight"}
     if "quantize.used" in inner.tensors:
         unknown = params.get("unknown_index", "random")
-        quantizer_type, names = "remapped", {**names, "used": "quantize.used"}
+        quantizer_type, names = (
+            "remapped",
+            {"base.embedding.weight": "quantize.embedding.weight", "used": "quantize.used"},
+        )
         options = {
             "num_used": shape_of(inner.tensors, "quantize.used", 1)[0],
             "unknown_code": "nearest" if unknown == "random" else unknown,
-            "legacy": True,
-            "restart_threshold": 0.0,
+            "base_config": {"legacy": True, "restart_threshold": 0.0},
         }
     return _plan(source, inner, params, (size, dim), quantizer_type, options, names)
 

@@ -116,6 +116,13 @@ class PriorMixin(PushMixin):
         """An empty state for `num_grids` grids of `code_shape`."""
         raise NotImplementedError
 
+    @classmethod
+    def from_single_file(cls, path, config=None, format=None):
+        """A checkpoint of another project as a prior of this class; arguments and errors as of autoencoders'."""
+        from hf_vq.converters import load_single_file
+
+        return load_single_file(cls, path, config, format)
+
     @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()
     def log_prob(self, codes: torch.Tensor, *, class_labels: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,8 +7,7 @@ import torch
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.quantizers.registry import register
-from hf_vq.quantizers.vector import VectorQuantizer
+from hf_vq.quantizers.registry import make_quantizer, register
 
 
 @register("remapped")
@@ -24,7 +23,7 @@ class RemappedQuantizer(Quantizer):
         num_used: how many of them are counted.
         unknown_code: the code of a latent whose nearest vector is not used: "nearest", the nearest used one; "extra",
             `num_used`, which decodes as code 0; or a code.
-        options: of `VectorQuantizer`.
+        base_config: options of the `VectorQuantizer`.
 
     Attributes:
         codebook_size: codes that occur: `num_used`, and one more with "extra".
@@ -34,7 +33,7 @@ class RemappedQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, num_used, unknown_code="nearest", **options):
+    def __init__(self, codebook_size, dim, *, num_used, unknown_code="nearest", base_config=None):
         check_positive_int(num_used=num_used)
         if num_used > codebook_size:
             raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
@@ -45,7 +44,7 @@ class RemappedQuantizer(Quantizer):
             )
         super().__init__(num_used + (unknown_code == "extra"), dim)
         self.num_used, self.unknown_code = num_used, unknown_code
-        self.base = VectorQuantizer(codebook_size, dim, **options)
+        self.base = make_quantizer("vector", codebook_size, dim, base_config)
         self.register_buffer("used", torch.arange(num_used))
 
     @property
