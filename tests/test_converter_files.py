@@ -165,7 +165,9 @@ def test_lightning_checkpoints_load_without_lightning_and_omegaconf(legacy, tmp_
         kind = {dict: dict_config, list: list_config}.get(type(value), node)
         wrapped = kind()
         wrapped._metadata, wrapped._parent = metadata(), parent
-        wrapped._metadata.__dict__.update(object_type=dict, key_type=typing.Any, cache=collections.defaultdict(dict))
+        wrapped._metadata.__dict__.update(
+            object_type=dict, key_type=str, ref_type=typing.Any, cache=collections.defaultdict(dict)
+        )
         if kind is dict_config:
             wrapped._content = {key: wrap(entry, wrapped) for key, entry in value.items()}
         elif kind is list_config:
@@ -279,11 +281,12 @@ def test_files_that_name_code_are_refused_and_nothing_runs(function, arguments, 
 
 def test_what_was_allowed_elsewhere_is_not_allowed_here_and_stays_allowed_there(tmp_path):
     save_torch({"x": Runs(unheard), **STATE}, tmp_path / "a.pt")
-    save_torch(STATE, tmp_path / "b.pt")
-    with torch.serialization.safe_globals([unheard, (unheard, "argparse.Namespace")]):
+    save_torch({"args": argparse.Namespace(width=8), **STATE}, tmp_path / "b.pt")
+    shadows = [(lambda *_, number=number: number, "argparse.Namespace") for number in range(32)]
+    with torch.serialization.safe_globals([unheard, *shadows]):
         before = set(torch.serialization.get_safe_globals())
         refuse(tmp_path / "a.pt", "unheard")
-        read_file(tmp_path / "b.pt")
+        assert read_file(tmp_path / "b.pt").content["args"] == {"width": 8}
         assert set(torch.serialization.get_safe_globals()) == before
 
 
@@ -331,8 +334,7 @@ def test_broken_and_foreign_files_are_named(tmp_path):
     save_npz({"w": torch.zeros(4000)}, tmp_path / "a.npz")
     for name, kept, words in [
         ("zip.pt", 0.6, "cut short"), ("legacy.pt", 0.6, "EOF"), ("legacy.pt", 0.01, "cut short"),
-        ("a.npz", 0.6, "cut"),
-        ("model.safetensors", 0.6, "cut"), ("model.safetensors", 0.002, "cut"),
+        ("a.npz", 0.6, "cut"), ("model.safetensors", 0.6, "cut"), ("model.safetensors", 0.002, "cut"),
     ]:  # fmt: skip
         data = (tmp_path / name).read_bytes()
         (tmp_path / "cut").write_bytes(data[: int(len(data) * kept)])
@@ -386,8 +388,9 @@ def test_members_that_lead_out_of_the_archive_are_refused(name, tmp_path):
 def test_npz_with_objects_is_refused_and_names_the_array(tmp_path):
     np.savez(tmp_path / "a.npz", fine=np.zeros(2), text=np.array(["a", "b"]))
     assert read_file(tmp_path / "a.npz").content["text"] == ["a", "b"]
-    np.savez(tmp_path / "b.npz", evil=np.array([Runs(unheard)], dtype=object))
+    np.savez(tmp_path / "b.npz", evil=np.array([Runs(os.mkdir, str(tmp_path / "sentinel"))], dtype=object))
     refuse(tmp_path / "b.npz", "'evil'")
+    assert not (tmp_path / "sentinel").exists()
 
 
 def build_hdf5(h5py, path, kind):
