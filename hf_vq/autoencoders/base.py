@@ -130,6 +130,11 @@ class AutoencoderMixin(PushMixin):
         shapes = tuple((*levels, *(side // factor for side in space)) for factor in self.downsample_factors)
         return shapes if self.hierarchical else shapes[0]
 
+    def code_shapes(self, sample_shape):
+        """`code_shape` of every quantizer, coarse to fine: a tuple also where there is one."""
+        shape = self.code_shape(sample_shape)
+        return shape if self.hierarchical else (shape,)
+
     def check_sample(self, sample):
         if not sample.is_floating_point() or sample.ndim != 4:
             raise ValueError(

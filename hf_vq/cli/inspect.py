@@ -11,7 +11,7 @@ from safetensors import safe_open
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
 from hf_vq.cli.options import parse_options
-from hf_vq.data.codes import code_splits, load_codes
+from hf_vq.data.codes import code_levels, code_splits, load_codes
 
 
 @dataclass
@@ -69,22 +69,28 @@ def _describe_autoencoder(folder, config, image_size):
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(sorted(AUTOENCODERS))}")
     with torch.device("meta"):
         model = AUTOENCODERS[name].from_config(config)
-    bits = model.quantizer.bits_per_token
+    bits = [quantizer.bits_per_token for quantizer in model.quantizers]
+    per_pixel = sum(one / _area(factor) for one, factor in zip(bits, model.downsample_factors, strict=True))
     facts = {
         "class": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "codebook_size": model.codebook_size,
-        "quantizer": type(model.quantizer).__name__,
+        "quantizer": type(model.quantizers[0]).__name__,
         "num_levels": model.num_levels,
-        "codebook_dim": model.quantizer.dim,
+        "codebook_dim": model.quantizers[0].dim,
         "downsample_factor": model.downsample_factor,
-        "bits_per_token": round(bits, 4),
-        "bits_per_pixel": round(bits / model.downsample_factor**2, 4),
+        "bits_per_token": round(bits[0], 4) if len(bits) == 1 else [round(one, 4) for one in bits],
+        "bits_per_pixel": round(per_pixel, 4),
     }
     if image_size is not None:
         code_shape = model.code_shape((model.config.in_channels, image_size, image_size))
-        facts.update(code_shape=list(code_shape), bits_per_image=round(bits * math.prod(code_shape[-2:]), 2))
+        facts.update(code_shape=list(code_shape), bits_per_image=round(per_pixel * image_size**2, 2))
     return {**facts, **_describe_usage(folder)}
+
+
+def _area(factor):
+    """Pixels behind a position of the grid."""
+    return math.prod(factor) if isinstance(factor, tuple) else factor**2
 
 
 def _describe_prior(folder, config, image_size):
@@ -146,16 +152,18 @@ def _describe_usage(folder):
 def _describe_codes(folder):
     facts = {"splits": {}}
     for split in code_splits(folder):
-        codes = load_codes(folder, split)
-        facts["splits"][split] = len(codes)
-    bits = math.log2(codes.codebook_size)
+        facts["splits"][split] = len(load_codes(folder, split, level=0))
+    levels = [load_codes(folder, split, level=level) for level in range(code_levels(folder))]
+    codes = levels[0]
     return {
         **facts,
-        "codebook_size": codes.codebook_size,
-        "code_shape": list(codes.code_shape),
+        "codebook_size": codes.codebook_size if len(levels) == 1 else [level.codebook_size for level in levels],
+        "code_shape": list(codes.code_shape) if len(levels) == 1 else [list(level.code_shape) for level in levels],
         "sample_shape": list(codes.sample_shape),
         "num_classes": codes.num_classes,
-        "bits_per_image": round(bits * math.prod(codes.code_shape), 2),
+        "bits_per_image": round(
+            sum(math.log2(level.codebook_size) * math.prod(level.code_shape) for level in levels), 2
+        ),
         "tokenizer": codes.tokenizer,
     }
 

@@ -59,8 +59,8 @@ def run(options, data):
         images = {"train": train} if validation is None else {"train": train, "validation": validation}
     needed = 0
     for dataset in images.values():
-        codes = len(dataset) * math.prod(model.code_shape(dataset.sample_shape))
-        needed += codes * storage_dtype(model.codebook_size).itemsize
+        for grid, size in zip(model.code_shapes(dataset.sample_shape), model.codebook_sizes, strict=True):
+            needed += len(dataset) * math.prod(grid) * storage_dtype(size).itemsize
     check_disk_space(options.output, needed, "tokenizing")
     counts = tokenize_dataset(
         model,

@@ -75,14 +75,14 @@ def run(options, data, args, given):
     train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)
-    code_shape = model.code_shape(train.sample_shape)
+    code_shapes = model.code_shapes(train.sample_shape)
     check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} images of "
-        f"{times(train.sample_shape)} to {describe_codes(code_shape, model.codebook_sizes)}."
+        f"{times(train.sample_shape)} to {describe_codes(code_shapes, model.codebook_sizes)}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
@@ -147,10 +147,9 @@ def save_pictures(model, images, report, folder):
     save_loss_curve(folder / "loss_curve.png", report["history"])
 
 
-def describe_codes(code_shape, codebook_sizes):
+def describe_codes(code_shapes, codebook_sizes):
     """Such as "8x8 codes out of 512"; for a hierarchy all of its grids."""
-    shapes = code_shape if isinstance(code_shape[0], tuple) else (code_shape,)
-    grids = [f"{times(shape)} codes out of {size}" for shape, size in zip(shapes, codebook_sizes, strict=True)]
+    grids = [f"{times(shape)} codes out of {size}" for shape, size in zip(code_shapes, codebook_sizes, strict=True)]
     return " and ".join(grids)
 
 

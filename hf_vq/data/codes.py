@@ -103,10 +103,13 @@ def tokenize_dataset(
 def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
     labels = dataset.labels
+    code_shape, codebook_size = autoencoder.code_shape(dataset.sample_shape), autoencoder.codebook_size
+    if autoencoder.hierarchical:  # one entry a level, coarse to fine
+        code_shape, codebook_size = [list(shape) for shape in code_shape], list(autoencoder.codebook_sizes)
     return {
         "tokenizer": identity,
-        "codebook_size": int(autoencoder.codebook_size),
-        "code_shape": list(autoencoder.code_shape(dataset.sample_shape)),
+        "codebook_size": codebook_size,
+        "code_shape": list(code_shape),
         "sample_shape": list(dataset.sample_shape),
         "class_names": dataset.class_names,
         "num_samples": len(dataset),
@@ -165,23 +168,27 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
 
 @torch.no_grad()
 def _tokenize(autoencoder, loader, device):
-    """Codes (num_samples, *grid) and labels (num_samples,), None without classes, as NumPy arrays."""
-    dtype = storage_dtype(autoencoder.codebook_size)
-    codes, labels = [], []
+    """Codes (num_samples, *grid), an array for each quantizer, and labels (num_samples,), None without classes."""
+    dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
+    parts, labels = [[] for _ in dtypes], []
     for batch in loader:
-        codes.append(autoencoder.tokenize(batch["sample"].to(device)).cpu().numpy().astype(dtype))
+        codes = autoencoder.tokenize(batch["sample"].to(device))
+        for part, one, dtype in zip(parts, codes if autoencoder.hierarchical else (codes,), dtypes, strict=True):
+            part.append(one.cpu().numpy().astype(dtype))
         labels.extend(batch["class_labels"].tolist() if "class_labels" in batch else ())
-    return np.concatenate(codes), np.array(labels, dtype=np.int64) if labels else None
+    return [np.concatenate(part) for part in parts], np.array(labels, dtype=np.int64) if labels else None
 
 
 def _write_shard(target, plan, codes, labels):
     import datasets
     import pyarrow.parquet
 
-    item_type = datasets.Value(str(codes.dtype))
-    for length in reversed(codes.shape[1:]):
-        item_type = datasets.List(item_type, length=length)
-    features, columns = {"codes": item_type}, {"codes": list(codes)}
+    features, columns = {}, {}
+    for name, part in zip(_column_names(plan), codes, strict=True):
+        item_type = datasets.Value(str(part.dtype))
+        for length in reversed(part.shape[1:]):
+            item_type = datasets.List(item_type, length=length)
+        features[name], columns[name] = item_type, list(part)
     if labels is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels
@@ -191,6 +198,13 @@ def _write_shard(target, plan, codes, labels):
     partial = target.with_name(target.name + ".partial")
     pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
     os.replace(partial, target)
+
+
+def _column_names(plan):
+    """Columns of the codes: "codes", or of a hierarchy "codes_0" and so on, coarse to fine."""
+    if isinstance(plan["codebook_size"], list):
+        return [f"codes_{level}" for level in range(len(plan["codebook_size"]))]
+    return ["codes"]
 
 
 def _read_metadata(path):
@@ -223,19 +237,20 @@ def _shard_names(folder):
     return sorted(path.name for path in data.iterdir()) if data.is_dir() else []
 
 
-def load_codes(folder, split="train", tokenizer=None):
+def load_codes(folder, split="train", tokenizer=None, level=None):
     """Load one split of the codes that `tokenize_dataset` wrote.
 
     Args:
         folder: its `output_dir`.
         split: "train", "validation", or another that was tokenized.
         tokenizer: autoencoder that the codes must come from; None does not check.
+        level: of a hierarchy, which one to load: 0 is the coarsest.
 
     Returns:
         `CodesDataset`.
 
     Raises:
-        ValueError: no such folder or split, missing shards, or codes of another tokenizer.
+        ValueError: no such folder, split or level, missing shards, or codes of another tokenizer.
     """
     import pyarrow.parquet
 
@@ -251,23 +266,48 @@ def load_codes(folder, split="train", tokenizer=None):
     plan = _read_metadata(paths[0])
     if tokenizer is not None:
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
+    name, codebook_size, code_shape = _pick_level(plan, level, folder)
     codes, labels = [], []
     for path in paths:
         table = pyarrow.parquet.read_table(path).combine_chunks()
-        column = table.column("codes").chunk(0)
-        for _ in plan["code_shape"]:
+        column = table.column(name).chunk(0)
+        for _ in code_shape:
             column = column.flatten()
-        codes.append(column.to_numpy(zero_copy_only=False).reshape(-1, *plan["code_shape"]))
+        codes.append(column.to_numpy(zero_copy_only=False).reshape(-1, *code_shape))
         if plan["class_names"] is not None:
             labels.append(table.column("class_labels").to_numpy())
     return CodesDataset(
         np.concatenate(codes),
         np.concatenate(labels) if labels else None,
-        codebook_size=plan["codebook_size"],
+        codebook_size=codebook_size,
         class_names=plan["class_names"],
         sample_shape=tuple(plan["sample_shape"]),
         tokenizer=plan["tokenizer"],
     )
+
+
+def code_levels(folder):
+    """How many levels of codes a folder holds: more than one for those of a hierarchy."""
+    split = code_splits(folder)[0]
+    first = next(
+        name for name in _shard_names(folder) if (match := SHARD_NAME.fullmatch(name)) and match["split"] == split
+    )
+    return len(_column_names(_read_metadata(Path(folder) / "data" / first)))
+
+
+def _pick_level(plan, level, folder):
+    """Column, codebook size and code shape of a level."""
+    names = _column_names(plan)
+    if names == ["codes"]:
+        if level not in (None, 0):
+            raise ValueError(f"level={level!r}: {folder} holds codes of one level")
+        return "codes", plan["codebook_size"], plan["code_shape"]
+    if level is None or not 0 <= level < len(names):
+        raise ValueError(
+            f"level={level!r}: {folder} holds the codes of a hierarchy, say which of its levels, 0 (coarsest) to "
+            f"{len(names) - 1}"
+        )
+    return names[level], plan["codebook_size"][level], plan["code_shape"][level]
 
 
 def check_tokenizer(identity, autoencoder, folder):
@@ -282,10 +322,10 @@ def check_tokenizer(identity, autoencoder, folder):
 
 
 def tokenize_in_memory(autoencoder, images, *, batch_size=64, num_workers=0):
-    """Tokenize an `ImageDataset` into a `CodesDataset` without writing anything."""
+    """Tokenize an `ImageDataset` into a `CodesDataset` without writing anything; not for hierarchies."""
     autoencoder.eval()
     loader = DataLoader(images, batch_size, num_workers=num_workers)
-    codes, labels = _tokenize(autoencoder, loader, next(autoencoder.parameters()).device)
+    (codes,), labels = _tokenize(autoencoder, loader, next(autoencoder.parameters()).device)
     return CodesDataset(
         codes,
         labels,

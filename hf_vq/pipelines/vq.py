@@ -27,6 +27,10 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
 
     def __init__(self, autoencoder, prior, class_names=None):
         super().__init__()
+        if autoencoder.hierarchical:
+            raise ValueError(
+                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level"
+            )
         if prior.config.codebook_size != autoencoder.codebook_size:
             raise ValueError(
                 f"prior has codebook_size={prior.config.codebook_size}, but the autoencoder has "

@@ -194,9 +194,10 @@ class AutoencoderTrainer:
         if self.autoencoder.codebook_initialized:
             return
         shape = tuple(self.train_dataset[0]["sample"].shape)
+        levels = zip(self.autoencoder.codebook_sizes, self.autoencoder.code_shapes(shape), strict=True)
         wanted = max(
-            math.ceil(LATENTS_PER_CODE * size * factor**2 / math.prod(shape[1:]))
-            for size, factor in zip(self.autoencoder.codebook_sizes, self.autoencoder.downsample_factors, strict=True)
+            math.ceil(LATENTS_PER_CODE * size * self.autoencoder.num_levels / math.prod(codes))
+            for size, codes in levels
         )
         count = min(wanted, INITIAL_BATCHES * self.stream.samples_per_step, len(self.train_dataset))
         samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.share(0, count)])
