@@ -22,6 +22,7 @@ CHOICES = {
     "vector": (8, {"normalize": True, "gradient": "rotation", "code_dim": 4, "entropy_weight": 0.01}),
     "ema": (8, {"normalize": True}),
     "index_backpropagation": (8, {}),
+    "remapped": (8, {"num_used": 8}),
     "finite_scalar": (40, {"levels_per_dim": [8, 5]}),
     "lookup_free": (16, {"spherical": True}),
     "gumbel": (8, {"final_temperature": 0.1, "temperature_steps": 4}),

@@ -26,7 +26,7 @@ class TinyOutput(ModelOutput):
 class TinyAutoencoder(ModelMixin, ConfigMixin):
     """Linear patches of 2x2 with dropout, and an EMA codebook with restarts."""
 
-    num_levels = 1
+    num_levels, hierarchical = 1, False
 
     @register_to_config
     def __init__(self, codebook_size=8, dropout=0.1):
@@ -38,8 +38,15 @@ class TinyAutoencoder(ModelMixin, ConfigMixin):
     def codebook_size(self):
         return self.config.codebook_size
 
+    @property
+    def codebook_sizes(self):
+        return (self.codebook_size,)
+
     def code_shape(self, sample_shape):
         return sample_shape[1] // 2, sample_shape[2] // 2
+
+    def code_shapes(self, sample_shape):
+        return (self.code_shape(sample_shape),)
 
     @property
     def codebook_initialized(self):
