@@ -8,9 +8,11 @@ import diffusers
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
+from hf_vq.autoencoders.images.stages import SplitDecoder, SplitEncoder
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
@@ -160,7 +162,25 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
     def encode(self, x, return_dict=True):
         """Samples (batch, channels, height, width) to latents (batch, dim, *grid), before quantization."""
         self.check_sample(x)
-        return super().encode(x, return_dict=return_dict)
+        latents = self.in_slices(self._encode, x)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, h, force_not_quantize=False, return_dict=True, shape=None):
+        """Latents (batch, dim, *grid), which it quantizes first, to samples (batch, channels, height, width).
+
+        Args:
+            h: latents; codes where `force_not_quantize` meets the config's `lookup_from_codebook`.
+            force_not_quantize: takes latents as they are.
+            shape: of those codes' vectors, (batch, height, width, dim).
+        """
+        if not force_not_quantize:
+            quantized, commit_loss, _ = self.quantize(h)
+        else:
+            quantized = self.quantize.get_codebook_entry(h, shape) if self.config.lookup_from_codebook else h
+            commit_loss = torch.zeros(len(h), device=h.device, dtype=h.dtype)
+        sample = self._decode_quantized(quantized)
+        return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
     @torch.no_grad()
     @apply_forward_hook
@@ -196,9 +216,23 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
         return stock.train(self.training)
 
+    def local_parts(self):
+        return SplitEncoder(self.encoder).local, SplitDecoder(self.decoder).local
+
+    def _encode(self, sample):
+        if not self.use_tiling:
+            return self.quant_conv(self.encoder(sample))
+        return self.quant_conv(SplitEncoder(self.encoder)(sample, self.in_tiles))
+
     def _decode_quantized(self, quantized):
+        return self.in_slices(self._decode_slice, quantized)
+
+    def _decode_slice(self, quantized):
         condition = quantized if self.config.norm_type == "spatial" else None
-        return self.decoder(self.post_quant_conv(quantized), condition)
+        hidden = self.post_quant_conv(quantized)
+        if not self.use_tiling:
+            return self.decoder(hidden, condition)
+        return SplitDecoder(self.decoder)(hidden, condition, self.in_tiles)
 
     def to_json_string(self):
         """Own options at their defaults are left out, so that stock reads the file without a warning."""
