@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_vq import VQVAE, VQModel
-from hf_vq.autoencoders.tiling import tiled
+from hf_vq.autoencoders.tiles import tiled
 
 from .test_autoencoders import SMALL
 
@@ -115,8 +115,7 @@ def test_halo_is_as_wide_as_it_must_be_and_no_wider(make):
     for part in make().double().local_parts():
         for norm in part.each(torch.nn.GroupNorm):
             norm.forward = lambda hidden: hidden
-        unit = max(1, part.stride_out // part.stride_in)  # input cells of one output cell, where it is the coarser
-        start = part.halo + unit
+        unit, start = part.unit, part.halo + part.unit
         sample = torch.zeros(1, part.each(torch.nn.Conv2d)[0].in_channels, 2 * start + unit, unit).double()
         sample[:, :, start : start + unit] = float("nan")
         rows = part.function(sample).isnan().any(dim=3).any(dim=1)[0].nonzero() * part.stride_out / part.stride_in
