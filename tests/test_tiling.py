@@ -106,7 +106,7 @@ def test_default_tiles_of_a_vqmodel_come_near_the_whole():
     model.enable_tiling(48)
     error = (model.detokenize(codes) - whole).abs().mean() / whole.std()
     assert 1e-3 < error < 0.2
-    assert 0.3 < (model.tokenize(sample) == codes).float().mean() < 1  # chance: 1/64
+    assert 0.5 < (model.tokenize(sample) == codes).float().mean() < 1  # chance: 1/64
 
 
 @pytest.mark.parametrize("make", [vqvae, vqmodel])

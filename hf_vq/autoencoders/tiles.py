@@ -72,8 +72,7 @@ class WholeSampleNorms:
                     function(tile)
                 except _Gathered as gathered:
                     norm = gathered.norm
-            mean, square = self.sums / self.count
-            self.statistics[norm] = mean, square - mean.square()
+            self.statistics[norm] = self._found()
 
     @torch.no_grad()
     def estimate(self, function, sample, core, halo, unit):
@@ -84,35 +83,33 @@ class WholeSampleNorms:
         """
         self._on_missing = self._estimate_and_go_on
         width = max(1, core // PATCHES_PER_TILE // unit) * unit + 2 * halo
-        axes, self.inside = [], []
-        for side in sample.shape[2:]:
-            if side <= width:
-                axes.append([slice(0, side)])
-                self.inside.append(slice(0, side))
-            else:
-                starts = ((side - width) * i // (PATCHES - 1) // unit * unit for i in range(PATCHES))
-                axes.append([slice(start, start + width) for start in starts])
-                self.inside.append(slice(halo, width - halo))
-        patches = torch.cat([sample[(..., *place)] for place in itertools.product(*axes)])
+        places = itertools.product(*(_patches(side, width, halo, unit) for side in sample.shape[2:]))
+        around, self.insides = zip(*(zip(*axes, strict=True) for axes in places), strict=True)
+        patches = torch.cat([sample[(..., *place)] for place in around])  # (patches x batch, channels, *space)
         self.batch, self.space = len(sample), patches.shape[2:]
         function(patches)
         self.statistics = {norm: [value[: self.batch] for value in both] for norm, both in self.statistics.items()}
 
-    def _own(self, norm, hidden):
-        """What the tile holds for itself, without halo."""  # (batch, groups, cells)
-        inside = map(_scaled, self.inside, hidden.shape[2:], self.space)
-        return hidden[(..., *inside)].to(widest_float(hidden.device)).reshape(len(hidden), norm.num_groups, -1)
-
-    def _gather_and_stop(self, norm, hidden):
-        own = self._own(norm, hidden)
+    def _gather(self, norm, hidden, inside):
+        """Adds what a tile holds for itself, without halo."""
+        inside = map(_scaled, inside, hidden.shape[2:], self.space)
+        own = hidden[(..., *inside)].to(widest_float(hidden.device)).reshape(len(hidden), norm.num_groups, -1)
         self.sums = self.sums + torch.stack([own.sum(dim=2), own.square().sum(dim=2)])
         self.count += own.shape[2]
+
+    def _found(self):
+        mean, square = self.sums / self.count
+        return mean, square - mean.square()
+
+    def _gather_and_stop(self, norm, hidden):
+        self._gather(norm, hidden, self.inside)
         raise _Gathered(norm)
 
     def _estimate_and_go_on(self, norm, hidden):
-        own = self._own(norm, hidden).unflatten(0, (-1, self.batch))  # (patches, batch, groups, cells)
-        variance, mean = torch.var_mean(own, dim=(0, 3), correction=0)
-        self.statistics[norm] = [value.repeat(len(own), 1) for value in (mean, variance)]
+        self.sums, self.count = 0, 0
+        for patch, inside in zip(hidden.split(self.batch), self.insides, strict=True):
+            self._gather(norm, patch, inside)
+        self.statistics[norm] = [value.repeat(len(self.insides), 1) for value in self._found()]
 
     def _normalize(self, norm, hidden):
         if norm not in self.statistics:
@@ -147,6 +144,17 @@ def _tiles(space, core, halo):
 
     for axes in itertools.product(*(list(along(side)) for side in space)):
         yield tuple(zip(*axes, strict=True))
+
+
+def _patches(side, width, halo, unit):
+    """Patches from border to border: their slices of the side, and of themselves without halo."""
+    if side <= width:
+        return [(slice(0, side), slice(0, side))]
+    starts = [(side - width) * i // (PATCHES - 1) // unit * unit for i in range(PATCHES)]
+    return [
+        (slice(start, start + width), slice(halo if start else 0, width - halo if start + width < side else width))
+        for start in starts
+    ]
 
 
 def _scaled(cut, scale_up, scale_down):
