@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from hf_vq.autoencoders.tiling import TilingMixin
 from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.version import __version__
@@ -60,7 +61,7 @@ class AutoencoderOutput(BaseOutput):
     losses: dict[str, torch.Tensor]
 
 
-class AutoencoderMixin(PushMixin):
+class AutoencoderMixin(TilingMixin, PushMixin):
     """For a diffusers ModelMixin with one quantizer; `quantizer` names it, `downsample_factor` is a property.
 
     A hierarchy has `quantizers` and `downsample_factors`, coarse to fine; its codes are tuples in that order.

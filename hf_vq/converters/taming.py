@@ -6,7 +6,7 @@ from hf_vq.converters.convolutional import network_arguments, original_name, vq_
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 FIRST_STAGE = "first_stage_model."
-IGNORED = ("loss.", "model_ema.")
+IGNORED = ("loss.", "model_ema.", "colorize")  # colorize paints label maps
 
 
 def first_stage(source):

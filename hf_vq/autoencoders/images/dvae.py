@@ -1,6 +1,7 @@
 """DALL-E's discrete VAE: Gumbel-softmax codes and a logit-Laplace distribution of pixels."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from hf_vq.autoencoders.base import (
     check_reconstruction,
 )
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers
+from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -96,6 +98,7 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
             for a, b in zip((codebook_dim, *widths[::-1]), widths[::-1], strict=False)
         )
         self.decoder_output = nn.Conv2d(widths[0], 2 * in_channels, 1)
+        self.pool, self.upsample = nn.MaxPool2d(2), nn.Upsample(scale_factor=2, mode="nearest")
         self.apply(_initialize)
 
     @property
@@ -114,10 +117,7 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         With "gumbel", `quantizer.proj` makes the logits of the codes from them.
         """
         self.check_sample(sample)
-        hidden = self.encoder_input(self._map_pixels(sample))
-        for index, group in enumerate(self.encoder_groups):
-            hidden = group(F.max_pool2d(hidden, 2) if index else hidden)
-        latents = self.to_latents(F.relu(hidden))
+        latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -168,12 +168,23 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
             ).mean()
         return self.training_output(sample, self._median(location), quantized, reconstruction_loss=loss)
 
+    def local_parts(self):
+        encoder = [self.encoder_input, *_between(self.encoder_groups, self.pool), self.to_latents]
+        decoder = [*_between(self.decoder_groups, self.upsample), self.decoder_output]
+        return (
+            LocalPart(partial(self._run, encoder, mapped=True), encoder, 1, self.downsample_factor),
+            LocalPart(partial(self._run, decoder), decoder, self.downsample_factor, 1),
+        )
+
+    def _run(self, steps, hidden, mapped=False):
+        hidden = self._map_pixels(hidden) if mapped else hidden
+        for step in steps[:-1]:
+            hidden = step(hidden)
+        return steps[-1](F.relu(hidden))
+
     def _distribution(self, latents):
         """Location and log scale of the mapped pixels' logits, (batch, channels, height, width) each."""
-        hidden = latents
-        for index, group in enumerate(self.decoder_groups):
-            hidden = group(F.interpolate(hidden, scale_factor=2, mode="nearest") if index else hidden)
-        return self.decoder_output(F.relu(hidden)).chunk(2, dim=1)
+        return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents).chunk(2, dim=1)
 
     def _map_pixels(self, sample):
         return (0.5 - self.config.pixel_epsilon) * sample + 0.5
@@ -221,6 +232,11 @@ class BottleneckBlock(nn.Module):
         for conv in self.convs:
             branch = conv(F.relu(branch))
         return self.shortcut(hidden) + self.gain * branch
+
+
+def _between(groups, step):
+    """The groups with a step between each two."""
+    return [part for index, group in enumerate(groups) for part in ((step, group) if index else (group,))]
 
 
 def logit_laplace_log_prob(pixels, location, log_scale):

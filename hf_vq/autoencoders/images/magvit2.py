@@ -1,5 +1,7 @@
 """MAGVIT-v2's tokenizer of images, as Open-MAGVIT2 builds it: residual convolutions around lookup-free codes."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -8,6 +10,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -58,10 +61,16 @@ class AdaptiveGroupNorm(nn.Module):
         self.to_scale = nn.Linear(dim, channels)
         self.to_shift = nn.Linear(dim, channels)
 
-    def forward(self, hidden, latents):
+    def condition(self, latents):
+        """Scale and shift for latents (batch, dim, *grid), of the whole grid: (batch, channels, 1, 1) each."""
         deviation = (latents.var(dim=(2, 3)) + NORM_EPSILON).sqrt()  # (batch, dim)
         scale, shift = self.to_scale(deviation), self.to_shift(latents.mean(dim=(2, 3)))
-        return scale[:, :, None, None] * self.norm(hidden) + shift[:, :, None, None]
+        return scale[:, :, None, None], shift[:, :, None, None]
+
+    def forward(self, hidden, condition):
+        repeats = len(hidden) // len(condition[0])  # several patches of a sample when tiles estimate statistics
+        scale, shift = (value.repeat(repeats, 1, 1, 1) for value in condition)
+        return scale * self.norm(hidden) + shift
 
 
 class DepthToSpace(nn.Module):
@@ -69,12 +78,11 @@ class DepthToSpace(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        self.conv, self.shuffle = nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2)
 
     def forward(self, hidden):
-        batch, channels, height, width = hidden.shape
-        pixels = self.conv(hidden).view(batch, 2, 2, channels, height, width).permute(0, 3, 4, 1, 5, 2)
-        return pixels.reshape(batch, channels, 2 * height, 2 * width)
+        pixels = self.conv(hidden).unflatten(1, (4, -1)).transpose(1, 2)  # PixelShuffle has the four last
+        return self.shuffle(pixels.flatten(1, 2))
 
 
 class EncoderLevel(nn.Module):
@@ -96,8 +104,8 @@ class DecoderLevel(nn.Module):
         self.blocks = ResidualBlocks(in_channels, out_channels, num_layers, norm_num_groups)
         self.upsample = DepthToSpace(out_channels) if upsamples else nn.Identity()
 
-    def forward(self, hidden, latents):
-        return self.upsample(self.blocks(self.norm(hidden, latents)))
+    def forward(self, hidden, condition):
+        return self.upsample(self.blocks(self.norm(hidden, condition)))
 
 
 class Encoder(nn.Module):
@@ -135,10 +143,19 @@ class Decoder(nn.Module):
         self.norm = nn.GroupNorm(norm_num_groups, widths[0], eps=NORM_EPSILON)
         self.output = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
-    def forward(self, latents):
+    @property
+    def steps(self):
+        """What runs, in this order."""
+        return [self.from_latents, self.middle, *reversed(self.levels), self.norm, self.output]
+
+    def conditions(self, latents):
+        """What the norms of every level take from the whole latents."""
+        return [level.norm.condition(latents) for level in self.levels]
+
+    def forward(self, latents, conditions):
         hidden = self.middle(self.from_latents(latents))
-        for level in reversed(self.levels):
-            hidden = level(hidden, latents)
+        for level, condition in zip(reversed(self.levels), reversed(conditions), strict=True):
+            hidden = level(hidden, condition)
         return self.output(F.silu(self.norm(hidden)))
 
 
@@ -218,7 +235,7 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
     def encode(self, sample, return_dict=True):
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
-        latents = self.encoder(sample * self.config.input_scale + self.config.input_shift)
+        latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -232,8 +249,23 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"latents must be (batch, dim, height, width) with at least 2 positions, got {tuple(latents.shape)}"
             )
-        sample = (self.decoder(latents) - self.config.input_shift) / self.config.input_scale
+        sample = self.in_slices(self._decode, latents)
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    def local_parts(self, conditions=None):
+        return (
+            LocalPart(self._encode_tile, [self.encoder], 1, self.downsample_factor),
+            LocalPart(partial(self._decode_tile, conditions), self.decoder.steps, self.downsample_factor, 1),
+        )
+
+    def _encode_tile(self, sample):
+        return self.encoder(sample * self.config.input_scale + self.config.input_shift)
+
+    def _decode(self, latents):
+        return self.in_tiles(self.local_parts(self.decoder.conditions(latents))[1], latents)
+
+    def _decode_tile(self, conditions, latents):
+        return (self.decoder(latents, conditions) - self.config.input_shift) / self.config.input_scale
 
     @torch.no_grad()
     @apply_forward_hook

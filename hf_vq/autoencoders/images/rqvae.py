@@ -8,11 +8,12 @@ from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
 from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
+from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
 
-class RQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
     """RQ-VAE (https://arxiv.org/abs/2203.01941, section 3.1).
 
     The defaults are the paper's network for 256 x 256 pixels: 8 x 8 positions of 4 codes out of 16,384 that all
@@ -108,13 +109,13 @@ class RQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     def encode(self, sample, return_dict=True):
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
-        latents = self.quant_conv(self.encoder(sample))
+        latents = self.in_slices(self.encode_slice, sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(self, latents, return_dict=True):
         """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width)."""
-        sample = self.decoder(self.post_quant_conv(latents))
+        sample = self.in_slices(self.decode_slice, latents)
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()

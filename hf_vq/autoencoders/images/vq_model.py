@@ -8,10 +8,12 @@ import diffusers
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
 from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
+from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
@@ -62,7 +64,7 @@ STOCK_QUANTIZERS = {
 }
 
 
-class VQModel(AutoencoderMixin, diffusers.VQModel):
+class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):
     """diffusers' `VQModel` with training, token ids and a choice of quantizer (https://arxiv.org/abs/2012.09841).
 
     It takes the same arguments, loads the same folders, and with those arguments alone saves folders that stock
@@ -195,13 +197,31 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
     def encode(self, x, return_dict=True):
         """Samples (batch, channels, height, width) to latents (batch, dim, *grid), before quantization."""
         self.check_sample(x)
-        return super().encode(x, return_dict=return_dict)
+        latents = self.in_slices(self.encode_slice, x)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(self, h, force_not_quantize=False, return_dict=True, shape=None):
+        """Latents (batch, dim, *grid), which it quantizes first, to samples (batch, channels, height, width).
+
+        Args:
+            h: latents; codes where `force_not_quantize` meets the config's `lookup_from_codebook`.
+            force_not_quantize: takes latents as they are.
+            shape: of those codes' vectors, (batch, height, width, dim).
+        """
+        if not force_not_quantize:
+            quantized, commit_loss, _ = self.quantize(h)
+        else:
+            quantized = self.quantize.get_codebook_entry(h, shape) if self.config.lookup_from_codebook else h
+            commit_loss = torch.zeros(len(h), device=h.device, dtype=h.dtype)
+        sample = self.in_slices(self.decode_slice, quantized)
+        return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
     @torch.no_grad()
     @apply_forward_hook
     def detokenize(self, codes):
         """Codes (batch, *grid) to samples (batch, channels, height, width)."""
-        return self._decode_quantized(self.quantizer.detokenize(codes).to(self.dtype))
+        return self.in_slices(self.decode_slice, self.quantizer.detokenize(codes).to(self.dtype))
 
     def forward(self, sample, return_dict=True):
         """Reconstructs a sample.
@@ -214,7 +234,7 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
             VQModelOutput.
         """
         quantized = self.quantizer.quantize(self.encode(sample).latents)
-        reconstruction = self._decode_quantized(quantized.latents)
+        reconstruction = self.in_slices(self.decode_slice, quantized.latents)
         if not return_dict:
             return reconstruction, quantized.loss
         return self.training_output(
@@ -233,10 +253,6 @@ class VQModel(AutoencoderMixin, diffusers.VQModel):
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
         torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
         return stock.train(self.training)
-
-    def _decode_quantized(self, quantized):
-        condition = quantized if self.config.norm_type == "spatial" else None
-        return self.decoder(self.post_quant_conv(quantized), condition)
 
     def to_json_string(self):
         """Own options at their defaults are left out, so that stock reads the file without a warning."""

@@ -1,6 +1,7 @@
 """The VQ-VAE of 2017: strided convolutions, residual blocks, one codebook."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
 from hf_vq.autoencoders.images.blocks import ConvNorm, ResidualStack, TransposedConvNorm
+from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -156,17 +158,32 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     def encode(self, sample, return_dict=True):
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
-        hidden = sample * self.config.input_scale + self.config.input_shift
-        for layer in self.downsample:
-            hidden = F.relu(layer(hidden))
-        if self.config.middle_kernel_size:
-            hidden = F.relu(self.encoder_middle(hidden))
-        latents = self.to_latents(self.encoder_residual(hidden))
+        latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(self, latents, return_dict=True):
         """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width) in [-1, 1]."""
+        sample = self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents)
+        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+
+    def local_parts(self):
+        encoder = [self.downsample, self.encoder_middle, self.encoder_residual, self.to_latents]
+        decoder = [self.decoder_middle, self.decoder_residual, self.upsample, self.output]
+        return (
+            LocalPart(self._encode, encoder, 1, self.downsample_factor),
+            LocalPart(self._decode, decoder, self.downsample_factor, 1),
+        )
+
+    def _encode(self, sample):
+        hidden = sample * self.config.input_scale + self.config.input_shift
+        for layer in self.downsample:
+            hidden = F.relu(layer(hidden))
+        if self.config.middle_kernel_size:
+            hidden = F.relu(self.encoder_middle(hidden))
+        return self.to_latents(self.encoder_residual(hidden))
+
+    def _decode(self, latents):
         hidden = self.decoder_residual(self.decoder_middle(latents))
         for index, layer in enumerate(self.upsample):
             hidden = layer(hidden)
@@ -175,8 +192,7 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         hidden = self.output(hidden)
         if self.config.output_activation == "tanh":
             hidden = hidden.tanh()
-        sample = (hidden - self.config.input_shift) / self.config.input_scale
-        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+        return (hidden - self.config.input_shift) / self.config.input_scale
 
     @torch.no_grad()
     @apply_forward_hook

@@ -1,6 +1,7 @@
 """VQ-VAE-2: a hierarchy of codes, each finer level conditioned on the coarser ones."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
+from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -137,7 +139,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         context = latents[0]
         for upsample, finer in zip(self.upsamplers, latents[1:], strict=True):
             context = torch.cat([upsample(context), finer], dim=1)
-        sample = (self.decoder(context) - self.config.input_shift) / self.config.input_scale
+        sample = self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()
@@ -223,13 +225,26 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         )
         return self.training_output(sample, self.decode(quantized).sample, together)
 
+    def local_parts(self):
+        """The ends at the sample's resolution; what lies between works on small maps."""
+        encoder, stride = self.encoders[-1], self.config.strides[0]
+        return (
+            LocalPart(self._encode_pixels, [encoder], 1, stride),
+            LocalPart(self._decode_pixels, [self.decoder], stride, 1),
+        )
+
+    def _encode_pixels(self, sample):
+        return self.encoders[-1](sample * self.config.input_scale + self.config.input_shift)
+
+    def _decode_pixels(self, context):
+        return (self.decoder(context) - self.config.input_shift) / self.config.input_scale
+
     def _encode(self, sample, quantize):
         """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
         self.check_sample(sample)
-        hidden, features = sample * self.config.input_scale + self.config.input_shift, []
-        for encoder in reversed(self.encoders):
-            hidden = encoder(hidden)
-            features.insert(0, hidden)
+        features = [self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)]
+        for encoder in reversed(self.encoders[:-1]):
+            features.insert(0, encoder(features[0]))
         latents, quantized, context = [], [], None
         for level, (quantizer, hidden) in enumerate(zip(self.quantizers, features, strict=True)):
             if level:
