@@ -1,6 +1,8 @@
 """Facts about autoencoders: parity with the originals, what both libraries load, what a bad argument says."""
 
+import copy
 import json
+import math
 
 import diffusers
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModel
 
 import hf_vq
 from hf_vq import VQVAE, AutoVQModel, VQModel
+from hf_vq.autoencoders.images.dvae import logit_laplace_log_prob
 
 from .conftest import FIXTURES, channels_first, fixture, no_complaints
 
@@ -28,13 +31,36 @@ def build(name):
     model = {
         "vqvae": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type),
         "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
-    }[family]()
+        "vqvae2": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type),
+        "dvae": lambda: hf_vq.DVAE(1, (8, 8, 12), 1, 20, 6, quantizer_type, reconstruction_loss="mse"),
+        "rqvae": lambda: hf_vq.RQVAE(
+            1, (8, 8), 1, None, latent_channels=6, norm_num_groups=4, codebook_size=20, codebook_dim=6,
+            quantizer_type=quantizer_type,
+        ),
+        "magvit2": lambda: hf_vq.MAGVIT2Model(
+            1, (8, 8), 1, norm_num_groups=4, codebook_size=64, quantizer_type=quantizer_type
+        ),
+        "vitvq": lambda: hf_vq.ViTVQModel(
+            1, (16, 8), 4, *(8, 1, 2, 4, 12) * 2, codebook_size=20, codebook_dim=6, quantizer_type=quantizer_type
+        ),
+    }[family]()  # fmt: skip
     sample = torch.rand(4, model.config.in_channels, 16, 8) * 2 - 1
     model.train()(sample)
     return model.eval(), sample
 
 
-FAMILIES = ["vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema"]
+FAMILIES = [
+    "vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema", "vqvae2-ema", "vqvae2-residual", "dvae-gumbel",
+    "dvae-ema", "rqvae-residual", "magvit2-lookup_free", "vitvq-vector",
+]  # fmt: skip
+
+
+def as_tuple(codes):
+    return codes if isinstance(codes, tuple) else (codes,)
+
+
+def same_codes(one, other):
+    return all(torch.equal(a, b) for a, b in zip(as_tuple(one), as_tuple(other), strict=True))
 
 
 # Every family
@@ -44,8 +70,10 @@ FAMILIES = ["vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema"]
 def test_codes_decode_to_the_reconstruction(name):
     model, sample = build(name)
     output = model(sample)
-    assert output.codes.shape == (4, *model.code_shape(tuple(sample.shape[1:])))
-    assert torch.equal(model.tokenize(sample), output.codes)
+    for codes, shape in zip(as_tuple(output.codes), model.code_shapes(tuple(sample.shape[1:])), strict=True):
+        assert codes.shape == (4, *shape)
+    assert model.hierarchical == isinstance(output.codes, tuple)
+    assert same_codes(model.tokenize(sample), output.codes)
     torch.testing.assert_close(model.detokenize(output.codes), output.sample, **CLOSE)
 
 
@@ -70,7 +98,7 @@ def test_save_equals_load_in_both_libraries(name, tmp_path):
     assert [type(m) for m in loaded] == [type(model)] * 2
     for other in (*loaded, face):
         assert torch.equal(other(sample).sample, expected.sample)
-        assert torch.equal(other.tokenize(sample), expected.codes)
+        assert same_codes(other.tokenize(sample), expected.codes)
     assert loaded[0].codebook_initialized
     for key, value in model.state_dict().items():
         assert torch.equal(loaded[0].state_dict()[key], value), key
@@ -104,13 +132,14 @@ def test_half_precision_keeps_the_codebook_in_float32(name, tmp_path):
         model.to(torch.bfloat16),
     ):
         assert half(sample.to(torch.bfloat16)).sample.dtype == torch.bfloat16
-        assert {t.dtype for t in half.quantizer.state_dict().values()} <= {torch.float32, torch.int64}
+        for quantizer in half.quantizers:
+            assert {t.dtype for t in quantizer.state_dict().values()} <= {torch.float32, torch.int64}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sharded_and_variant_folders_load_in_both_libraries(name, tmp_path):
     model, sample = build(name)
-    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    model.save_pretrained(tmp_path, max_shard_size="3KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     for loaded in (AutoVQModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert torch.equal(loaded(sample).sample, model(sample).sample)
@@ -119,7 +148,7 @@ def test_sharded_and_variant_folders_load_in_both_libraries(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bad_samples_and_folders_are_named(name, tmp_path):
     model, sample = build(name)
-    with pytest.raises(ValueError, match=r"downsampling.*15"):
+    with pytest.raises(ValueError, match=r"downsampling.*15|15.*downsampling"):
         model(torch.rand(1, model.config.in_channels, 15, 8))
     with pytest.raises(ValueError, match="channels"):
         model.code_shape((model.config.in_channels + 1, 16, 8))
@@ -128,6 +157,84 @@ def test_bad_samples_and_folders_are_named(name, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file"):
         model.save_pretrained(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointed_gradients_are_equal_and_the_codebook_moves_once(name):
+    model, sample = build(name)
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(3)
+        copied = copy.deepcopy(model).train()
+        if checkpointed:
+            copied.enable_gradient_checkpointing()
+        copied(sample).loss.backward()
+        results.append([p.grad for p in copied.parameters()] + list(copied.state_dict().values()))
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("name", ["vqvae2-ema", "dvae-ema", "rqvae-residual", "vitvq-vector", "magvit2-lookup_free"])
+def test_deferred_updates_wait_for_the_optimizer_step(name):
+    model, sample = build(name)
+    model.set_codebook_updates("deferred")
+    before = [copy.deepcopy(quantizer.state_dict()) for quantizer in model.quantizers]
+    model.train()(sample)
+    for quantizer, state in zip(model.quantizers, before, strict=True):
+        assert all(torch.equal(quantizer.state_dict()[key], value) for key, value in state.items())
+    model.update_codebook()
+    if name in ("vqvae2-ema", "dvae-ema", "rqvae-residual"):
+        changed = [
+            not torch.equal(quantizer.state_dict()[key], value)
+            for quantizer, state in zip(model.quantizers, before, strict=True)
+            for key, value in state.items()
+        ]
+        assert any(changed)
+
+
+def test_hierarchy_decodes_without_its_finer_levels():
+    model, sample = build("vqvae2-ema")
+    top, bottom = model.tokenize(sample)
+    mean = (model.quantizers[1].cluster_size / model.quantizers[1].cluster_size.sum()) @ model.quantizers[1].codebook
+    vectors = mean[None, :, None, None].expand(4, -1, *bottom.shape[1:])
+    expected = model.decode((model.quantizers[0].detokenize(top), vectors)).sample
+    torch.testing.assert_close(model.detokenize((top, None)), expected)
+    for codes, words in [
+        ((None, bottom), r"codes\[0\]"), (top, "tuple of 2"), ((top, bottom[:, 1:]), r"codes\[1\].*grid"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            model.detokenize(codes)
+
+
+def test_hierarchy_levels_may_differ_and_be_more_than_two():
+    model = hf_vq.VQVAE2(1, 8, 1, 4, (5, 6, 7), 4, strides=(4, 2, 2))
+    codes = model.tokenize(torch.rand(2, 1, 32, 48))
+    assert [tuple(c.shape) for c in codes] == [(2, 2, 3), (2, 4, 6), (2, 8, 12)]
+    assert model.codebook_size == (5, 6, 7)
+    assert model.code_shape((1, 32, 48)) == ((2, 3), (4, 6), (8, 12))
+    for options, words in [
+        ({"strides": (4,)}, "strides"),
+        ({"strides": (4, 3)}, r"strides\[1\]"),
+        ({"codebook_size": (5, 6, 7)}, "codebook_size"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            hf_vq.VQVAE2(**options)
+
+
+def test_dvae_likelihood_is_a_density_of_the_sample():
+    model, _ = build("dvae-gumbel")
+    codes = torch.randint(20, (1, 4, 2))
+    grid = torch.linspace(-1.24, 1.24, 20001, dtype=torch.float64)  # the whole range that the map can take
+    location, log_scale = (value.double() for value in model._distribution(model.quantizer.detokenize(codes)))
+    density = logit_laplace_log_prob(model._map_pixels(grid)[:, None], location.flatten()[:8], log_scale.flatten()[:8])
+    mass = torch.trapezoid((density + torch.tensor(0.4).log()).exp(), grid, dim=0)
+    torch.testing.assert_close(mass, torch.ones(8, dtype=torch.float64), rtol=0.02, atol=0)
+    sample = torch.rand(1, 1, 16, 8) * 2 - 1
+    model.register_to_config(reconstruction_loss="logit_laplace")
+    output = model(sample)
+    log_prob = model.reconstruction_log_prob(sample, output.codes)
+    expected = -output.reconstruction_loss * sample.numel() + sample.numel() * math.log(0.4)
+    torch.testing.assert_close(log_prob[0], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_auto_refuses_what_is_no_autoencoder(tmp_path):

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 import hf_vq
+import hf_vq_cli
 from hf_vq.converters import FORMATS, convert
 
 from .conftest import FIXTURES, channels_first, fixture, sonnet_variables
@@ -289,3 +290,12 @@ def test_existing_folders_and_halves_and_classes(tmp_path):
         hf_vq.DVAE.from_single_file(source)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         convert(tmp_path / "nowhere.pt", tmp_path / "other")
+
+
+def test_the_command_line_asks_for_the_licence(tmp_path, capsys):
+    source, out = FIXTURES / "ritheshkumar_vqvae/best.pt", tmp_path / "out"
+    assert hf_vq_cli.main(["convert", str(source), str(out)]) == 2
+    assert "license" in capsys.readouterr().err
+    assert not out.exists()
+    assert hf_vq_cli.main(["convert", str(source), str(out), "--license", "mit"]) == 0
+    assert "VQVAE" in capsys.readouterr().out

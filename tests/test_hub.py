@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import hf_vq
+from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.converters import convert
 from hf_vq.hub.shims import modeling_files
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 
+from .conftest import FIXTURES
 from .hub_client import EVALUATION
 from .hub_server import TOKEN, Hub
 
@@ -93,6 +97,17 @@ def test_folders_travel_dressed_and_nothing_else_does(client, hub):
         "autoencoder/hf_vq_remote.py", "evaluation.json", "model_index.json", "pipeline.py", "prior/config.json",
         "prior/hf_vq_remote.py", "prior/model.safetensors",
     ]  # fmt: skip
+
+
+def test_a_converted_checkpoint_brings_its_licence_and_origin(client, hub, tmp_path):
+    convert(FIXTURES / "ritheshkumar_vqvae/best.pt", tmp_path / "out", license="mit")
+    code, _, errors = client.push(tmp_path / "out", "me/converted")
+    assert code == 0, errors
+    assert "conversion.json" in hub.files("me/converted")
+    card = ModelCard(hub.files("me/converted")["README.md"].decode())
+    assert card.data.license == "mit"
+    assert "github.com/ritheshkumar95/pytorch-vqvae" in card.text
+    assert 'from_pretrained("me/converted")' in card.text
 
 
 def test_our_classes_load_by_repo_id(client):
@@ -178,15 +193,17 @@ def test_a_written_card_keeps_its_text(client, hub):
 
 @pytest.mark.parametrize("card", sorted(path.parent.name for path in ROOT.glob("model_cards/*/README.md")))
 def test_model_cards_are_complete_and_their_code_runs(card, client, hub):
-    """Pushed with a pipeline of the recipes' networks (untrained): metadata, pictures, recipes, code."""
+    """Pushed with the recipes' networks (untrained): metadata, pictures, recipes, code."""
     folder = ROOT / "model_cards" / card
     recipes = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
-    autoencoder = hf_vq.VQVAE(**recipes["autoencoder"]["model_config"])
-    shape = autoencoder.code_shape((autoencoder.config.in_channels, 28, 28))
-    prior = PixelCNNConfig(
-        codebook_size=autoencoder.codebook_size, code_shape=shape, **recipes["prior"]["prior_config"]
-    )
-    hf_vq.VQPipeline(autoencoder, PixelCNN(prior)).save_pretrained(client.work / card)
+    model = AUTOENCODERS[recipes["autoencoder"]["model"]](**recipes["autoencoder"]["model_config"])
+    if "prior" in recipes:
+        shape = model.code_shape((model.config.in_channels, 28, 28))
+        config = PixelCNNConfig(
+            codebook_size=model.codebook_size, code_shape=shape, **recipes["prior"]["prior_config"]
+        )
+        model = hf_vq.VQPipeline(model, PixelCNN(config))
+    model.save_pretrained(client.work / card)
     code, _, errors = client.push(client.work / card, f"hf-vq/{card}", "--card", folder)
     assert code == 0, errors
     found = client("read_card", repo_id=f"hf-vq/{card}")
@@ -194,9 +211,10 @@ def test_model_cards_are_complete_and_their_code_runs(card, client, hub):
     assert found["data"]["library_name"] == "diffusers"
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", found["text"])
     assert len(pictures) >= 3
-    assert {*pictures, "autoencoder.yaml", "prior.yaml"} <= set(hub.files(f"hf-vq/{card}"))
+    assert {*pictures, *(f"{name}.yaml" for name in recipes)} <= set(hub.files(f"hf-vq/{card}"))
     assert client("run_card", repo_id=f"hf-vq/{card}", folder=str(client.work)) == 1
-    assert (client.work / "digit.png").is_file()
+    for picture in re.findall(r'save\("(.*?)"\)', found["text"]):
+        assert (client.work / picture).is_file()
 
 
 def test_nothing_is_sent_without_a_licence_or_of_a_folder_that_is_not_whole(client, hub):

@@ -11,7 +11,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
-from hf_vq.autoencoders.images.blocks import ConvNorm, ResidualStack, TransposedConvNorm
+from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ConvNorm, ResidualStack, TransposedConvNorm
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
@@ -20,7 +20,7 @@ PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none"
 RESIDUAL_FORMS = ("pre_activation", "rectified")
 
 
-class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+class VQVAE(CheckpointedLayers, AutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE (https://arxiv.org/abs/1711.00937, section 4.1) with the initialisers of Sonnet's example.
 
     Encoder: a strided convolution per stage, a middle convolution, a residual stack, a projection to the codebook's
@@ -58,6 +58,7 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     """
 
     face_type = "hf_vq_vqvae"
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -178,7 +179,7 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     def _encode(self, sample):
         hidden = sample * self.config.input_scale + self.config.input_shift
         for layer in self.downsample:
-            hidden = F.relu(layer(hidden))
+            hidden = F.relu(self.run(layer, hidden))
         if self.config.middle_kernel_size:
             hidden = F.relu(self.encoder_middle(hidden))
         return self.to_latents(self.encoder_residual(hidden))
@@ -186,7 +187,7 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     def _decode(self, latents):
         hidden = self.decoder_residual(self.decoder_middle(latents))
         for index, layer in enumerate(self.upsample):
-            hidden = layer(hidden)
+            hidden = self.run(layer, hidden)
             if index + 1 < len(self.upsample) or self.config.output_kernel_size:
                 hidden = F.relu(hidden)
         hidden = self.output(hidden)
