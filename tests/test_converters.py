@@ -138,6 +138,38 @@ def test_dalle_logits_and_statistics():
     torch.testing.assert_close(torch.cat([location, log_scale], dim=1), tensors["decoder_stats"], **CLOSE)
 
 
+def gradients(model, latents, name):
+    """Of the quantizer's loss, or of its latents times the cotangent, by latents and codebook."""
+    tensors = fixture(name)[0]
+    latents = latents.clone().requires_grad_()
+    output = model.train().quantizer.quantize(latents)
+    codebook = model.quantizer.embedding.weight
+    through = (output.latents * tensors["train.ste_cotangent"]).sum()
+    by_loss = torch.autograd.grad(output.loss, (latents, codebook), retain_graph=True)
+    return output.loss, by_loss, torch.autograd.grad(through, latents)[0]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_taming_training_terms(legacy):
+    tensors, model = fixture("taming_vqgan")[0], hf_vq.VQModel.from_single_file(FIXTURES / "taming_vqgan/last.ckpt")
+    assert model.quantizer.legacy
+    model.quantizer.legacy, kind = legacy, "legacy" if legacy else "fixed"
+    loss, (by_latents, by_codebook), through = gradients(model, tensors["prequant"], "taming_vqgan")
+    torch.testing.assert_close(loss, tensors[f"train.{kind}_loss"], **CLOSE)
+    torch.testing.assert_close(by_latents, tensors[f"train.{kind}_loss_grad_z"], **CLOSE)
+    torch.testing.assert_close(by_codebook, tensors[f"train.{kind}_loss_grad_codebook"], **CLOSE)
+    torch.testing.assert_close(through, tensors["train.ste_grad_z"], **CLOSE)
+
+
+def test_llamagen_training_terms():
+    tensors, model = fixture("llamagen_vq")[0], hf_vq.VQModel.from_single_file(FIXTURES / "llamagen_vq/vq_model.pt")
+    loss, (by_latents, by_codebook), through = gradients(model, tensors["prequant"], "llamagen_vq")
+    torch.testing.assert_close(loss, tensors["train.vq_loss"] + tensors["train.commit_loss"], **CLOSE)
+    torch.testing.assert_close(by_latents, tensors["train.vq_plus_commit_grad_z"], **CLOSE)
+    torch.testing.assert_close(by_codebook, tensors["train.vq_plus_commit_grad_codebook"], **CLOSE)
+    torch.testing.assert_close(through, tensors["train.ste_grad_z"], **CLOSE)
+
+
 def test_rqvae_decodes_fewer_levels_and_counts_the_loss_as_the_original():
     tensors = fixture("rqvae")[0]
     model = hf_vq.RQVAE.from_single_file(FIXTURES / "rqvae/stage1")
