@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.converters import FORMATS
 from hf_vq.quantizers import QUANTIZERS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -26,6 +28,19 @@ def test_quantizer_example_runs_and_the_table_has_every_type():
     assert names["coarse"].shape == (16, 3, 32, 32)
     assert names["model"].quantizer.bits_per_token == 32
     assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == {"quantizer_type", *QUANTIZERS}
+
+
+def test_hierarchy_example_runs_and_the_tables_have_every_model_and_format():
+    text = README.read_text(encoding="utf-8")
+    section = text.split("## Models")[1].split("\n## ")[0]
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", section, flags=re.S)[1], names)
+    assert (names["top"].shape, names["bottom"].shape) == ((4, 8, 8), (4, 16, 16))
+    assert names["coarse"].shape == names["images"].shape
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == set(AUTOENCODERS)
+    formats = text.split("## Checkpoints of others")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", formats, flags=re.M)
+    assert {name for row in rows[1:] for name in re.findall(r"`([\w-]+)`", row)} == set(FORMATS)
 
 
 def test_commands_and_picture_exist():
