@@ -62,6 +62,7 @@ STOCK_QUANTIZERS = {
     name: type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
     for name, base in QUANTIZERS.items()
 }
+globals().update({made.__name__: made for made in STOCK_QUANTIZERS.values()})  # where pickle looks for them
 
 
 class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):

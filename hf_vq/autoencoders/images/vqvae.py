@@ -132,7 +132,8 @@ class VQVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
 
         self.decoder_middle = middle(dim)
         width = hidden_channels if middle_kernel_size else dim
-        self.decoder_residual = ResidualStack(width, end_activation=True, **blocks)
+        ends = bool(middle_kernel_size or num_residual_layers)  # codes themselves are not rectified
+        self.decoder_residual = ResidualStack(width, end_activation=ends, **blocks)
         ends = (*stages[::-1],) if output_kernel_size else (*stages[-2::-1], in_channels)
         self.upsample = nn.ModuleList(
             TransposedConvNorm(a, b, norm=norm if output_kernel_size or i + 1 < len(ends) else "none", **options)
