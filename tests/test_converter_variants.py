@@ -189,7 +189,7 @@ def ritheshkumar(width, size):
 
 CASES = {
     "taming-vqgan": lambda: taming("VQModel", [2, 1, 3], 2, [1, 2], True, 3),
-    "taming-vqgan without attention": lambda: taming("VQModel", [1, 2], 1, [], False, 1),
+    "taming-vqgan, grey": lambda: taming("VQModel", [1, 2], 1, [], False, 1),
     "taming-gumbel": lambda: taming("GumbelVQ", [1, 2, 2], 1, [0, 2], True, 3),
     "ibq": lambda: taming("IBQ", [1, 2], 1, [], True, 3),
     "rqvae, three codebooks": lambda: rqvae(3, False),
@@ -210,27 +210,30 @@ CASES = {
 }
 
 
+def write_checkpoint(name, tensors, config, folder):
+    """In the file format of the original, and its config where it has one."""
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    if name.startswith("dalle"):
+        for half in ("encoder", "decoder"):
+            own = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(half)}
+            torch.save(own, folder / f"{half}.pkl")
+    elif name.startswith("keras"):
+        with pytest.importorskip("h5py").File(folder / "weights.h5", "w") as file:
+            for key, tensor in tensors.items():
+                file[key] = tensor.numpy()
+    elif name.startswith("sonnet"):
+        np.savez(folder / "variables.npz", **{f"module/{key}": tensor.numpy() for key, tensor in tensors.items()})
+    else:
+        torch.save({"state_dict": tensors}, folder / "model.ckpt")
+    if config:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_other_sizes_give_the_same_codes_and_samples(name, tmp_path):
     net, config, image, codes, sample = CASES[name]()
-    tensors = {key: tensor.contiguous() for key, tensor in net.tensors.items()}
-    if name.startswith("dalle"):
-        for half in ("encoder", "decoder"):
-            start = f"{half}."
-            torch.save(
-                {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}, tmp_path / f"{half}.pkl"
-            )
-    elif name.startswith("keras"):
-        with pytest.importorskip("h5py").File(tmp_path / "weights.h5", "w") as file:
-            for key, tensor in tensors.items():
-                file[key] = tensor.numpy()
-    elif name.startswith("sonnet"):
-        np.savez(tmp_path / "variables.npz", **{f"module/{key}": tensor.numpy() for key, tensor in tensors.items()})
-    else:
-        torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
-    if config:
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    write_checkpoint(name, net.tensors, config, tmp_path)
     converted = convert(tmp_path, tmp_path / "out", license="mit")
     for model in (converted, hf_vq.AutoVQModel.from_pretrained(tmp_path / "out")):
         output = model(image)
@@ -253,3 +256,50 @@ def test_integers_stay_integers_in_half_precision(tmp_path):
     assert face.dtype == torch.bfloat16
     assert torch.equal(face.autoencoder.quantizer.used, model.quantizer.used)
     assert face.tokenize(torch.rand(1, 3, 4, 4).bfloat16()).max() < 3
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "message"),
+    [
+        (hf_vq.RQVAE, {"block_out_channels": (), "attention_levels": None}, "block_out_channels"),
+        (hf_vq.RQVAE, {"stem_channels": 33}, "stem_channels.*33"),
+        (hf_vq.VQModel, {"stem_channels": 0}, "stem_channels.*0"),
+        (hf_vq.VQModel, {"decoder_block_out_channels": (40,)}, r"decoder_block_out_channels\[0\].*40"),
+        (hf_vq.VQModel, {"quantizer_type": "remapped"}, "num_used.*None"),
+        (
+            hf_vq.VQModel,
+            {"quantizer_type": "remapped", "quantizer_config": {"num_used": 3, "base_config": {"code_dim": 2}}},
+            "code_dim.*2",
+        ),
+        (hf_vq.VQVAE2, {"num_residual_layers": 1.5}, "num_residual_layers.*1.5"),
+    ],
+)
+def test_bad_arguments_are_named(build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("sonnet", lambda weights, _: weights.update({"_encoder/_enc_3/b": torch.ones(2, 2)}), "_enc_3/b"),
+        ("sonnet", lambda weights, _: weights.update({"_decoder/_dec_1/w": torch.ones(3)}), "_dec_1/w"),
+        ("rosinality", lambda weights, _: weights.pop("dec.blocks.5.weight"), r"dec\.blocks\.5\.weight"),
+        ("taming", lambda _, config: config["model"].update(target=7), "target.*7"),
+        ("taming", lambda weights, _: weights.update({"quantize.used": torch.tensor([3, 24])}), r"quantize\.used"),
+    ],
+)
+@torch.no_grad()
+def test_wrong_checkpoints_name_file_and_key(name, change, message, tmp_path):
+    builds = {
+        "sonnet": lambda: sonnet(1),
+        "rosinality": lambda: rosinality(8, 1, 4, 4, 8),
+        "taming": CASES["taming-vqgan, grey"],
+    }
+    net, config, *_ = builds[name]()
+    change(net.tensors, config)
+    write_checkpoint(name, net.tensors, config, tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        convert(tmp_path, tmp_path / "out")
+    assert str(tmp_path) in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -110,7 +110,7 @@ def plan_gumbel(source):
         "temperature": schedule.get("lr_max", 1.0),
         "final_temperature": schedule.get("lr_min"),
         "temperature_steps": schedule.get("max_decay_steps", 150_000),
-        "kl_weight": params.get("kl_weight", 5e-4),
+        "kl_weight": params.get("kl_weight", 1e-8),
     }
     names = {part: f"quantize.{part}" for part in ("proj.weight", "proj.bias")}
     names["embedding.weight"] = "quantize.embed.weight"
