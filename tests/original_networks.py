@@ -218,3 +218,38 @@ def open_magvit2(factors, blocks):
     config = {key: value for key, value in dd(32, factors, blocks, [], dim).items() if key != "attn_resolutions"}
     params = {"ddconfig": config, "n_embed": 2**dim, "embed_dim": dim, "use_ema": False}
     return net, {"model": {"class_path": "some.VQModel", "init_args": params}}, image, codes, sample
+
+
+# VQ-VAE-2
+
+
+def rosinality(channel, layers, inner, dim, size):
+    net, image = Net(5), torch.rand(2, 3, 32, 48) * 2 - 1
+
+    def stack(name, x, start):
+        for index in range(start, start + layers):
+            hidden = F.relu(net.conv(f"{name}.blocks.{index}.conv.1", F.relu(x), inner))
+            x = x + net.conv(f"{name}.blocks.{index}.conv.3", hidden, channel, 1)
+        return F.relu(x)
+
+    def quantize(level, x):
+        codebook = net.codebook(f"quantize_{level}.embed", x, size)
+        found = nearest(x, codebook)
+        averages = {"embed": codebook.T, "embed_avg": codebook.T * 2, "cluster_size": torch.full((size,), 2.0)}
+        net.tensors |= {f"quantize_{level}.{part}": tensor for part, tensor in averages.items()}
+        return found
+
+    x = F.relu(net.conv("enc_b.blocks.0", image, channel // 2, 4, 2, 1))
+    x = net.conv("enc_b.blocks.4", F.relu(net.conv("enc_b.blocks.2", x, channel, 4, 2, 1)), channel)
+    bottom = stack("enc_b", x, 5)
+    x = F.relu(net.conv("enc_t.blocks.0", bottom, channel // 2, 4, 2, 1))
+    x = stack("enc_t", net.conv("enc_t.blocks.2", x, channel), 3)
+    top_codes, top = quantize("t", net.conv("quantize_conv_t", x, dim, 1))
+    x = stack("dec_t", net.conv("dec_t.blocks.0", top, channel), 1)
+    x = torch.cat([net.transposed(f"dec_t.blocks.{layers + 2}", x, dim), bottom], dim=1)
+    bottom_codes, bottom = quantize("b", net.conv("quantize_conv_b", x, dim, 1))
+    x = torch.cat([net.transposed("upsample_t", top, dim), bottom], dim=1)
+    x = F.relu(
+        net.transposed(f"dec.blocks.{layers + 2}", stack("dec", net.conv("dec.blocks.0", x, channel), 1), channel // 2)
+    )
+    return net, None, image, (top_codes, bottom_codes), net.transposed(f"dec.blocks.{layers + 4}", x, 3)
