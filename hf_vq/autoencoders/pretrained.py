@@ -41,11 +41,18 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     def __init__(self, config, autoencoder=None):
         super().__init__(config)
         self.autoencoder = autoencoder or config.autoencoder_class(**config.autoencoder_arguments())
+        self.integer_buffers = {
+            name: buffer.dtype for name, buffer in self.autoencoder.named_buffers() if not buffer.is_floating_point()
+        }
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer
+            owner, _, leaf = name.rpartition(".")
+            module = model.autoencoder.get_submodule(owner)
+            setattr(module, leaf, getattr(module, leaf).to(dtype))
         model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
         return (model, info) if output_loading_info else model
 
@@ -70,8 +77,8 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     def decode(self, latents):
         return self.autoencoder.decode(latents)
 
-    def tokenize(self, sample):
-        return self.autoencoder.tokenize(sample)
+    def tokenize(self, sample, **options):
+        return self.autoencoder.tokenize(sample, **options)
 
     def detokenize(self, codes):
         return self.autoencoder.detokenize(codes)

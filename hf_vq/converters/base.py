@@ -124,7 +124,13 @@ def fill(source, plan):
 
     for name, expected in model.state_dict().items():
         before = set(taken)
-        tensor = plan.weight(name, take)
+        try:
+            tensor = plan.weight(name, take)
+        except (IndexError, RuntimeError) as error:  # of a tensor with another number of dimensions
+            theirs = ", ".join(sorted(taken - before)) or "its tensors"
+            raise ValueError(
+                f"{source.path}: {theirs} cannot become {name} of {type(model).__name__}: {error}"
+            ) from error
         if tensor is None:
             missing.append(name)
             continue

@@ -24,14 +24,15 @@ def load_checkpoint(source, format=None, config=None):
         FileNotFoundError: nothing there.
         ValueError: anything else that is wrong with the checkpoint, naming file and key.
     """
-    read = read_source(source, config)
-    chosen = pick_format(read, format)
+    read, chosen = read_source(source, config), None
     try:
+        chosen = pick_format(read, format)
         plan = chosen.plan(read)
         model = fill(read, plan)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         where = "" if str(read.path) in str(error) else f"{read.path} ({read.config_path or 'no config'}): "
-        kind = "" if isinstance(error, ValueError) else f"does not fit {chosen.name}: {type(error).__name__}: "
+        known = chosen.name if chosen else "any known format"
+        kind = "" if isinstance(error, ValueError) else f"does not fit {known}: {type(error).__name__}: "
         raise ValueError(f"{where}{kind}{error}") from error
     return model, chosen, read
 

@@ -12,6 +12,7 @@ from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 ORIGIN = "https://keras.io/examples/generative/vq_vae"
 TRANSPOSED = "conv2d_transpose"
+OPTIMIZERS = ("optimizer/", "optimizer_weights/", "_optimizer/")
 KERNEL = re.compile(r"/(kernel(:0)?|vars/0)$")
 
 
@@ -24,10 +25,15 @@ class Layer:
     shape: tuple[int, ...]
 
 
+def _passed_over(source):
+    """Names of what a whole saved model holds beside weights: the optimizer's state, and numbers that it tracks."""
+    return tuple(name for name, tensor in source.tensors.items() if name.startswith(OPTIMIZERS) or tensor.ndim == 0)
+
+
 def _layers(source):
     """Convolutions by the path of their group, in the order that Keras counts names."""
     layers = {}
-    for name in sorted(source.tensors, key=_natural):
+    for name in sorted(set(source.tensors) - set(_passed_over(source)), key=_natural):
         tensor = source.tensors[name]
         if tensor.ndim == 4 and KERNEL.search(name):
             folder, _, leaf = name.rpartition("/")
@@ -44,7 +50,8 @@ def _natural(name):
 
 
 def _codebooks(source):
-    return [name for name, tensor in source.tensors.items() if tensor.ndim == 2 and "/" in name]
+    passed = _passed_over(source)
+    return [name for name, tensor in source.tensors.items() if tensor.ndim == 2 and "/" in name and name not in passed]
 
 
 def _recognises_vqvae(source):
@@ -106,7 +113,7 @@ def plan_vqvae(source):
             return kernel.transpose(0, 1).flip(2, 3)
         return kernel
 
-    return Plan(lambda: VQVAE(**arguments), weight)
+    return Plan(lambda: VQVAE(**arguments), weight, _passed_over(source))
 
 
 @add_format("keras-pixelcnn", ORIGIN, _recognises_pixelcnn)
@@ -142,7 +149,7 @@ def plan_pixelcnn(source):
         block, part, kind = re.fullmatch(r"stack\.layers\.(\d+)\.(input|output)\.(\w+)", name).groups()
         return _convolution(blocks[int(block)][0 if part == "input" else 2], kind, take)
 
-    return Plan(lambda: PixelCNN(config), weight)
+    return Plan(lambda: PixelCNN(config), weight, _passed_over(source))
 
 
 def _convolution(layer, kind, take):
@@ -153,7 +160,9 @@ def _parts_of_pixelcnn(source):
     """The first layer, the three layers of every residual block, and the 1x1 layers at the end."""
     groups = {}
     for path, layer in _layers(source).items():
-        parts = path.removeprefix("layers/").removeprefix("_layer_checkpoint_dependencies/").split("/")
+        for folder in ("model_weights/", "layers/", "_layer_checkpoint_dependencies/"):
+            path = path.removeprefix(folder)
+        parts = path.split("/")
         groups.setdefault(parts[0], []).append(layer)
     blocks, single = [], {}
     for name, layers in groups.items():

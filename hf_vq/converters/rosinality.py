@@ -8,6 +8,7 @@ from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/rosinality/vq-vae-2-pytorch"
 LEVELS = ("t", "b")  # top and bottom
+FIRST_RESIDUAL = 5  # after three convolutions with a relu after all but the last
 EMA = {"embedding.weight": "embed", "embedding_sum": "embed_avg", "cluster_size": "cluster_size"}
 
 
@@ -18,29 +19,24 @@ def _recognises(source):
 @add_format("rosinality-vqvae2", ORIGIN, _recognises)
 def plan_rosinality(source):
     tensors, told = source.tensors, source.config.get("vqvae", source.config)
-    convolutions = {
-        part: [i for i in range(count(tensors, f"{part}.blocks")) if f"{part}.blocks.{i}.weight" in tensors]
-        for part in ("enc_b", "enc_t", "dec", "dec_t")
-    }
+    layers = max(0, count(tensors, "enc_b.blocks") - FIRST_RESIDUAL)
+    convolutions = {"enc_b": (0, 2, 4), "enc_t": (0, 2), "dec": (0, layers + 2, layers + 4), "dec_t": (0, layers + 2)}
     hidden = shape_of(tensors, "dec.blocks.0.weight", 4)[0]
     in_channels = shape_of(tensors, "enc_b.blocks.0.weight", 4)[1]
-    residual = [i for i in range(count(tensors, "enc_b.blocks")) if f"enc_b.blocks.{i}.conv.1.weight" in tensors]
     dim, size = shape_of(tensors, "quantize_t.embed", 2)
     residual_channels = 32
-    if residual:
-        residual_channels = shape_of(tensors, f"enc_b.blocks.{residual[0]}.conv.1.weight", 4)[0]
+    if layers:
+        residual_channels = shape_of(tensors, f"enc_b.blocks.{FIRST_RESIDUAL}.conv.1.weight", 4)[0]
         check_agrees(told, "", n_res_channel=residual_channels)
-    check_agrees(
-        told, "", in_channel=in_channels, channel=hidden, n_res_block=len(residual), embed_dim=dim, n_embed=size
-    )
+    check_agrees(told, "", in_channel=in_channels, channel=hidden, n_res_block=layers, embed_dim=dim, n_embed=size)
     arguments = {
         "in_channels": in_channels,
         "hidden_channels": hidden,
-        "num_residual_layers": len(residual),
+        "num_residual_layers": layers,
         "residual_channels": residual_channels,
         "codebook_size": size,
         "codebook_dim": dim,
-        "strides": (2 ** (len(convolutions["enc_b"]) - 1), 2 ** (len(convolutions["enc_t"]) - 1)),
+        "strides": (4, 2),
         "quantizer_config": {"decay": 0.99, "epsilon": 1e-5, "restart_threshold": 0.0},
     }
 

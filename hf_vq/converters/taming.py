@@ -29,7 +29,9 @@ def model_config(config):
     if not isinstance(config, dict):
         return {}
     if "class_path" in config:
-        return {"target": config["class_path"], "params": config.get("init_args") or {}}
+        config = {"target": config["class_path"], "params": config.get("init_args") or {}}
+    if not isinstance(config.get("target", ""), str):
+        raise ValueError(f"the config's target or class_path must be the name of a class, got {config['target']!r}")
     return config if "target" in config else {}
 
 
@@ -46,7 +48,8 @@ def _is_vqgan(source):
 
 def _is_ibq(source):
     inner, target, known = _is_like_vqgan(source)
-    return known and inner.has("quantize.embedding.weight") and (target.endswith(".IBQ") or not target)
+    known = known and inner.has("quantize.embedding.weight") and "quantize.used" not in inner.tensors
+    return known and (target.endswith(".IBQ") or not target)
 
 
 def _is_gumbel(source):
@@ -62,6 +65,9 @@ def plan_vqgan(source):
     options, quantizer_type = None, "vector"
     names = {"embedding.weight": "quantize.embedding.weight"}
     if "quantize.used" in inner.tensors:
+        used = inner.tensors["quantize.used"]
+        if used.is_floating_point() or not (used.numel() and used.min() >= 0 and used.max() < size):
+            raise ValueError(f"quantize.used must be integers in [0, {size}), the codes of quantize.embedding.weight")
         unknown = params.get("unknown_index", "random")
         quantizer_type, names = (
             "remapped",
@@ -104,7 +110,7 @@ def plan_gumbel(source):
         "temperature": schedule.get("lr_max", 1.0),
         "final_temperature": schedule.get("lr_min"),
         "temperature_steps": schedule.get("max_decay_steps", 150_000),
-        "kl_weight": params.get("kl_weight", 5e-4),
+        "kl_weight": params.get("kl_weight", 1e-8),
     }
     names = {part: f"quantize.{part}" for part in ("proj.weight", "proj.bias")}
     names["embedding.weight"] = "quantize.embed.weight"

@@ -8,7 +8,7 @@ from hf_vq.quantizers.registry import make_quantizer
 
 
 class CompositeQuantizer(Quantizer):
-    """Base of quantizers whose codes have a levels axis, and whose parts, `levels`, are quantizers of rows.
+    """Base of quantizers whose parts, `levels`, are quantizers of rows; with one level codes have no axis for it.
 
     Args:
         codebook_size: number of codes of each level.
@@ -65,8 +65,13 @@ class CompositeQuantizer(Quantizer):
         if count != self.num_levels:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got {count} levels")
 
+    def _code_grid(self, codes, latents):
+        return super()._code_grid(codes[:, 0] if self.num_levels == 1 else codes, latents)
+
     def _code_rows(self, codes):
         check_codes(codes, self.codebook_size, self.lowest_code)
+        if self.num_levels == 1:
+            return codes.reshape(-1, 1).long(), codes.shape
         if codes.ndim < 2:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
         self._check_levels(codes.shape[1])

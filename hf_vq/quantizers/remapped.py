@@ -20,7 +20,7 @@ class RemappedQuantizer(Quantizer):
     Args:
         codebook_size: number of code vectors.
         dim: width of the latents.
-        num_used: how many of them are counted.
+        num_used: how many of them are counted; it must be given.
         unknown_code: the code of a latent whose nearest vector is not used: "nearest", the nearest used one; "extra",
             `num_used`, which decodes as code 0; or a code.
         base_config: options of the `VectorQuantizer`.
@@ -33,7 +33,7 @@ class RemappedQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, num_used, unknown_code="nearest", base_config=None):
+    def __init__(self, codebook_size, dim, *, num_used=None, unknown_code="nearest", base_config=None):
         check_positive_int(num_used=num_used)
         if num_used > codebook_size:
             raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
@@ -42,6 +42,8 @@ class RemappedQuantizer(Quantizer):
             raise ValueError(
                 f"unknown_code must be 'nearest', 'extra' or a code below num_used={num_used}, got {unknown_code!r}"
             )
+        if (base_config or {}).get("code_dim") is not None:
+            raise ValueError(f"base_config must not have code_dim, got {base_config['code_dim']!r}")
         super().__init__(num_used + (unknown_code == "extra"), dim)
         self.num_used, self.unknown_code = num_used, unknown_code
         self.base = make_quantizer("vector", codebook_size, dim, base_config)

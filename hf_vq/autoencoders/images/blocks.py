@@ -80,12 +80,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualStack(CheckpointedLayers):
-    """Residual blocks, then a relu where `end_activation` says so; without blocks nothing at all."""
+    """Residual blocks, if any, then a relu where `end_activation` says so."""
 
     def __init__(self, channels, num_layers, residual_channels, norm, form, end_activation):
         super().__init__()
         self.layers = nn.ModuleList(ResidualBlock(channels, residual_channels, norm, form) for _ in range(num_layers))
-        self.ends_rectified = end_activation and num_layers > 0
+        self.ends_rectified = end_activation
 
     def forward(self, hidden):
         for layer in self.layers:

@@ -4,6 +4,8 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from hf_vq.quantizers.checks import check_positive_int
+
 
 def make_encoder(
     in_channels,
@@ -69,3 +71,11 @@ def make_decoder(
         norm_type=norm_type,
         mid_block_add_attention=mid_block_add_attention,
     )
+
+
+def check_widths(norm_num_groups, **widths):
+    """Every width must be a positive multiple of the groups of the norms."""
+    check_positive_int(norm_num_groups=norm_num_groups, **widths)
+    for name, width in widths.items():
+        if width % norm_num_groups:
+            raise ValueError(f"{name} must be a multiple of norm_num_groups, {norm_num_groups}; got {width}")

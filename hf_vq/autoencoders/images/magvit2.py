@@ -10,6 +10,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.images.convolutional import check_widths
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
@@ -210,7 +211,7 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
         if not widths:
             raise ValueError("block_out_channels must name at least one level, got ()")
         stem = widths[0] if stem_channels is None else stem_channels
-        _check_widths(
+        check_widths(
             norm_num_groups,
             stem_channels=stem,
             **{f"block_out_channels[{i}]": width for i, width in enumerate(widths)},
@@ -284,10 +285,3 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
         """
         quantized = self.quantizer(self.encode(sample).latents)
         return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
-
-
-def _check_widths(norm_num_groups, **widths):
-    check_positive_int(norm_num_groups=norm_num_groups, **widths)
-    for name, width in widths.items():
-        if width % norm_num_groups:
-            raise ValueError(f"{name} must be a multiple of norm_num_groups, {norm_num_groups}; got {width}")

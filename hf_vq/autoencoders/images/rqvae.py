@@ -7,7 +7,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
-from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
+from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
@@ -65,12 +65,11 @@ class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
         super().__init__()
         check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, latent_channels=latent_channels)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
-        for index, width in enumerate(block_out_channels):
-            if type(width) is not int or width < 1 or width % norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels[{index}] must be a multiple of norm_num_groups={norm_num_groups}, "
-                    f"got {width!r}"
-                )
+        if not block_out_channels:
+            raise ValueError("block_out_channels must name at least one level, got ()")
+        stem = {} if stem_channels is None else {"stem_channels": stem_channels}
+        levels = {f"block_out_channels[{i}]": width for i, width in enumerate(block_out_channels)}
+        check_widths(norm_num_groups, **stem, **levels)
         attention = (False,) * len(block_out_channels) if attention_levels is None else tuple(attention_levels)
         if len(attention) != len(block_out_channels):
             raise ValueError(

@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
-from hf_vq.autoencoders.images.convolutional import make_decoder, make_encoder
+from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
 
@@ -62,6 +62,7 @@ STOCK_QUANTIZERS = {
     name: type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
     for name, base in QUANTIZERS.items()
 }
+globals().update({made.__name__: made for made in STOCK_QUANTIZERS.values()})  # where pickle looks for them
 
 
 class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):
@@ -123,6 +124,9 @@ class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):
                 f"decoder_block_out_channels must have {len(block_out_channels)} entries as block_out_channels has, "
                 f"got {decoder_block_out_channels!r}"
             )
+        own = {f"decoder_block_out_channels[{i}]": width for i, width in enumerate(decoder_block_out_channels or ())}
+        own |= {} if stem_channels is None else {"stem_channels": stem_channels}
+        check_widths(norm_num_groups, **own)
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
         options.update(quantizer_config or {})

@@ -97,8 +97,8 @@ class VQVAE(CheckpointedLayers, AutoencoderMixin, ModelMixin, ConfigMixin):
                 raise ValueError(f"{name} must be odd or None, got {size!r}")
         if kernel_size < 2:
             raise ValueError(f"kernel_size must be at least 2, the stride, got {kernel_size!r}")
-        if num_residual_layers < 0:
-            raise ValueError(f"num_residual_layers must be 0 or more, got {num_residual_layers!r}")
+        if type(num_residual_layers) is not int or num_residual_layers < 0:
+            raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
         width = hidden_channels if middle_kernel_size else stages[-1]
@@ -133,7 +133,8 @@ class VQVAE(CheckpointedLayers, AutoencoderMixin, ModelMixin, ConfigMixin):
 
         self.decoder_middle = middle(dim)
         width = hidden_channels if middle_kernel_size else dim
-        self.decoder_residual = ResidualStack(width, end_activation=True, **blocks)
+        ends = bool(middle_kernel_size or num_residual_layers)  # codes themselves are not rectified
+        self.decoder_residual = ResidualStack(width, end_activation=ends, **blocks)
         ends = (*stages[::-1],) if output_kernel_size else (*stages[-2::-1], in_channels)
         self.upsample = nn.ModuleList(
             TransposedConvNorm(a, b, norm=norm if output_kernel_size or i + 1 < len(ends) else "none", **options)

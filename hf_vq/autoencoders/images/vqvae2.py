@@ -74,8 +74,8 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         check_reconstruction(reconstruction_loss, reconstruction_weight)
         if type(hidden_channels) is not int or hidden_channels < 2:
             raise ValueError(f"hidden_channels must be an int of at least 2, got {hidden_channels!r}")
-        if num_residual_layers < 0:
-            raise ValueError(f"num_residual_layers must be 0 or more, got {num_residual_layers!r}")
+        if type(num_residual_layers) is not int or num_residual_layers < 0:
+            raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
         strides = _check_strides(strides)
