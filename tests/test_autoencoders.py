@@ -206,6 +206,17 @@ def test_hierarchy_decodes_without_its_finer_levels():
             model.detokenize(codes)
 
 
+def test_hierarchy_learns_to_decode_coarse_levels_alone():
+    model, sample = build("vqvae2-ema")
+    model.register_to_config(level_dropout=1.0)
+    model.set_codebook_updates("off")
+    output = model.train()(sample)
+    top, _ = output.codes
+    torch.testing.assert_close(output.sample, model.detokenize((top, None)))
+    model.register_to_config(level_dropout=0.0)
+    torch.testing.assert_close(model(sample).sample, model.detokenize(output.codes))
+
+
 def test_hierarchy_levels_may_differ_and_be_more_than_two():
     model = hf_vq.VQVAE2(1, 8, 1, 4, (5, 6, 7), 4, strides=(4, 2, 2))
     codes = model.tokenize(torch.rand(2, 1, 32, 48))

@@ -32,8 +32,18 @@ def save_reconstruction_grid(path, samples, reconstructions):
         raise ValueError(
             f"samples {tuple(samples.shape)} and reconstructions {tuple(reconstructions.shape)} differ in shape"
         )
-    rows = [("original", _to_pixels(samples)), ("reconstruction", _to_pixels(reconstructions))]
-    _save_rows(path, rows, "Reconstructions")
+    save_comparison(path, {"original": samples, "reconstruction": reconstructions}, "Reconstructions")
+
+
+def save_comparison(path, rows, title):
+    """Named rows of samples, one above the other, sample by sample.
+
+    Args:
+        path: the PNG file to write.
+        rows: samples by name, (batch, channels, height, width) float in [-1, 1] each; the first 12 are shown.
+        title: of the picture.
+    """
+    _save_rows(path, [(name, _to_pixels(samples)) for name, samples in rows.items()], title)
 
 
 def save_code_maps(path, samples, codes, codebook_size):

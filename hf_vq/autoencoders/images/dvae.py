@@ -46,6 +46,8 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
             (appendix A.3); or "mse" or "l1" of the sample.
         reconstruction_weight: its weight in `loss`, above 0.
         pixel_epsilon: above 0 and below 0.5.
+        min_log_scale: lower bound of log b, or None. Without it the density of pixels that are always the same, such
+            as a black background, grows without end and the rest is not learned: 8-bit pixels warrant about -3.4.
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -67,6 +69,7 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         reconstruction_loss: str = "logit_laplace",
         reconstruction_weight: float = 1.0,
         pixel_epsilon: float = 0.1,
+        min_log_scale: float | None = None,
     ):
         super().__init__()
         check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, codebook_dim=codebook_dim)
@@ -184,7 +187,10 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
 
     def _distribution(self, latents):
         """Location and log scale of the mapped pixels' logits, (batch, channels, height, width) each."""
-        return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents).chunk(2, dim=1)
+        location, log_scale = self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents).chunk(2, dim=1)
+        return location, log_scale if self.config.min_log_scale is None else log_scale.clamp_min(
+            self.config.min_log_scale
+        )
 
     def _map_pixels(self, sample):
         return (0.5 - self.config.pixel_epsilon) * sample + 0.5

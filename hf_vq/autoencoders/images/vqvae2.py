@@ -15,7 +15,7 @@ from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, Reconstruct
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_positive_int, check_range
 
 LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
@@ -42,6 +42,8 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         reconstruction_loss: "mse" or "l1", on [-1, 1].
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
+        level_dropout: probability that a training item is decoded without its finest levels, a number drawn uniformly,
+            in whose place the average code vector stands: coarse levels then decode alone. 0 is the paper's.
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -68,8 +70,10 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         reconstruction_weight: float = 1.0,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
+        level_dropout: float = 0.0,
     ):
         super().__init__()
+        check_range(0, 1, level_dropout=level_dropout)
         check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
         if type(hidden_channels) is not int or hidden_channels < 2:
@@ -223,7 +227,20 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
                 for name, value in output.losses.items()
             },
         )
-        return self.training_output(sample, self.decode(quantized).sample, together)
+        return self.training_output(sample, self.decode(self._drop_levels(quantized)).sample, together)
+
+    def _drop_levels(self, quantized):
+        """Quantized latents as the decoder gets them in training."""
+        if not self.training or self.config.level_dropout == 0:
+            return quantized
+        count, batch, device = len(quantized), len(quantized[0]), quantized[0].device
+        kept = torch.randint(1, count, (batch,), device=device)  # levels of the items that lose some
+        kept = torch.where(torch.rand(batch, device=device) < self.config.level_dropout, kept, count)
+        dropped = [quantized[0]]
+        for level in range(1, count):
+            mean = self.quantizers[level].mean_vector().to(quantized[level].dtype)[None, :, None, None]
+            dropped.append(torch.where((level < kept)[:, None, None, None], quantized[level], mean))
+        return tuple(dropped)
 
     def local_parts(self):
         """The ends at the sample's resolution; what lies between works on small maps."""

@@ -1,0 +1,55 @@
+"""A VQ-VAE-2 beside a one-level VQ-VAE: python benchmarks/hierarchy.py HIERARCHY ONE_LEVEL --data FLOWERS
+
+Parameters, bits per image and error over variance of both on a split that neither was trained on, and a picture:
+originals, both reconstructions, and what the coarsest level of the hierarchy decodes to alone.
+"""
+
+import argparse
+import math
+
+import torch
+
+from hf_vq import AutoVQModel
+from hf_vq.data.images import load_images
+from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.pictures import save_comparison
+
+
+def describe(model, images):
+    shapes = model.code_shapes(images.sample_shape)
+    bits = sum(math.prod(s) * math.log2(size) for s, size in zip(shapes, model.codebook_sizes, strict=True))
+    figures = evaluate_autoencoder(model, images, 32)
+    names = ("error_over_variance", "psnr", "usage", "perplexity")
+    print(
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {bits:,.0f} bits an image, "
+        + ", ".join(f"{name} {figures[name]:.4f}" for name in names)
+    )
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("hierarchy", help="folder or repo id of a VQVAE2")
+    parser.add_argument("one_level", help="folder or repo id of a VQVAE")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--output", default="levels.png")
+    options = parser.parse_args()
+    images = load_images(options.data, split=options.split, image_size=options.image_size)
+    hierarchy, one_level = (AutoVQModel.from_pretrained(p).eval() for p in (options.hierarchy, options.one_level))
+    for model in (hierarchy, one_level):
+        describe(model, images)
+    samples = torch.stack([images[index]["sample"] for index in range(12)])
+    codes = hierarchy.tokenize(samples)
+    rows = {
+        "original": samples,
+        "all levels": hierarchy.detokenize(codes),
+        "top alone": hierarchy.detokenize((codes[0], *[None] * (len(codes) - 1))),
+        "one-level": one_level.detokenize(one_level.tokenize(samples)),
+    }
+    save_comparison(options.output, rows, "Held-out pictures, their reconstructions, and the top level alone")
+
+
+if __name__ == "__main__":
+    main()
