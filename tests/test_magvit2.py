@@ -11,7 +11,7 @@ from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
 from hf_vq.converters.base import Source, fill
 from hf_vq.converters.open_magvit2 import open_magvit2_config, original_name, plan_open_magvit2
 
-from .conftest import FIXTURES, fixture, no_complaints
+from .conftest import FIXTURES, fixture
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 SMALL = {
@@ -115,59 +115,12 @@ def test_input_range_is_inside():
     torch.testing.assert_close(other(sample).sample, (model(sample * 0.5 + 0.25).sample - 0.25) / 0.5, **CLOSE)
 
 
-@pytest.mark.parametrize("quantizer_type", ["lookup_free", "vector"])
-def test_save_equals_load(quantizer_type, tmp_path):
-    model, sample = small_model(quantizer_type=quantizer_type)
-    model.train()(sample)
-    expected = model.eval()(sample)
-    model.save_pretrained(tmp_path)
-    with no_complaints():
-        loaded = MAGVIT2Model.from_pretrained(tmp_path)
-    assert torch.equal(loaded(sample).sample, expected.sample)
-    assert torch.equal(loaded.tokenize(sample), expected.codes)
-
-
 def test_a_resized_codebook_keeps_its_width(tmp_path):
     model, sample = small_model(quantizer_type="vector")
     model.train()(sample)
     model.resize_codebook(20)
     model.eval().save_pretrained(tmp_path)
     assert torch.equal(MAGVIT2Model.from_pretrained(tmp_path)(sample).sample, model(sample).sample)
-
-
-def test_gradient_steps_reach_every_parameter_and_lower_the_loss():
-    model, sample = small_model()
-    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-3)
-    losses = []
-    for _ in range(10):
-        optimizer.zero_grad()
-        output = model(sample)
-        output.loss.backward()
-        assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
-        losses.append(output.reconstruction_loss.item())
-        optimizer.step()
-    assert losses[-1] < 0.9 * losses[0]
-
-
-def test_checkpointing_recomputes_the_same_gradients():
-    gradients = []
-    for checkpointing in (False, True):
-        model, sample = small_model()
-        calls = []
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        for blocks in (model.encoder.levels[0].blocks, model.decoder.middle):
-            blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        model.train()(sample).loss.backward()
-        assert len(calls) == 2 + 2 * checkpointing
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
-
-
-def test_half_precision():
-    model, sample = small_model()
-    assert model.to(torch.bfloat16)(sample.to(torch.bfloat16)).sample.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

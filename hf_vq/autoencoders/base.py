@@ -8,6 +8,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from hf_vq.autoencoders.tiling import TilingMixin
@@ -152,6 +153,27 @@ class AutoencoderMixin(TilingMixin, PushMixin):
             num_levels: of a residual quantizer, take only so many levels.
         """
         return self.quantizer.tokenize(self.encode(sample).latents, **options)
+
+    @torch.no_grad()
+    @apply_forward_hook
+    def detokenize(self, codes):
+        """Codes (batch, *grid) or (batch, levels, *grid) to samples (batch, channels, *space) in [-1, 1].
+
+        Of a residual quantizer the first levels alone decode to a coarser sample.
+        """
+        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
+
+    def forward(self, sample):
+        """Reconstructs a sample.
+
+        Args:
+            sample: (batch, channels, *space) in [-1, 1].
+
+        Returns:
+            AutoencoderOutput.
+        """
+        quantized = self.quantizer(self.encode(sample).latents)
+        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
 
     @torch.no_grad()
     def initialize_codebook(self, sample):

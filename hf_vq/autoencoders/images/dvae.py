@@ -132,12 +132,6 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
-        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
-
-    @torch.no_grad()
-    @apply_forward_hook
     def reconstruction_log_prob(self, sample, codes):
         """Log density of samples in [-1, 1] given their codes.
 

@@ -267,21 +267,3 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
 
     def _decode_tile(self, conditions, latents):
         return (self.decoder(latents, conditions) - self.config.input_shift) / self.config.input_scale
-
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
-        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
-
-    def forward(self, sample):
-        """Reconstructs a sample.
-
-        Args:
-            sample: (batch, channels, height, width) in [-1, 1].
-
-        Returns:
-            AutoencoderOutput.
-        """
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)

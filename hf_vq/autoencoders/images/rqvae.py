@@ -1,6 +1,5 @@
 """RQ-VAE: VQGAN's network with several residual codes at every position."""
 
-import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -116,21 +115,3 @@ class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
         """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width)."""
         sample = self.in_slices(self.decode_slice, latents)
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
-
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, levels, *grid) to samples; the first levels alone decode to a coarser sample."""
-        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
-
-    def forward(self, sample):
-        """Reconstructs a sample.
-
-        Args:
-            sample: (batch, channels, height, width) in [-1, 1].
-
-        Returns:
-            AutoencoderOutput.
-        """
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)

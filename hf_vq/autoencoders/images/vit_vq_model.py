@@ -226,24 +226,6 @@ class ViTVQModel(AutoencoderMixin, ModelMixin, ConfigMixin):
         sample = (self.to_pixels(_to_grid(tokens, self.grid)) - self.config.input_shift) / self.config.input_scale
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
 
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
-        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
-
-    def forward(self, sample):
-        """Reconstructs a sample.
-
-        Args:
-            sample: (batch, channels, height, width) in [-1, 1].
-
-        Returns:
-            AutoencoderOutput.
-        """
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
-
 
 def sine_cosine_table(height, width, dim):
     """Places of a grid, (height x width, dim), row by row: sines and cosines of the column, then of the row."""

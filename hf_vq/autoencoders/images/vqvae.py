@@ -3,7 +3,6 @@
 import math
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -195,24 +194,6 @@ class VQVAE(CheckpointedLayers, AutoencoderMixin, ModelMixin, ConfigMixin):
         if self.config.output_activation == "tanh":
             hidden = hidden.tanh()
         return (hidden - self.config.input_shift) / self.config.input_scale
-
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) to samples (batch, channels, height, width) in [-1, 1]."""
-        return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
-
-    def forward(self, sample):
-        """Reconstructs a sample.
-
-        Args:
-            sample: (batch, channels, height, width) in [-1, 1].
-
-        Returns:
-            AutoencoderOutput.
-        """
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
 
 
 def _stage_channels(stage_channels, hidden_channels):
