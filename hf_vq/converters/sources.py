@@ -72,6 +72,10 @@ def _read_folder(folder, config):
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
     if not found:
         raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
+    safe = {file.stem for file in found if file.suffix == ".safetensors"}
+    found = [
+        file for file in found if file.suffix == ".safetensors" or file.stem not in safe
+    ]  # the same weights twice
     if len(found) == 1:
         return _read_files(folder, _with_its_half(found[0]), config)
     halves = {tuple(_with_its_half(file)) for file in found}
