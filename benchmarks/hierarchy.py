@@ -1,18 +1,19 @@
 """A VQ-VAE-2 beside a one-level VQ-VAE: python benchmarks/hierarchy.py HIERARCHY ONE_LEVEL --data FLOWERS
 
-Parameters, bits per image and error over variance of both on a split that neither was trained on, and a picture:
-originals, both reconstructions, and what the coarsest level of the hierarchy decodes to alone.
+Parameters, bits per image and error over variance of both on a split that neither was trained on, and two pictures:
+levels.png (originals, both reconstructions, what the coarsest level decodes to alone) and code_maps.png.
 """
 
 import argparse
 import math
+from pathlib import Path
 
 import torch
 
 from hf_vq import AutoVQModel
 from hf_vq.data.images import load_images
 from hf_vq.training.evaluation import evaluate_autoencoder
-from hf_vq.training.pictures import save_comparison
+from hf_vq.training.pictures import save_code_maps, save_comparison
 
 
 def describe(model, images):
@@ -34,7 +35,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--output", default="levels.png")
+    parser.add_argument("--output", default=".", help="folder of the pictures")
     options = parser.parse_args()
     images = load_images(options.data, split=options.split, image_size=options.image_size)
     hierarchy, one_level = (AutoVQModel.from_pretrained(p).eval() for p in (options.hierarchy, options.one_level))
@@ -48,7 +49,9 @@ def main():
         "top alone": hierarchy.detokenize((codes[0], *[None] * (len(codes) - 1))),
         "one-level": one_level.detokenize(one_level.tokenize(samples)),
     }
-    save_comparison(options.output, rows, "Held-out pictures, their reconstructions, and the top level alone")
+    folder = Path(options.output)
+    save_comparison(folder / "levels.png", rows, "Held-out pictures, their reconstructions, and the top level alone")
+    save_code_maps(folder / "code_maps.png", samples, codes, hierarchy.codebook_size)
 
 
 if __name__ == "__main__":
