@@ -312,9 +312,13 @@ def test_existing_folders_and_halves_and_classes(tmp_path):
     with pytest.raises(ValueError, match=r"out.*not empty"):
         convert(source, tmp_path / "out")
     assert (tmp_path / "out/mine.txt").read_text() == "mine"
-    convert(source, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out/mine.txt").exists()
-    assert (tmp_path / "out/config.json").is_file()
+    with pytest.raises(ValueError, match=r"out.*mine\.txt"):
+        convert(source, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/mine.txt").read_text() == "mine"
+    convert(FIXTURES / "ritheshkumar_vqvae/best.pt", tmp_path / "model")
+    convert(source, tmp_path / "model", overwrite=True)
+    assert isinstance(hf_vq.AutoVQModel.from_pretrained(tmp_path / "model"), hf_vq.VQVAE2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
     shutil.copy(FIXTURES / "dalle_dvae/encoder.pt", tmp_path)
     with pytest.raises(ValueError, match=r"decoder\.pt must be beside it"):
         convert(tmp_path / "encoder.pt", tmp_path / "other")

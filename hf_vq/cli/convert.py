@@ -23,7 +23,7 @@ class ConvertOptions:
         default=None,
         metadata={"help": "the original's config file (YAML or JSON); default: the one beside the weights"},
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace an existing folder"})
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing folder of a model"})
 
 
 def main(argv):

@@ -1,7 +1,6 @@
 """From a checkpoint of others to a folder of ours, whole or not at all."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from hf_vq.converters.base import fill, pick_format
 from hf_vq.converters.sources import read_source
-from hf_vq.hub import CONVERSION, describe, read_folder, write_card
+from hf_vq.hub import CONVERSION, describe, is_model_file, read_folder, write_card
 
 
 def load_checkpoint(source, format=None, config=None):
@@ -63,7 +62,7 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
         format: a key of `FORMATS`; None: recognised by tensors and config.
         license: of the weights, its id on the Hub, such as "mit"; None: that of a card beside the weights.
         config: the original's config file; None: the one beside the weights.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder of a model; one that holds anything else is left alone.
         require_license: refuse where nobody says the licence.
 
     Returns:
@@ -77,8 +76,14 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
     out, source = Path(out), Path(source)
     if out.is_file():
         raise ValueError(f"out must be a folder, but {out} is a file")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"out={str(out)!r} exists and is not empty (overwrite replaces it)")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(f"out={str(out)!r} exists and is not empty (overwrite replaces a model folder)")
+        foreign = [path.name for path in out.iterdir() if not is_model_file(path.name)]
+        if foreign:
+            raise ValueError(
+                f"out={str(out)!r} holds {foreign[0]!r}, which is no file of a model: it is not overwritten"
+            )
     license = license or _license_beside(source)
     if license is None and require_license:
         raise ValueError(
@@ -95,9 +100,15 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
         found = read_folder(folder)
         card = write_card(found, out.name, describe(found, out.name, license))
         (folder / "README.md").write_text(str(card), encoding="utf-8")
+        replaced = Path(temporary) / "replaced"
         if out.is_dir():
-            out.rename(Path(temporary) / "replaced")
-        shutil.move(folder, out)
+            out.rename(replaced)
+        try:
+            folder.rename(out)
+        except BaseException:
+            if replaced.is_dir():
+                replaced.rename(out)
+            raise
     return model
 
 

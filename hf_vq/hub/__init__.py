@@ -2,7 +2,7 @@
 
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
-from hf_vq.hub.folders import CONVERSION, read_folder
+from hf_vq.hub.folders import CONVERSION, is_model_file, read_folder
 from hf_vq.hub.push import PushMixin, push_folder
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PushMixin",
     "auto_map",
     "describe",
+    "is_model_file",
     "push_folder",
     "read_folder",
     "write_card",

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -55,6 +56,11 @@ def read_folder(path):
         raise ValueError(f"{path} holds no model: neither a model_index.json nor a config.json is there")
     folder.files.update(_find(path, RUN_FILES))
     return folder
+
+
+def is_model_file(name):
+    """Whether a file of this name is part of the folder of a model."""
+    return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
 
 
 def read_json(path):
