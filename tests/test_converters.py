@@ -16,6 +16,7 @@ import hf_vq_cli
 from hf_vq.converters import FORMATS, convert
 
 from .conftest import FIXTURES, channels_first, fixture, sonnet_variables
+from .test_converter_files import classes
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 SONNET = FIXTURES / "sonnet_vqvae/model_ema/variables.npz"
@@ -136,6 +137,30 @@ def test_dalle_logits_and_statistics():
     torch.testing.assert_close(logits, tensors["logits"], **CLOSE)
     location, log_scale = model._distribution(model.quantizer.detokenize(tensors["codes"]))
     torch.testing.assert_close(torch.cat([location, log_scale], dim=1), tensors["decoder_stats"], **CLOSE)
+
+
+def test_dalle_as_it_was_published(tmp_path, monkeypatch):
+    """The files are pickled modules: their classes need not exist, and do not run."""
+
+    def with_parts(module, state):
+        for name in dict.fromkeys(name.split(".")[0] for name in state):
+            inner = {key.partition(".")[2]: value for key, value in state.items() if key.split(".")[0] == name}
+            leaf = "w" in inner
+            part = with_parts(Conv2d() if leaf else torch.nn.Sequential(), {} if leaf else inner)
+            for key in inner if leaf else ():
+                part.register_parameter(key, torch.nn.Parameter(inner[key]))
+            module.add_module(name, part)
+        return module
+
+    Conv2d, Encoder, Decoder = (type(name, (torch.nn.Module,), {}) for name in ("Conv2d", "Encoder", "Decoder"))
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that it finds no source
+        classes(patch, {"dall_e.encoder": [Encoder], "dall_e.decoder": [Decoder], "dall_e.utils": [Conv2d]})
+        for half, kind in (("encoder", Encoder), ("decoder", Decoder)):
+            state = torch.load(FIXTURES / f"dalle_dvae/{half}.pt", weights_only=True)
+            torch.save(with_parts(kind(), state), tmp_path / f"{half}.pkl")
+    model, tensors = hf_vq.DVAE.from_single_file(tmp_path), fixture("dalle_dvae")[0]
+    assert torch.equal(model.tokenize(tensors["image"] * 2 - 1), tensors["codes"])
 
 
 def gradients(model, latents, name):
