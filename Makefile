@@ -12,7 +12,7 @@ quickstart: $(VENV)/.train
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # a thread for each of two processes
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
