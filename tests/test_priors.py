@@ -34,7 +34,7 @@ def make_prior(variant="gated", **changes) -> PixelCNN:
 
 
 def cached_logits(prior, codes, class_labels=None):
-    state, logits = prior.start_sampling(len(codes), codes.shape[1:], class_labels), []
+    state, logits = prior.start_sampling(len(codes), codes.shape[1:], class_labels=class_labels), []
     for position in codes.flatten(1).T:
         logits.append(state.next_logits().clone())
         state.append(position)

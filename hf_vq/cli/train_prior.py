@@ -20,12 +20,12 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw, save_rows
 from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
-from hf_vq.priors.pixelcnn import PixelCNN
+from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-PRIORS = {"PixelCNN": PixelCNN}
+PRIORS = {name: prior_class for name, (_, prior_class) in PRIOR_CLASSES.items()}
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
 

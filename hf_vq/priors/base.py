@@ -97,24 +97,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 class PriorMixin(PushMixin):
     """The part of a prior that does not depend on its network; stands before `PreTrainedModel` among the bases.
 
-    A prior gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions.
+    A prior gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions. Where it has
+    others than classes, it names them in `condition_names` and checks them in `check_condition`.
     """
 
     main_input_name = "codes"
+    condition_names: tuple[str, ...] = ("class_labels",)
     # Grids are full, so the mean over accumulated batches is the mean of their means: Trainer may simply average.
     # (What it would pass as num_items_in_batch counts shifted `labels`, which are not our targets.)
     accepts_loss_kwargs = False
     grid_dims: int
 
-    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
-        """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and labels (batch,)."""
+    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+        """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
         raise NotImplementedError
 
-    def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
-    ) -> SamplingState:
-        """An empty state for `num_grids` grids of `code_shape`."""
+    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> SamplingState:
+        """An empty state for `num_grids` grids of `code_shape` under checked conditions."""
         raise NotImplementedError
+
+    def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
+        """Places of the codes in the flattened grid, in the order in which they are drawn; None is raster order."""
+        return None
 
     @classmethod
     def from_single_file(cls, path, config=None, format=None):
@@ -125,20 +129,20 @@ class PriorMixin(PushMixin):
 
     @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()
-    def log_prob(self, codes: torch.Tensor, *, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         """Log-probability of whole grids, in eval mode and without gradients.
 
         Args:
             codes: (batch, *grid) int64.
-            class_labels: (batch,) int64 where the prior has classes.
+            conditions: those of `forward`, such as `class_labels` (batch,) int64 where the prior has classes.
 
         Returns:
             (batch,) nats, at most 0.
         """
         self.check_codes(codes)
-        class_labels = self.check_class_labels(class_labels, codes.shape[0])
+        conditions = self.check_conditions(conditions, codes.shape[0])
         with evaluating(self):
-            logits = self.predict(codes, class_labels)
+            logits = self.predict(codes, **conditions)
         return -_cross_entropy(logits, codes, reduction="none").flatten(1).sum(1)
 
     @apply_forward_hook
@@ -148,49 +152,62 @@ class PriorMixin(PushMixin):
         batch_size: int | None = None,
         code_shape: Sequence[int] | None = None,
         *,
-        class_labels: torch.Tensor | Sequence[int] | int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
+        guidance_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
+        **conditions,
     ) -> torch.Tensor:
         """Draw codes one by one in raster order, in eval mode, with cached activations.
 
         Args:
-            batch_size: number of grids of a prior without classes; with classes their number is that of the labels.
+            batch_size: number of grids of a prior without conditions; with conditions it is theirs.
             code_shape: the grid; `config.code_shape` by default.
-            class_labels: (batch,) classes, of a prior with classes; `num_classes` is the null class where it exists.
             temperature: divides the logits; 0 is greedy.
             top_k: draw among that many most probable codes.
             top_p: draw among the most probable codes that hold this mass.
             guidance_scale: classifier-free guidance; 1 is none. Needs the null class (`class_dropout_prob` > 0).
+            guidance_steps: guide only that many codes from the first on; None guides all.
             generator: a generator on the CPU or the model's device, or one per grid.
             known_codes: (batch, *grid) int64, read where `known_mask` is True: these codes are kept. Later positions
                 follow them; earlier ones, drawn before, do not know of them.
             known_mask: (batch, *grid) bool.
             progress_bar: wraps the loop over positions, such as `tqdm` or a pipeline's `progress_bar`.
+            conditions: those of `forward`, such as `class_labels` (batch,) of a prior with classes, where
+                `num_classes` is the null class if it exists.
 
         Returns:
             (batch, *grid) int64.
 
         Raises:
+            TypeError: a condition that this prior does not take.
             ValueError: an argument is missing, out of range or of the wrong shape.
             RuntimeError: the network gave logits that are not finite.
         """
-        check_sampling_options(temperature, top_k, top_p, guidance_scale)
+        check_sampling_options(temperature, top_k, top_p, guidance_scale, guidance_steps)
         code_shape = self._check_code_shape(code_shape)
-        batch_size, class_labels = self._check_conditions(batch_size, class_labels, guidance_scale)
+        batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         self._check_known(known_codes, known_mask, (batch_size, *code_shape))
 
         guided = guidance_scale != 1
-        copies = 2 if guided else 1  # a second copy of each grid runs with the null class
+        if guided and not self.can_guide:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} needs a null class, but this prior was made with "
+                f"class_dropout_prob={self.config.class_dropout_prob}"
+            )
+        copies = 2 if guided else 1  # a second copy of each grid runs without its condition
         if guided:
-            class_labels = torch.cat([class_labels, torch.full_like(class_labels, self.config.num_classes)])
+            conditions = _side_by_side(conditions, self.null_conditions(conditions))
         num_codes = prod(code_shape)
+        if guidance_steps is None:
+            guidance_steps = num_codes
+        order = self.code_order(code_shape)
+        places = list(range(num_codes)) if order is None else order.tolist()
         uniforms = draw_uniforms(num_codes, batch_size, generator, self.device)
         codes = torch.empty(batch_size, num_codes, dtype=torch.int64, device=self.device)
         if known_codes is not None:
@@ -198,21 +215,78 @@ class PriorMixin(PushMixin):
         finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
         # the weights' dtype decides, not an autocast region: caches are written in place
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            state = self.start_sampling(copies * batch_size, code_shape, class_labels)
-            positions = range(num_codes)
-            for position in positions if progress_bar is None else progress_bar(positions):
-                logits = _at_least_float32(state.next_logits())
+            state = self.start_sampling(copies * batch_size, code_shape, **conditions)
+            steps = range(num_codes)
+            for step in steps if progress_bar is None else progress_bar(steps):
+                logits, place = _at_least_float32(state.next_logits()), places[step]
                 finite &= logits.sum().isfinite()
                 if guided:
-                    logits = guide(*logits.chunk(2), guidance_scale)
-                drawn = sample_codes(logits, uniforms[position], temperature, top_k, top_p)
+                    conditional, unconditional = logits.chunk(2)
+                    logits = guide(conditional, unconditional, guidance_scale if step < guidance_steps else 1.0)
+                drawn = sample_codes(logits, uniforms[step], temperature, top_k, top_p)
                 if known_codes is not None:
-                    drawn = torch.where(known_mask[:, position], known_codes[:, position], drawn)
-                codes[:, position] = drawn
+                    drawn = torch.where(known_mask[:, place], known_codes[:, place], drawn)
+                codes[:, place] = drawn
                 state.append(drawn.repeat(copies))
         if not finite:
             raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
         return codes.view(batch_size, *code_shape)
+
+    def run_forward(
+        self, codes: torch.Tensor, labels: torch.Tensor | None, return_loss: bool, **conditions
+    ) -> PriorOutput:
+        """The common part of `forward`: check, drop classes in training, predict, loss."""
+        self.check_codes(codes, labels)
+        conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
+        if "class_labels" in conditions:
+            conditions["class_labels"] = self.drop_class_labels(conditions["class_labels"])
+        logits = self.predict(codes, **conditions)
+        return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
+
+    def pick_conditions(self, item: dict) -> dict:
+        """What an item or a batch of a data set holds of the conditions that this prior takes."""
+        names = [name for name in self.condition_names if name != "class_labels" or self.config.num_classes]
+        return {name: item[name] for name in names if name in item}
+
+    def check_conditions(
+        self, conditions: dict, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None
+    ) -> dict:
+        """Conditions on the model's device, without those that are None.
+
+        Args:
+            conditions: by name.
+            batch_size: what they must fit; None: they must fit each other.
+            code_shape: the grid that they must fit, where that matters.
+
+        Raises:
+            TypeError: a condition that this prior does not take.
+            ValueError: one is missing or does not fit.
+        """
+        for name in conditions:
+            if name not in self.condition_names:
+                raise TypeError(
+                    f"{type(self).__name__} takes no condition {name!r}; it takes {', '.join(self.condition_names)}"
+                )
+        checked = {}
+        for name in self.condition_names:
+            value = self.check_condition(name, conditions.get(name), batch_size, code_shape)
+            if value is not None:
+                checked[name] = value
+                batch_size = _first(value).shape[0]
+        return checked
+
+    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
+        """One condition, checked and on the model's device; None where the prior needs none."""
+        return self.check_class_labels(value, batch_size)
+
+    @property
+    def can_guide(self) -> bool:
+        """Whether there is a null class to guide away from."""
+        return self.config.class_dropout_prob > 0
+
+    def null_conditions(self, conditions: dict) -> dict:
+        """What guidance compares with, given checked conditions: the null class, all else as it is."""
+        return {**conditions, "class_labels": torch.full_like(conditions["class_labels"], self.config.num_classes)}
 
     def compute_loss(self, logits: torch.Tensor, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Mean nats per code: `labels` instead of `codes` as targets where given, -100 ignored."""
@@ -267,20 +341,16 @@ class PriorMixin(PushMixin):
         _check_range("class_labels", class_labels, self.config.num_class_embeddings)
         return class_labels.to(self.device, torch.int64)
 
-    def _check_conditions(
-        self, batch_size: int | None, class_labels: torch.Tensor | Sequence[int] | int | None, guidance_scale: float
-    ) -> tuple[int, torch.Tensor | None]:
-        class_labels = self.check_class_labels(class_labels)
-        if class_labels is not None and batch_size is not None:
-            raise ValueError(f"batch_size={batch_size} given, but this prior has classes: give class_labels alone")
-        if class_labels is None and (batch_size is None or batch_size < 1):
+    def _check_batch(self, batch_size: int | None, conditions: dict, code_shape: tuple[int, ...]) -> tuple[int, dict]:
+        conditions = self.check_conditions(conditions, None, code_shape)
+        if conditions:
+            name, value = next(iter(conditions.items()))
+            if batch_size is not None:
+                raise ValueError(f"batch_size={batch_size} given, but this prior has a condition: give {name} alone")
+            return _first(value).shape[0], conditions
+        if batch_size is None or batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 for a prior without classes, got {batch_size}")
-        if guidance_scale != 1 and self.config.class_dropout_prob == 0:
-            raise ValueError(
-                f"guidance_scale={guidance_scale} needs a null class, but this prior was made with "
-                "class_dropout_prob=0"
-            )
-        return batch_size if class_labels is None else len(class_labels), class_labels
+        return batch_size, conditions
 
     def _check_code_shape(self, code_shape: Sequence[int] | None) -> tuple[int, ...]:
         if code_shape is None:
@@ -302,6 +372,20 @@ class PriorMixin(PushMixin):
             if value.dtype != dtype or value.shape != shape:
                 raise ValueError(f"{name} must be {dtype} {shape}, got {value.dtype} {tuple(value.shape)}")
         _check_range("known_codes", known_codes.masked_fill(~known_mask, 0), self.config.codebook_size)
+
+
+def _first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _side_by_side(conditions: dict, others: dict) -> dict:
+    """Two sets of conditions as one of twice the batch."""
+    return {
+        name: tuple(map(torch.cat, zip(value, others[name], strict=True)))
+        if isinstance(value, tuple)
+        else torch.cat([value, others[name]])
+        for name, value in conditions.items()
+    }
 
 
 def _check_range(name: str, values: torch.Tensor, size: int) -> None:

@@ -122,10 +122,7 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, classes or targets out of range or of the wrong shape or type.
         """
-        self.check_codes(codes, labels)
-        class_labels = self.check_class_labels(class_labels, codes.shape[0])
-        logits = self.predict(codes, self.drop_class_labels(class_labels))
-        return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
+        return self.run_forward(codes, labels, return_loss, class_labels=class_labels)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Vectors (*shape, in_channels) of codes (*shape)."""
@@ -133,12 +130,12 @@ class PixelCNN(PriorMixin, PreTrainedModel):
             return F.one_hot(codes, self.config.codebook_size).to(self.dtype)
         return self.embedding(codes)
 
-    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
         inputs = codes if self.embedding is None else self.embed(codes).movedim(-1, 1)
         features = self.stack(inputs, class_labels)  # (batch, channels, height, width)
         return self.head(features).movedim(1, -1)
 
     def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None
+        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None = None
     ) -> PixelCNNSamplingState:
         return PixelCNNSamplingState(self, num_grids, code_shape[1], class_labels)

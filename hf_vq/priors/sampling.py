@@ -9,7 +9,11 @@ import torch
 
 
 def check_sampling_options(
-    temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float = 1.0
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    guidance_scale: float = 1.0,
+    guidance_steps: int | None = None,
 ) -> None:
     """Raise a `ValueError` for sampling options out of range.
 
@@ -18,6 +22,7 @@ def check_sampling_options(
         top_k: None, or at least 1; above the codebook size it keeps everything.
         top_p: None, or in (0, 1].
         guidance_scale: 0 (no condition) or more; 1 is no guidance.
+        guidance_steps: None, or 0 or more.
     """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
@@ -27,6 +32,8 @@ def check_sampling_options(
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     if not 0 <= guidance_scale < float("inf"):
         raise ValueError(f"guidance_scale must be finite and at least 0, got {guidance_scale}")
+    if guidance_steps is not None and (int(guidance_steps) != guidance_steps or guidance_steps < 0):
+        raise ValueError(f"guidance_steps must be a whole number of at least 0, got {guidance_steps}")
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Subset
 
 from hf_vq.metrics.codebook import HierarchyUsage
@@ -91,8 +92,7 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
     with _evaluating(prior) as device:
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
         for batch in _batches(dataset, batch_size, device):
-            labels = batch["class_labels"] if prior.config.num_classes else None
-            likelihood.update(batch["codes"], prior.log_prob(batch["codes"], class_labels=labels))
+            likelihood.update(batch["codes"], prior.log_prob(batch["codes"], **prior.pick_conditions(batch)))
     result = likelihood.compute()
     metrics = {name: getattr(result, name) for name in ["nats_per_code", "unigram_entropy", "ratio"]}
     if sample_shape is not None:
@@ -120,4 +120,4 @@ def _batches(dataset, batch_size, device):
     if dist.is_available() and dist.is_initialized():
         dataset = Subset(dataset, range(dist.get_rank(), len(dataset), dist.get_world_size()))
     for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
-        yield {name: value.to(device) for name, value in batch.items() if torch.is_tensor(value)}
+        yield send_to_device(batch, device)

@@ -113,7 +113,7 @@ class PriorTrainer(Trainer):
     """`transformers.Trainer` for priors: sealed checkpoints, weight average, an end to training on NaN."""
 
     def __init__(self, prior, args, train_dataset, eval_dataset, guard):
-        self.takes_labels = bool(prior.config.num_classes)
+        self.pick_conditions = prior.pick_conditions
         super().__init__(
             model=prior, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=self._collate
         )
@@ -127,8 +127,7 @@ class PriorTrainer(Trainer):
         self.started = time.monotonic()
 
     def _collate(self, items):
-        names = ["codes", "class_labels"] if self.takes_labels else ["codes"]
-        return default_collate([{name: item[name] for name in names} for item in items])
+        return default_collate([{"codes": item["codes"], **self.pick_conditions(item)} for item in items])
 
     @property
     def identity(self):

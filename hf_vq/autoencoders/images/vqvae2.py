@@ -30,7 +30,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
 
     Args:
         in_channels: channels of a sample.
-        hidden_channels: width of encoders and decoders, at least 2.
+        hidden_channels: width of encoders and decoders, at least 2; or one for each level, coarse to fine.
         num_residual_layers: residual blocks in each of them, 0 or more.
         residual_channels: inner width of a block.
         codebook_size: number of codes of every level, or one for each, coarse to fine.
@@ -58,7 +58,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
     def __init__(
         self,
         in_channels: int = 3,
-        hidden_channels: int = 128,
+        hidden_channels: int | tuple[int, ...] = 128,
         num_residual_layers: int = 2,
         residual_channels: int = 32,
         codebook_size: int | tuple[int, ...] = 512,
@@ -76,32 +76,36 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         check_range(0, 1, level_dropout=level_dropout)
         check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
-        if type(hidden_channels) is not int or hidden_channels < 2:
-            raise ValueError(f"hidden_channels must be an int of at least 2, got {hidden_channels!r}")
         if type(num_residual_layers) is not int or num_residual_layers < 0:
             raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
         strides = _check_strides(strides)
-        sizes = _sizes_per_level(codebook_size, len(strides))
+        sizes = _per_level("codebook_size", codebook_size, len(strides))
+        widths = _per_level("hidden_channels", hidden_channels, len(strides))
+        for width in widths:
+            if type(width) is not int or width < 2:
+                raise ValueError(f"hidden_channels must be ints of at least 2, got {hidden_channels!r}")
 
-        network = (hidden_channels, num_residual_layers, residual_channels)
-        inputs = (in_channels, *[hidden_channels] * (len(strides) - 1))  # fine to coarse
-        encoders = [LevelEncoder(width, stride, *network) for width, stride in zip(inputs, strides, strict=True)]
-        self.encoders = nn.ModuleList(encoders[::-1])  # like everything below, coarse to fine
-        contexts = [codebook_dim, *[2 * codebook_dim] * (len(strides) - 1)]  # a level's codes beside the coarser ones'
-        steps = list(zip(contexts, strides[:0:-1], strict=False))
-        self.conditioners = nn.ModuleList(
-            LevelDecoder(width, codebook_dim, stride, *network) for width, stride in steps
+        residual = (num_residual_layers, residual_channels)
+        inputs = (*widths[1:], in_channels)
+        self.encoders = nn.ModuleList(  # like everything below, coarse to fine
+            LevelEncoder(inside, stride, width, *residual)
+            for inside, stride, width in zip(inputs, strides[::-1], widths, strict=True)
         )
-        self.upsamplers = nn.ModuleList(_upsampler(width, codebook_dim, stride) for width, stride in steps)
+        contexts = [codebook_dim, *[2 * codebook_dim] * (len(strides) - 1)]  # a level's codes beside the coarser ones'
+        steps = list(zip(contexts, strides[:0:-1], widths, strict=False))
+        self.conditioners = nn.ModuleList(
+            LevelDecoder(inside, codebook_dim, stride, width, *residual) for inside, stride, width in steps
+        )
+        self.upsamplers = nn.ModuleList(_upsampler(inside, codebook_dim, stride) for inside, stride, _ in steps)
         self.to_latents = nn.ModuleList(
-            nn.Conv2d(hidden_channels + (codebook_dim if level else 0), codebook_dim, 1) for level in range(len(sizes))
+            nn.Conv2d(width + (codebook_dim if level else 0), codebook_dim, 1) for level, width in enumerate(widths)
         )
         self.quantizers = nn.ModuleList(
             make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
         )
-        self.decoder = LevelDecoder(contexts[-1], in_channels, strides[0], *network)
+        self.decoder = LevelDecoder(contexts[-1], in_channels, strides[0], widths[-1], *residual)
 
     @property
     def quantizers(self):
@@ -333,11 +337,9 @@ def _check_strides(strides):
     return strides
 
 
-def _sizes_per_level(codebook_size, num_levels):
-    if isinstance(codebook_size, int):
-        return (codebook_size,) * num_levels
-    if len(codebook_size) != num_levels:
-        raise ValueError(
-            f"codebook_size must be an int or {num_levels} of them, coarse to fine, got {codebook_size!r}"
-        )
-    return tuple(codebook_size)
+def _per_level(name, value, num_levels):
+    if isinstance(value, int):
+        return (value,) * num_levels
+    if not isinstance(value, tuple | list) or len(value) != num_levels:
+        raise ValueError(f"{name} must be an int or {num_levels} of them, coarse to fine, got {value!r}")
+    return tuple(value)
