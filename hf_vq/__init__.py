@@ -27,7 +27,7 @@ from hf_vq.autoencoders import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
-from hf_vq.pipelines import VQPipeline
+from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
@@ -62,6 +62,7 @@ __all__ = [
     "VQVAE2",
     "VQVAE2Config",
     "VQVAE2ForAutoModel",
+    "VQVAE2Pipeline",
     "VQVAEConfig",
     "VQVAEForAutoModel",
     "VectorQuantizer",

@@ -124,3 +124,47 @@ def test_pipeline_is_a_diffusers_pipeline():
     pipe = build().to(torch.float32)
     assert isinstance(pipe, diffusers.DiffusionPipeline)
     assert set(pipe.components) == {"autoencoder", "prior"}
+
+
+def picture(seed=0, size=8):
+    return torch.rand(1, 1, size, size, generator=generator(seed))
+
+
+def test_completing_a_picture_keeps_every_code_that_the_mask_does_not_touch():
+    pipe, image = build(classes=0), picture()
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 5, 3] = 1.0  # one pixel: in the code of row 2, column 1
+    mask[..., 6:, :] = 1.0
+    arguments = {"num_images_per_prompt": 3, "generator": generator()}
+    codes = pipe(image=image, mask_image=mask, output_type="codes", **arguments).images
+    kept = torch.ones(4, 4, dtype=torch.bool)
+    kept[2, 1] = kept[3] = False
+    original = pipe.autoencoder.tokenize(image * 2 - 1)
+    assert torch.equal(codes[:, kept], original[:, kept].expand(3, -1))
+    by_codes = pipe(
+        known_codes=original.expand(3, -1, -1), known_mask=kept.expand(3, 4, 4), output_type="codes",
+        num_images_per_prompt=3, generator=generator(),
+    )  # fmt: skip
+    assert torch.equal(codes, by_codes.images)
+    as_pil = Image.fromarray((mask[0, 0].numpy() * 255).astype(np.uint8))
+    assert torch.equal(pipe(image=image, mask_image=as_pil, output_type="codes", num_images_per_prompt=3,
+                            generator=generator()).images, codes)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": picture()}, "mask_image is missing"),
+        ({"mask_image": picture()}, "image is missing"),
+        ({"image": torch.rand(2, 1, 8, 8), "mask_image": picture()}, "image must be one.*got 2"),
+        ({"image": torch.rand(1, 3, 8, 8), "mask_image": picture()}, "image must have 1 channels"),
+        ({"image": picture(size=7), "mask_image": picture(size=7)}, "downsampling"),
+        (
+            {"image": picture(), "mask_image": picture(), "known_codes": torch.zeros(1, 4, 4, dtype=torch.int64)},
+            "image and known_codes exclude",
+        ),
+    ],
+)
+def test_pictures_that_cannot_be_completed_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(classes=0)(**arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hf_vq.data.sources import HUB_ID
+from hf_vq.pipelines import PIPELINES
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -171,6 +172,19 @@ def pipeline_folders(folder):
     index = read_json(Path(folder) / "model_index.json")
     names = [name for name in index if name == "autoencoder" or name.endswith("prior")]
     return {name: Path(folder) / name for name in names}
+
+
+def load_pipeline(folder):
+    """The pipeline of a folder, as the class it was saved from.
+
+    Raises:
+        ValueError: it is no pipeline of ours.
+    """
+    name = read_json(Path(folder) / "model_index.json").get("_class_name")
+    name = name[1] if isinstance(name, list) else name
+    if name not in PIPELINES:
+        raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(PIPELINES)}")
+    return PIPELINES[name].from_pretrained(folder)
 
 
 def check_weights(folder, *kinds):

@@ -8,7 +8,8 @@ import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
-from hf_vq.data.codes import load_codes, tokenize_in_memory
+from hf_vq.data.codes import load_codes
+from hf_vq.data.tokenizing import tokenize_in_memory
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 
 

@@ -7,11 +7,11 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
-import hf_vq
 from hf_vq.cli.checks import (
     check_class_labels,
     check_output_file,
     check_weights,
+    load_pipeline,
     local_folder,
     pick_device,
     pipeline_folders,
@@ -59,13 +59,14 @@ def run(options):
     device = pick_device(options.device)
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")
-    num_classes = read_json(pipeline_folders(folder)["prior"] / "config.json").get("num_classes") or 0
+    parts = [read_json(part / "config.json") for part in pipeline_folders(folder).values()]
+    num_classes = max(config.get("num_classes") or 0 for config in parts)
     names = read_json(folder / "model_index.json").get("class_names") or {}
     class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
     labels = [label for label in classes for _ in range(options.num)]
-    pipeline = hf_vq.VQPipeline.from_pretrained(folder).to(device)
+    pipeline = load_pipeline(folder).to(device)
     samples = draw(
         pipeline,
         labels or None,
@@ -101,7 +102,7 @@ def draw(pipeline, labels, num, batch_size, generator, **options):
     """Sample in batches from a pipeline.
 
     Args:
-        pipeline: `VQPipeline`.
+        pipeline: `VQPipeline` or another of ours.
         labels: list of class labels, one per image; None without classes.
         num: number of images without classes.
         batch_size: images drawn at once.

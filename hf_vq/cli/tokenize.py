@@ -7,7 +7,7 @@ import hf_vq
 from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
-from hf_vq.data.codes import storage_dtype, tokenize_dataset
+from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
 
 
 @dataclass

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import hf_vq
+from hf_vq.autoencoders.images.vqvae2 import LEVEL_NAMES
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
@@ -19,7 +20,7 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw, save_rows
-from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
+from hf_vq.data.codes import check_tokenizer, code_levels, code_splits, load_codes
 from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
@@ -39,9 +40,16 @@ class PriorOptions:
     prior_config: dict | str | None = field(
         default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
     )
+    level: str | None = field(
+        default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
+    )
     autoencoder: str | None = field(
         default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
     )
+    top_prior: str | None = field(
+        default=None, metadata={"help": "trained prior of the top level: with the bottom one it makes the pipeline"}
+    )
+    middle_prior: str | None = field(default=None, metadata={"help": "of three levels, that of the middle one"})
     init_from: str | None = field(
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
@@ -68,9 +76,13 @@ def run(options, args, given):
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    train = load_codes(options.codes, "train")
-    validation = load_codes(options.codes, "validation") if "validation" in code_splits(options.codes) else None
+    level = pick_level(options)
+    train = load_codes(options.codes, "train", level=level, context=True)
+    validation = None
+    if "validation" in code_splits(options.codes):
+        validation = load_codes(options.codes, "validation", level=level, context=True)
     autoencoder = load_tokenizer(options, train)
+    coarser = load_coarser(options, level)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
     if config["num_classes"] == 0:
@@ -93,9 +105,57 @@ def run(options, args, given):
         nats = report["metrics"].get("eval_nats_per_code")
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
-        if autoencoder is not None:
-            save_pipeline(autoencoder, prior, train.class_names, Path(args.output_dir), args.seed)
+        if autoencoder is not None and (level is None or coarser):
+            pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
+            save_pipeline(pipeline, Path(args.output_dir), args.seed)
     return report
+
+
+def pick_level(options):
+    """Number of the level to train on, 0 the coarsest; None where the codes have one level.
+
+    Raises:
+        ValueError: a level that is missing, not wanted or unknown.
+    """
+    names = LEVEL_NAMES.get(code_levels(options.codes), ())
+    count = code_levels(options.codes)
+    if count == 1:
+        if options.level is not None:
+            raise ValueError(f"level={options.level!r}: {options.codes} holds codes of one level")
+        return None
+    if options.level in names:
+        return names.index(options.level)
+    if options.level is None or not options.level.isdecimal() or int(options.level) >= count:
+        raise ValueError(
+            f"level={options.level!r}: {options.codes} holds {count} levels, say which: "
+            f"{', '.join((*names, *map(str, range(count))))}"
+        )
+    return int(options.level)
+
+
+def load_coarser(options, level):
+    """The trained priors of all coarser levels, coarse to fine, for the pipeline; empty where none are given."""
+    given = [name for name in ("top_prior", "middle_prior") if getattr(options, name) is not None]
+    if not given:
+        return []
+    expected = ["top_prior", "middle_prior"][: code_levels(options.codes) - 1]
+    if given != expected or level != len(expected) or options.autoencoder is None:
+        raise ValueError(
+            f"{' and '.join(given)} given: the pipeline needs {', '.join(expected) or 'no coarser prior'} and "
+            "autoencoder, while the finest level is trained"
+        )
+    priors = []
+    for name in expected:
+        folder = local_folder(getattr(options, name))
+        check_weights(folder, "prior")
+        priors.append(hf_vq.AutoVQPrior.from_pretrained(folder))
+        codes = load_codes(options.codes, "train", level=len(priors) - 1)
+        if priors[-1].config.codebook_size != codes.codebook_size:
+            raise ValueError(
+                f"{name}={getattr(options, name)} has codebook_size={priors[-1].config.codebook_size}, but its level "
+                f"in {options.codes} has {codes.codebook_size}"
+            )
+    return priors
 
 
 def load_tokenizer(options, codes):
@@ -152,12 +212,21 @@ def check_prior_config(options, codes):
     return {"num_classes": codes.num_classes, **config, **facts}
 
 
-def save_pipeline(autoencoder, prior, class_names, folder, seed):
+def make_pipeline(autoencoder, prior, coarser, class_names):
+    """The pipeline of a prior, and of those of the coarser levels."""
+    priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
+    names = class_names if any(each.config.num_classes for each in priors) else None
+    autoencoder = autoencoder.to(prior.device)
+    if not coarser:
+        return hf_vq.VQPipeline(autoencoder, prior, names)
+    top, *middle, bottom = priors
+    return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, *middle, class_names=names)
+
+
+def save_pipeline(pipeline, folder, seed):
     """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
-    pipeline = hf_vq.VQPipeline(
-        autoencoder.to(prior.device), prior.eval(), class_names if prior.config.num_classes else None
-    )
     pipeline.save_pretrained(folder / "pipeline")
-    labels = [label for label in range(prior.config.num_classes) for _ in range(8)] or None
+    classes = len(pipeline.config.class_names or ())
+    labels = [label for label in range(classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
     save_rows(folder / "samples.png", samples, columns=8)

@@ -1,15 +1,13 @@
-"""Tokenize a data set once, keep the codes: Parquet shards that know which tokenizer made them."""
+"""Codes of a tokenized data set: Parquet shards that know which tokenizer made them, and the data set for a prior."""
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
@@ -38,176 +36,15 @@ def tokenizer_identity(autoencoder, path=None):
     }
 
 
-def storage_dtype(codebook_size):
-    """The smallest integer type that holds the codes 0 to codebook_size - 1."""
-    if codebook_size <= 2**8:
-        return np.dtype("uint8")
-    return np.dtype("uint16" if codebook_size <= 2**16 else "int32")
-
-
-def tokenize_dataset(
-    autoencoder,
-    images,
-    output_dir,
-    *,
-    batch_size=64,
-    shard_size=16384,
-    num_workers=0,
-    path=None,
-    overwrite=False,
-    resume=False,
-):
-    """Write the codes of images as Parquet shards, `data/<split>-00000-of-00003.parquet`.
-
-    A shard is written under a temporary name and renamed when complete, so that an interrupted run continues with
-    `resume=True` where it stopped; the shards are the same bytes as without the interruption.
-
-    Args:
-        autoencoder: model with `tokenize`, `code_shape` and `codebook_size`.
-        images: `ImageDataset`, or a dict of them by split.
-        output_dir: folder to write; readable by `datasets.load_dataset` and by `load_codes`.
-        batch_size: images per forward pass.
-        shard_size: images per file.
-        num_workers: processes that decode images.
-        path: what to call the tokenizer in the metadata.
-        overwrite: replace the codes in an existing folder.
-        resume: keep the shards that are already there; they must come from the same tokenizer and images.
-
-    Returns:
-        dict of the number of images by split.
-
-    Raises:
-        ValueError: the folder is not empty (neither overwrite nor resume), its codes have another origin, or the
-            image size does not divide by the downsampling.
-    """
-    splits = images if isinstance(images, dict) else {"train": images}
-    identity = tokenizer_identity(autoencoder, path)
-    plans = {split: _plan(autoencoder, dataset, shard_size, identity) for split, dataset in splits.items()}
-    folder = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
-    device, was_training = next(autoencoder.parameters()).device, autoencoder.training
-    autoencoder.eval()
-    try:
-        for split, dataset in splits.items():
-            shards = list(_shards(folder, split, len(dataset), shard_size))
-            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
-                for target, rows in shards:
-                    if not target.exists():
-                        loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers)
-                        _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
-                    progress.update(len(rows))
-    finally:
-        autoencoder.train(was_training)
-    return {split: len(dataset) for split, dataset in splits.items()}
-
-
-def _plan(autoencoder, dataset, shard_size, identity):
-    """What the metadata of every shard of a split says; codes resume only under an equal plan."""
-    labels = dataset.labels
-    code_shape, codebook_size = autoencoder.code_shape(dataset.sample_shape), autoencoder.codebook_size
-    if autoencoder.hierarchical:  # one entry a level, coarse to fine
-        code_shape, codebook_size = [list(shape) for shape in code_shape], list(autoencoder.codebook_sizes)
-    return {
-        "tokenizer": identity,
-        "codebook_size": codebook_size,
-        "code_shape": list(code_shape),
-        "sample_shape": list(dataset.sample_shape),
-        "class_names": dataset.class_names,
-        "num_samples": len(dataset),
-        "shard_size": shard_size,
-        "images_sha256": _fingerprint(dataset),
-        "labels_sha256": None if labels is None else hashlib.sha256(labels.numpy()).hexdigest(),
-    }
-
-
-def _fingerprint(dataset):
-    """Hash of a few images, first to last: enough to notice another data set, cheap on a large one."""
-    picked = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int))
-    digest = hashlib.sha256()
-    for index in picked:
-        digest.update(dataset[int(index)]["sample"].numpy())
-    return digest.hexdigest()
-
-
-def _shards(folder, split, num_samples, shard_size):
-    total = -(-num_samples // shard_size)
-    for number in range(total):
-        rows = range(number * shard_size, min((number + 1) * shard_size, num_samples))
-        yield folder / f"{split}-{number:05d}-of-{total:05d}.parquet", rows
-
-
-def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
-    """Refuse, empty or accept an existing folder; return the folder of the shards."""
-    folder = output_dir / "data"
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
-        raise ValueError(f"{output_dir} exists and is not empty (overwrite replaces its codes, resume continues them)")
-    if overwrite and not resume and folder.is_dir():
-        stale = list(folder.glob("*.parquet"))
-        for path in stale:
-            _read_metadata(path)  # raises for what is not ours to delete
-        for path in stale:
-            path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.parquet.partial"):
-        path.unlink()
-    expected = {
-        target: plans[split]
-        for split, dataset in splits.items()
-        for target, _ in _shards(folder, split, len(dataset), shard_size)
-    }
-    for present in sorted(folder.glob("*.parquet")):
-        if present not in expected:
-            raise ValueError(f"cannot resume: {present} is not one of the shards of this run")
-        found = _read_metadata(present)
-        for key, value in expected[present].items():
-            if key == "tokenizer":  # the path is for people: the same weights may have moved
-                found[key], value = ({k: v for k, v in d.items() if k != "path"} for d in (found[key], value))
-            if found[key] != value:
-                raise ValueError(f"cannot resume: {present} was made with {key}={found[key]}, this run has {value}")
-    return folder
-
-
-@torch.no_grad()
-def _tokenize(autoencoder, loader, device):
-    """Codes (num_samples, *grid), an array for each quantizer, and labels (num_samples,), None without classes."""
-    dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
-    parts, labels = [[] for _ in dtypes], []
-    for batch in loader:
-        codes = autoencoder.tokenize(batch["sample"].to(device))
-        for part, one, dtype in zip(parts, codes if autoencoder.hierarchical else (codes,), dtypes, strict=True):
-            part.append(one.cpu().numpy().astype(dtype))
-        labels.extend(batch["class_labels"].tolist() if "class_labels" in batch else ())
-    return [np.concatenate(part) for part in parts], np.array(labels, dtype=np.int64) if labels else None
-
-
-def _write_shard(target, plan, codes, labels):
-    import datasets
-    import pyarrow.parquet
-
-    features, columns = {}, {}
-    for name, part in zip(_column_names(plan), codes, strict=True):
-        item_type = datasets.Value(str(part.dtype))
-        for length in reversed(part.shape[1:]):
-            item_type = datasets.List(item_type, length=length)
-        features[name], columns[name] = item_type, list(part)
-    if labels is not None:
-        features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
-        columns["class_labels"] = labels
-    features = datasets.Features(features)
-    table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: json.dumps(plan, sort_keys=True).encode()}
-    partial = target.with_name(target.name + ".partial")
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
-    os.replace(partial, target)
-
-
-def _column_names(plan):
+def column_names(plan):
     """Columns of the codes: "codes", or of a hierarchy "codes_0" and so on, coarse to fine."""
     if isinstance(plan["codebook_size"], list):
         return [f"codes_{level}" for level in range(len(plan["codebook_size"]))]
     return ["codes"]
 
 
-def _read_metadata(path):
+def read_metadata(path):
+    """What `tokenize_dataset` wrote about the codes of a file; a ValueError where they are not ours."""
     import pyarrow
     import pyarrow.parquet
 
@@ -237,7 +74,7 @@ def _shard_names(folder):
     return sorted(path.name for path in data.iterdir()) if data.is_dir() else []
 
 
-def load_codes(folder, split="train", tokenizer=None, level=None):
+def load_codes(folder, split="train", tokenizer=None, level=None, context=False):
     """Load one split of the codes that `tokenize_dataset` wrote.
 
     Args:
@@ -245,6 +82,7 @@ def load_codes(folder, split="train", tokenizer=None, level=None):
         split: "train", "validation", or another that was tokenized.
         tokenizer: autoencoder that the codes must come from; None does not check.
         level: of a hierarchy, which one to load: 0 is the coarsest.
+        context: also load the codes of the coarser levels, as `context_codes` of every item.
 
     Returns:
         `CodesDataset`.
@@ -263,26 +101,32 @@ def load_codes(folder, split="train", tokenizer=None, level=None):
             "(run the same `hf-vq tokenize` with --resume)"
         )
     paths = [Path(folder) / "data" / match[0] for match in shards]
-    plan = _read_metadata(paths[0])
+    plan = read_metadata(paths[0])
     if tokenizer is not None:
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
-    name, codebook_size, code_shape = _pick_level(plan, level, folder)
-    codes, labels = [], []
+    wanted = [_pick_level(plan, level, folder)]
+    if context:
+        wanted += [_pick_level(plan, coarser, folder) for coarser in range(level or 0)]
+    codes, labels = [[] for _ in wanted], []
     for path in paths:
         table = pyarrow.parquet.read_table(path).combine_chunks()
-        column = table.column(name).chunk(0)
-        for _ in code_shape:
-            column = column.flatten()
-        codes.append(column.to_numpy(zero_copy_only=False).reshape(-1, *code_shape))
+        for part, (name, _, code_shape) in zip(codes, wanted, strict=True):
+            column = table.column(name).chunk(0)
+            for _ in code_shape:
+                column = column.flatten()
+            part.append(column.to_numpy(zero_copy_only=False).reshape(-1, *code_shape))
         if plan["class_names"] is not None:
             labels.append(table.column("class_labels").to_numpy())
+    own, *coarser = map(np.concatenate, codes)
     return CodesDataset(
-        np.concatenate(codes),
+        own,
         np.concatenate(labels) if labels else None,
-        codebook_size=codebook_size,
+        codebook_size=wanted[0][1],
         class_names=plan["class_names"],
         sample_shape=tuple(plan["sample_shape"]),
         tokenizer=plan["tokenizer"],
+        context_codes=coarser,
+        context_codebook_sizes=[size for _, size, _ in wanted[1:]],
     )
 
 
@@ -292,12 +136,12 @@ def code_levels(folder):
     first = next(
         name for name in _shard_names(folder) if (match := SHARD_NAME.fullmatch(name)) and match["split"] == split
     )
-    return len(_column_names(_read_metadata(Path(folder) / "data" / first)))
+    return len(column_names(read_metadata(Path(folder) / "data" / first)))
 
 
 def _pick_level(plan, level, folder):
     """Column, codebook size and code shape of a level."""
-    names = _column_names(plan)
+    names = column_names(plan)
     if names == ["codes"]:
         if level not in (None, 0):
             raise ValueError(f"level={level!r}: {folder} holds codes of one level")
@@ -321,23 +165,10 @@ def check_tokenizer(identity, autoencoder, folder):
             )
 
 
-def tokenize_in_memory(autoencoder, images, *, batch_size=64, num_workers=0):
-    """Tokenize an `ImageDataset` into a `CodesDataset` without writing anything; not for hierarchies."""
-    autoencoder.eval()
-    loader = DataLoader(images, batch_size, num_workers=num_workers)
-    (codes,), labels = _tokenize(autoencoder, loader, next(autoencoder.parameters()).device)
-    return CodesDataset(
-        codes,
-        labels,
-        codebook_size=int(autoencoder.codebook_size),
-        class_names=images.class_names,
-        sample_shape=images.sample_shape,
-        tokenizer=tokenizer_identity(autoencoder),
-    )
-
-
 class CodesDataset(Dataset):
     """Codes for a prior; an item is `{"codes": (*grid) int64, "class_labels": () int64}`, labels where there are.
+
+    With context, an item also has `context_codes`: a tuple of (*grid) int64, coarse to fine.
 
     Args:
         codes: (num_samples, *grid) integer array, kept in its own type.
@@ -346,9 +177,22 @@ class CodesDataset(Dataset):
         class_names: one name per class, None without classes.
         sample_shape: (channels, height, width) of the images that were tokenized.
         tokenizer: `tokenizer_identity` of the autoencoder.
+        context_codes: arrays of the coarser levels' codes, coarse to fine.
+        context_codebook_sizes: the numbers of their codes.
     """
 
-    def __init__(self, codes, labels, *, codebook_size, class_names, sample_shape, tokenizer):
+    def __init__(
+        self,
+        codes,
+        labels,
+        *,
+        codebook_size,
+        class_names,
+        sample_shape,
+        tokenizer,
+        context_codes=(),
+        context_codebook_sizes=(),
+    ):
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
             raise ValueError(
                 f"codes {codes.min()} to {codes.max()} are out of range for codebook_size={codebook_size}"
@@ -357,6 +201,7 @@ class CodesDataset(Dataset):
         self.codebook_size, self.code_shape = codebook_size, tuple(codes.shape[1:])
         self.class_names, self.num_classes = class_names, len(class_names or ())
         self.sample_shape, self.tokenizer = sample_shape, tokenizer
+        self.context_codes, self.context_codebook_sizes = context_codes, tuple(context_codebook_sizes)
 
     def __len__(self):
         return len(self.codes)
@@ -365,4 +210,8 @@ class CodesDataset(Dataset):
         item = {"codes": torch.from_numpy(self.codes[index].astype(np.int64))}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
+        if self.context_codes:
+            item["context_codes"] = tuple(
+                torch.from_numpy(codes[index].astype(np.int64)) for codes in self.context_codes
+            )
         return item

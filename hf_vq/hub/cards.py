@@ -208,7 +208,7 @@ def _summary(folder):
 
 def _usage(folder, repo_id):
     if folder.kind == "pipeline":
-        classes = folder.components["prior"].config.get("num_classes") if "prior" in folder.components else 0
+        classes = any(part.config.get("num_classes") for part in folder.components.values())
         return (
             f"from hf_vq import {folder.class_name}\n\n"
             f'pipe = {folder.class_name}.from_pretrained("{repo_id}")\n'

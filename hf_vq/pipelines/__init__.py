@@ -1,5 +1,8 @@
 """Prior and autoencoder as DiffusionPipelines."""
 
 from hf_vq.pipelines.vq import VQPipeline
+from hf_vq.pipelines.vqvae2 import VQVAE2Pipeline
 
-__all__ = ["VQPipeline"]
+PIPELINES = {"VQPipeline": VQPipeline, "VQVAE2Pipeline": VQVAE2Pipeline}
+
+__all__ = ["PIPELINES", "VQPipeline", "VQVAE2Pipeline"]

@@ -1,17 +1,13 @@
 """Prior and autoencoder in a row: new codes, then the sample they stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
 
-from hf_vq.hub import HubPipelineMixin
-
-OUTPUT_TYPES = ("pil", "np", "pt", "codes")
+from hf_vq.pipelines.base import CodesPipeline, check_prior
 
 
-class VQPipeline(HubPipelineMixin, DiffusionPipeline):
+class VQPipeline(CodesPipeline):
     """Draws images from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
 
     Args:
@@ -20,7 +16,7 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
         class_names: names of the prior's classes, a list or by number, so that `class_labels` may be names; optional.
 
     Raises:
-        ValueError: the prior speaks of another number of codes, or of classes than there are names.
+        ValueError: the prior speaks of other codes, or of classes than there are names.
     """
 
     model_cpu_offload_seq = "prior->autoencoder"
@@ -29,28 +25,12 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(
-                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level"
+                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level: "
+                "VQVAE2Pipeline"
             )
-        if prior.config.codebook_size != autoencoder.codebook_size:
-            raise ValueError(
-                f"prior has codebook_size={prior.config.codebook_size}, but the autoencoder has "
-                f"{autoencoder.codebook_size} codes: they were not trained together"
-            )
-        if prior.grid_dims != 2 + (autoencoder.num_levels > 1):
-            raise ValueError(
-                f"prior models codes with {prior.grid_dims} axes, but the autoencoder has {autoencoder.num_levels} "
-                "codes at every position of its grid"
-            )
-        if class_names is not None and len(class_names) != prior.config.num_classes:
-            raise ValueError(
-                f"class_names must be {prior.config.num_classes}, one for each class of the prior, got {class_names!r}"
-            )
+        check_prior("prior", prior, autoencoder.codebook_size, 2 + (autoencoder.num_levels > 1))
         self.register_modules(autoencoder=autoencoder, prior=prior)
-        if class_names is not None and not isinstance(class_names, Mapping):  # stock takes a list for a component
-            class_names = dict(enumerate(class_names))
-        names = None if class_names is None else {str(label): name for label, name in class_names.items()}
-        self.register_to_config(class_names=names)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self._set_up(class_names, prior.config.num_classes)
 
     @torch.no_grad()
     def __call__(
@@ -58,6 +38,8 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         batch_size: int | None = None,
         *,
+        image=None,
+        mask_image=None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
@@ -65,23 +47,30 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         guidance_scale: float = 1.0,
+        guidance_steps: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        **conditions,
     ):
-        """Draws images.
+        """Draws images, or completes them.
 
         Args:
             class_labels: a class or several, as numbers or as names of `class_names`; of a prior with classes.
             batch_size: how many images, of a prior without classes; 1 by default.
+            image: a picture to complete (PIL, array or tensor in [0, 1], or several): one for all images, or one each.
+            mask_image: white where something new is to be drawn, as in diffusers; codes that stand for no white pixel
+                are kept. Codes are drawn in raster order: what is kept below and to the right is not yet known.
             num_images_per_prompt: images of each class label, in a row.
-            height, width: of the image in pixels; by default the grid that the prior was made for.
-            temperature, top_k, top_p, guidance_scale, generator, known_codes, known_mask: see the prior's `sample`.
+            height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
+            temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the
+                prior's `sample`.
             output_type: "pil", "np" (batch, height, width, channels) in [0, 1], "pt" (batch, channels, height,
                 width) in [0, 1], or "codes".
             return_dict: False gives a tuple of one.
+            conditions: others that the prior takes, such as `prompt_ids`.
 
         Returns:
             ImagePipelineOutput, whose `images` are what `output_type` says.
@@ -89,55 +78,30 @@ class VQPipeline(HubPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: an argument that does not fit, named with its value.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {list(OUTPUT_TYPES)}, got {output_type!r}")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        if class_labels is not None:
-            class_labels = self.get_label_ids(class_labels).repeat_interleave(num_images_per_prompt)
-        elif self.prior.config.num_classes == 0:
-            batch_size = (1 if batch_size is None else batch_size) * num_images_per_prompt
-
+        labels, count = self._check_request(
+            class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type
+        )
+        if image is not None or mask_image is not None:
+            if known_codes is not None or known_mask is not None:
+                raise ValueError("image and known_codes exclude each other")
+            (known_codes,), (known_mask,), height, width = self._known_of_picture(
+                image, mask_image, height, width, count
+            )
+        shapes = self._code_shapes(height, width)
+        if labels is not None:
+            conditions["class_labels"] = labels
         codes = self.prior.sample(
-            batch_size,
-            self._code_shape(height, width),
-            class_labels=class_labels,
+            None if conditions else count,
+            shapes and shapes[0],
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             guidance_scale=guidance_scale,
+            guidance_steps=guidance_steps,
             generator=generator,
             known_codes=known_codes,
             known_mask=known_mask,
             progress_bar=self.progress_bar,
+            **conditions,
         )
-        if output_type == "codes":
-            images = codes
-        else:
-            sample = self.autoencoder.detokenize(codes)  # (batch, channels, height, width) in [-1, 1]
-            images = self.image_processor.postprocess(sample, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def get_label_ids(self, class_labels):
-        """Class labels, numbers or names, as a tensor (n,) int64.
-
-        Raises:
-            ValueError: a name that is none of `class_names`.
-        """
-        if isinstance(class_labels, int | str):
-            class_labels = [class_labels]
-        if isinstance(class_labels, torch.Tensor):
-            return class_labels
-        numbers = {name: int(label) for label, name in (self.config.class_names or {}).items()}
-        for label in class_labels:
-            if isinstance(label, str) and label not in numbers:
-                raise ValueError(f"class_labels: {label!r} is none of the class names {list(numbers)}")
-        return torch.tensor([numbers[label] if isinstance(label, str) else label for label in class_labels])
-
-    def _code_shape(self, height, width):
-        if height is None and width is None:
-            return None
-        if height is None or width is None:
-            raise ValueError(f"height and width go together, got height={height}, width={width}")
-        return self.autoencoder.code_shape((self.autoencoder.config.in_channels, height, width))
+        return self._finish(codes, output_type, return_dict)

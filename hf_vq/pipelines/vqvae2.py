@@ -1,0 +1,131 @@
+"""A prior for each level of a hierarchy, coarse to fine, then the autoencoder: VQ-VAE-2's way to new images."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hf_vq.pipelines.base import CodesPipeline, check_prior, for_each_level
+
+
+class VQVAE2Pipeline(CodesPipeline):
+    """Draws images from a hierarchy of priors (VQ-VAE-2, https://arxiv.org/abs/1906.00446, section 3.2).
+
+    Args:
+        autoencoder: `VQVAE2` of two or three levels.
+        top_prior: a prior over the coarsest codes, such as a `PixelSNAIL` with attention.
+        bottom_prior: a prior over the finest codes that takes the coarser ones as `context_codes`.
+        middle_prior: of three levels, that of the middle one.
+        class_names: names of the priors' classes, a list or by number, so that `class_labels` may be names; optional.
+
+    Raises:
+        ValueError: more than three levels, a prior too few or too many, or one that speaks of other codes.
+    """
+
+    model_cpu_offload_seq = "top_prior->middle_prior->bottom_prior->autoencoder"
+    _optional_components = ["middle_prior"]
+
+    def __init__(self, autoencoder, top_prior, bottom_prior, middle_prior=None, class_names=None):
+        super().__init__()
+        names = getattr(autoencoder, "level_names", ())
+        if not autoencoder.hierarchical or len(names) not in (2, 3):
+            raise ValueError(
+                f"autoencoder must be a hierarchy of two or three levels, got {type(autoencoder).__name__} with "
+                f"{len(names) or 1}"
+            )
+        if (middle_prior is not None) != (len(names) == 3):
+            raise ValueError(f"middle_prior must be {'given' if len(names) == 3 else 'None'}: levels are {names}")
+        self.register_modules(
+            autoencoder=autoencoder, top_prior=top_prior, bottom_prior=bottom_prior, middle_prior=middle_prior
+        )
+        classes = {prior.config.num_classes for prior in self.priors}
+        if len(classes - {0}) > 1:
+            raise ValueError(f"the priors must have the same classes, got num_classes {sorted(classes)}")
+        for level, (name, prior, size) in enumerate(zip(names, self.priors, autoencoder.codebook_sizes, strict=True)):
+            check_prior(f"{name}_prior", prior, size, 2)
+            if level and "context_codes" not in prior.condition_names:
+                raise ValueError(f"{name}_prior, a {type(prior).__name__}, does not take context_codes")
+        self._set_up(class_names, max(classes))
+
+    @property
+    def priors(self):
+        """The priors, coarse to fine."""
+        return [prior for prior in (self.top_prior, self.middle_prior, self.bottom_prior) if prior is not None]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        batch_size: int | None = None,
+        *,
+        image=None,
+        mask_image=None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | Sequence[float] | None = None,
+        guidance_scale: float | Sequence[float] = 1.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        known_codes: Sequence[torch.Tensor] | None = None,
+        known_mask: Sequence[torch.Tensor] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ):
+        """Draws images, or completes them.
+
+        Args:
+            class_labels, batch_size, image, mask_image, num_images_per_prompt, output_type, return_dict: see
+                `VQPipeline`; "codes" gives a tuple, coarse to fine.
+            height, width: of the image in pixels; by default the grid that the top prior was made for.
+            temperature, top_k, top_p, guidance_scale: see the priors' `sample`; one for all levels, or one for each,
+                coarse to fine.
+            generator: a generator, or one for each image; the levels draw from it one after the other.
+            known_codes, known_mask: of every level, coarse to fine; see the priors' `sample`.
+
+        Returns:
+            ImagePipelineOutput, whose `images` are what `output_type` says.
+
+        Raises:
+            ValueError: an argument that does not fit, named with its value.
+        """
+        priors = self.priors
+        num_classes = max(prior.config.num_classes for prior in priors)
+        labels, count = self._check_request(class_labels, batch_size, num_images_per_prompt, num_classes, output_type)
+        if image is not None or mask_image is not None:
+            if known_codes is not None or known_mask is not None:
+                raise ValueError("image and known_codes exclude each other")
+            known_codes, known_mask, height, width = self._known_of_picture(image, mask_image, height, width, count)
+        shapes = self._code_shapes(height, width) or self._default_shapes()
+        options = for_each_level(
+            len(priors),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            known_codes=known_codes,
+            known_mask=known_mask,
+        )
+        codes = ()
+        for prior, shape, level in zip(priors, shapes, options, strict=True):
+            conditions = {"class_labels": labels} if prior.config.num_classes else {}
+            if codes:
+                conditions["context_codes"] = codes
+            drawn = prior.sample(
+                None if conditions else count,
+                shape,
+                generator=generator,
+                progress_bar=self.progress_bar,
+                **level,
+                **conditions,
+            )
+            codes = (*codes, drawn)
+        return self._finish(codes, output_type, return_dict)
+
+    def _default_shapes(self):
+        """Grids of all levels from that of the top prior."""
+        top = self.top_prior.config.code_shape
+        if top is None:
+            raise ValueError("height and width are missing: the top prior has no code_shape")
+        coarsest = self.autoencoder.downsample_factor
+        return [tuple(size * coarsest // factor for size in top) for factor in self.autoencoder.downsample_factors]
