@@ -71,8 +71,9 @@ class ConditionedWaveNetConfig(PriorConfig):
                 raise ValueError(f"upsample_scales={self.upsample_scales} need local_channels above 0")
         elif self.upsample_context:
             raise ValueError(f"upsample_context={self.upsample_context} needs upsample_scales")
+        dilation_cycles(self.num_layers, self.num_cycles)
         with torch.device("meta"):  # what the network refuses is refused here
-            self.make_stack(1)
+            self.make_stack(out_channels=1, dilations=[1])
             self.make_upsampler()
 
     @property
@@ -80,14 +81,14 @@ class ConditionedWaveNetConfig(PriorConfig):
         """Whether anything tells one item from another as a whole."""
         return self.use_global_features or self.num_classes > 0 or self.num_speakers > 0
 
-    def make_stack(self, out_channels: int) -> WaveNetStack:
-        """The layers of this config."""
+    def make_stack(self, out_channels: int, dilations: list[int]) -> WaveNetStack:
+        """A stack of this config, with a layer per dilation."""
         return WaveNetStack(
             self.residual_channels,
             self.gate_channels,
             self.skip_channels,
             out_channels,
-            dilation_cycles(self.num_layers, self.num_cycles),
+            dilations,
             self.kernel_size,
             self.local_channels,
             self.global_channels if self.has_global_condition else 0,
@@ -130,7 +131,7 @@ class ConditionedWaveNet(PriorMixin, PreTrainedModel):
         self.class_embedding = nn.Embedding(config.num_class_embeddings, width) if config.num_classes else None
         self.speaker_embedding = nn.Embedding(config.num_speakers, width) if config.num_speakers else None
         self.upsampler = config.make_upsampler()
-        self.stack = config.make_stack(out_channels)
+        self.stack = config.make_stack(out_channels, dilation_cycles(config.num_layers, config.num_cycles))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
