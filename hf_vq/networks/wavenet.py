@@ -61,15 +61,13 @@ class WaveNetLayer(GradientCheckpointingLayer):
     def forward(
         self,
         inputs: torch.Tensor,
-        skips: torch.Tensor | None,
         local_features: torch.Tensor | None = None,
         global_features: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The next layer's inputs (None after the last layer) and the sum of skips, this layer's included.
+        """The next layer's inputs (None after the last layer) and the skip (batch, skip_channels, length).
 
         Args:
             inputs: (batch, residual_channels, length).
-            skips: (batch, skip_channels, length), or None in the first layer.
             local_features: (batch, local_channels, length).
             global_features: (batch, global_channels).
         """
@@ -80,10 +78,8 @@ class WaveNetLayer(GradientCheckpointingLayer):
             gates = gates + self.global_condition(global_features)[..., None]
         values, openings = gates.chunk(2, dim=1)
         activations = values.tanh() * openings.sigmoid()  # (batch, gate_channels / 2, length)
-        skips = self.skip(activations) if skips is None else skips + self.skip(activations)
-        if self.residual is None:
-            return None, skips
-        return (self.residual(activations) + inputs) * HALF_VARIANCE, skips
+        following = None if self.residual is None else (self.residual(activations) + inputs) * HALF_VARIANCE
+        return following, self.skip(activations)
 
 
 class WaveNetStack(nn.Module):
@@ -181,7 +177,8 @@ class WaveNetStack(nn.Module):
         Returns:
             (batch, out_channels, length).
         """
-        skips = None
+        skips = 0.0  # summed here, so that gradient checkpointing keeps no sum per layer
         for layer in self.layers:
-            inputs, skips = layer(inputs, skips, local_features, global_features)
+            inputs, skip = layer(inputs, local_features, global_features)
+            skips = skips + skip
         return self.output(self.hidden((skips * self.skip_scale).relu()).relu())
