@@ -28,7 +28,7 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
-from hf_vq.priors import PixelCNN, PixelCNNConfig
+from hf_vq.priors import MixtureWaveNet, MixtureWaveNetConfig, PixelCNN, PixelCNNConfig, WaveNet, WaveNetConfig
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
 
@@ -44,6 +44,8 @@ __all__ = [
     "MAGVIT2Model",
     "MAGVIT2ModelConfig",
     "MAGVIT2ModelForAutoModel",
+    "MixtureWaveNet",
+    "MixtureWaveNetConfig",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
     "PixelCNN",
     "PixelCNNConfig",
@@ -66,5 +68,7 @@ __all__ = [
     "VQVAEConfig",
     "VQVAEForAutoModel",
     "VectorQuantizer",
+    "WaveNet",
+    "WaveNetConfig",
     "__version__",
 ]

@@ -26,7 +26,7 @@ from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-PRIORS = {name: prior_class for name, (_, prior_class) in PRIOR_CLASSES.items()}
+PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
 

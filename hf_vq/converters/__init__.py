@@ -12,6 +12,7 @@ from hf_vq.converters import (  # each registers its formats
     sonnet,
     taming,
     vitvqgan,
+    wavenet_r9y9,
 )
 from hf_vq.converters.base import FORMATS
 from hf_vq.converters.convert import convert, load_single_file

@@ -1,8 +1,25 @@
 """Codes -> codes: what is likely, and new ones."""
 
 from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.mixture_wavenet import MixtureWaveNet, MixtureWaveNetConfig
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
+from hf_vq.priors.wavenet import WaveNet, WaveNetConfig
 
-PRIORS = {"PixelCNN": (PixelCNNConfig, PixelCNN)}
+PRIORS = {
+    "MixtureWaveNet": (MixtureWaveNetConfig, MixtureWaveNet),
+    "PixelCNN": (PixelCNNConfig, PixelCNN),
+    "WaveNet": (WaveNetConfig, WaveNet),
+}
 
-__all__ = ["PRIORS", "PixelCNN", "PixelCNNConfig", "PriorConfig", "PriorMixin", "PriorOutput"]
+__all__ = [
+    "PRIORS",
+    "MixtureWaveNet",
+    "MixtureWaveNetConfig",
+    "PixelCNN",
+    "PixelCNNConfig",
+    "PriorConfig",
+    "PriorMixin",
+    "PriorOutput",
+    "WaveNet",
+    "WaveNetConfig",
+]

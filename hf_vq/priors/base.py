@@ -140,7 +140,7 @@ class PriorMixin(PushMixin):
             (batch,) nats, at most 0.
         """
         self.check_codes(codes)
-        conditions = self.check_conditions(conditions, codes.shape[0])
+        conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
         with evaluating(self):
             logits = self.predict(codes, **conditions)
         return -_cross_entropy(logits, codes, reduction="none").flatten(1).sum(1)

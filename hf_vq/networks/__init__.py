@@ -1,0 +1,1 @@
+"""Networks that autoencoders and priors share; they know of neither."""

@@ -1,0 +1,224 @@
+"""What the WaveNets over codes and over waveforms share: the config, the conditions and the stack."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from hf_vq.networks.upsampling import FeatureUpsampler
+from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
+from hf_vq.networks.wavenet_steps import WaveNetSteps
+from hf_vq.priors.base import PriorConfig, PriorMixin
+
+
+class ConditionedWaveNetConfig(PriorConfig):
+    """Config fields of every WaveNet.
+
+    Args:
+        codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`; `code_shape` is (length,).
+        residual_channels: channels between layers.
+        gate_channels: channels before the gates, even.
+        skip_channels: channels of the sum over layers, and of the hidden layer after it.
+        num_layers: layers.
+        num_cycles: cycles of dilations 1, 2, 4, ...; it divides `num_layers`.
+        kernel_size: taps of the dilated convolutions.
+        dropout: of the input of every layer.
+        num_speakers: speakers, the condition `speaker_labels`; 0 is none.
+        use_global_features: take vectors of `global_channels` for each item, the condition `global_features`.
+        global_channels: width of the global condition, the sum of embedded classes, embedded speakers and given
+            vectors.
+        local_channels: channels of the condition `local_features`; 0 is none.
+        upsample_scales: local features come once per frame, and are stretched by the product of these factors;
+            None: they come once per sample.
+        upsample_context: frames of local features before the first and after the last.
+        upsample_input_conv, upsample_kernel_size, upsample_mode, upsample_activation, upsample_negative_slope: the
+            other options of `hf_vq.networks.upsampling.FeatureUpsampler`.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    residual_channels: int = 64
+    gate_channels: int = 128
+    skip_channels: int = 128
+    num_layers: int = 20
+    num_cycles: int = 2
+    kernel_size: int = 2
+    dropout: float = 0.0
+    num_speakers: int = 0
+    use_global_features: bool = False
+    global_channels: int = 64
+    local_channels: int = 0
+    upsample_scales: list[int] | tuple[int, ...] | None = None
+    upsample_context: int = 0
+    upsample_input_conv: bool = True
+    upsample_kernel_size: int = 1
+    upsample_mode: str = "nearest"
+    upsample_activation: str | None = None
+    upsample_negative_slope: float = 0.01
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.code_shape is not None and len(self.code_shape) != 1:
+            raise ValueError(f"code_shape must be (length,), got {self.code_shape}")
+        if self.num_speakers < 0:
+            raise ValueError(f"num_speakers must be at least 0, got {self.num_speakers}")
+        if self.global_channels < 1:
+            raise ValueError(f"global_channels must be at least 1, got {self.global_channels}")
+        if self.upsample_scales is not None:
+            self.upsample_scales = list(self.upsample_scales)
+            if not self.local_channels:
+                raise ValueError(f"upsample_scales={self.upsample_scales} need local_channels above 0")
+        elif self.upsample_context:
+            raise ValueError(f"upsample_context={self.upsample_context} needs upsample_scales")
+        dilation_cycles(self.num_layers, self.num_cycles)
+        with torch.device("meta"):  # what the network refuses is refused here
+            self.make_stack(out_channels=1, dilations=[1])
+            self.make_upsampler()
+
+    @property
+    def has_global_condition(self) -> bool:
+        """Whether anything tells one item from another as a whole."""
+        return self.use_global_features or self.num_classes > 0 or self.num_speakers > 0
+
+    def make_stack(self, out_channels: int, dilations: list[int]) -> WaveNetStack:
+        """A stack of this config, with a layer per dilation."""
+        return WaveNetStack(
+            self.residual_channels,
+            self.gate_channels,
+            self.skip_channels,
+            out_channels,
+            dilations,
+            self.kernel_size,
+            self.local_channels,
+            self.global_channels if self.has_global_condition else 0,
+            self.dropout,
+        )
+
+    def make_upsampler(self) -> FeatureUpsampler | None:
+        """The upsampling network of this config, None where local features come once per sample."""
+        if self.upsample_scales is None:
+            return None
+        return FeatureUpsampler(
+            self.local_channels,
+            self.upsample_scales,
+            self.upsample_context,
+            self.upsample_input_conv,
+            self.upsample_kernel_size,
+            self.upsample_mode,
+            self.upsample_activation,
+            self.upsample_negative_slope,
+        )
+
+
+class ConditionedWaveNet(PriorMixin, PreTrainedModel):
+    """A WaveNet with its conditions; subclasses add what goes into the first layer and what comes out of the last.
+
+    Args:
+        config: the config.
+        out_channels: channels of the output.
+    """
+
+    base_model_prefix = "prior"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WaveNetLayer"]
+    condition_names = ("class_labels", "speaker_labels", "global_features", "local_features")
+    grid_dims = 1
+
+    def __init__(self, config: ConditionedWaveNetConfig, out_channels: int):
+        super().__init__(config)
+        width = config.global_channels
+        self.class_embedding = nn.Embedding(config.num_class_embeddings, width) if config.num_classes else None
+        self.speaker_embedding = nn.Embedding(config.num_speakers, width) if config.num_speakers else None
+        self.upsampler = config.make_upsampler()
+        self.stack = config.make_stack(out_channels, dilation_cycles(config.num_layers, config.num_cycles))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Variances are kept by every layer; smoothing kernels begin as averages."""
+        if isinstance(module, nn.Conv1d | nn.Linear):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.constant_(module.weight, 1 / module.weight.numel())
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+
+    def run_stack(self, inputs: torch.Tensor, **conditions) -> torch.Tensor:
+        """Outputs (batch, length, out_channels) of inputs (batch, residual_channels, length), checked conditions."""
+        length = inputs.shape[2]
+        outputs = self.stack(inputs, self._local_condition(length, **conditions), self._global_condition(**conditions))
+        return outputs.transpose(1, 2)
+
+    def start_stack(self, batch_size: int, length: int, **conditions) -> WaveNetSteps:
+        """The stack step by step, for checked conditions."""
+        local_features = self._local_condition(length, **conditions)
+        return WaveNetSteps(self.stack, batch_size, local_features, self._global_condition(**conditions))
+
+    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
+        """One condition, checked and on the model's device; None where the prior needs none."""
+        if name == "class_labels":
+            return self.check_class_labels(value, batch_size)
+        widths = {
+            "speaker_labels": self.config.num_speakers,
+            "global_features": self.config.use_global_features * self.config.global_channels,
+            "local_features": self.config.local_channels,
+        }
+        if not widths[name]:
+            if value is not None:
+                raise ValueError(f"{name} given, but this prior was made without them")
+            return None
+        if value is None:
+            raise ValueError(f"{name} missing: this prior was made with them")
+        if name == "speaker_labels":
+            return self.check_labels(name, value, widths[name], batch_size)
+        length = self._check_num_frames(value, code_shape) if name == "local_features" else ()
+        return self.check_floats(name, value, batch_size, (widths[name], *length))
+
+    def check_labels(self, name: str, labels, size: int, batch_size: int | None) -> torch.Tensor:
+        """Whole numbers (batch,) in [0, size), as int64 on the model's device; a `ValueError` names what is wrong."""
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {labels.dtype}")
+        if labels.ndim != 1 or len(labels) == 0 or batch_size not in (None, len(labels)):
+            raise ValueError(f"{name} must be ({batch_size or 'batch'},), got {tuple(labels.shape)}")
+        if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= size)).any():
+            raise ValueError(f"{name} must be in [0, {size}), got {labels.tolist()}")
+        return labels.to(self.device, torch.int64)
+
+    def check_floats(self, name: str, values, batch_size: int | None, shape: tuple[int, ...]) -> torch.Tensor:
+        """Floats (batch, *shape) in the model's dtype on its device; a `ValueError` names what is wrong."""
+        values = torch.as_tensor(values)
+        if not values.is_floating_point():
+            raise ValueError(f"{name} must be floats, got {values.dtype}")
+        fits = values.ndim == 1 + len(shape) and values.shape[1:] == shape
+        if not fits or len(values) == 0 or batch_size not in (None, len(values)):
+            wanted = ", ".join(map(str, (batch_size or "batch", *shape)))
+            raise ValueError(f"{name} must be ({wanted}), got {tuple(values.shape)}")
+        return values.to(self.device, self.dtype)
+
+    def _check_num_frames(self, features, code_shape: tuple[int, ...] | None) -> tuple[int]:
+        """The number of frames that local features must have: what the samples need."""
+        if code_shape is None:
+            return tuple(torch.as_tensor(features).shape[2:3])
+        return (code_shape[0] if self.upsampler is None else self.upsampler.num_frames(code_shape[0]),)
+
+    def _local_condition(self, length: int, local_features: torch.Tensor | None = None, **_) -> torch.Tensor | None:
+        if local_features is None or self.upsampler is None:
+            return local_features
+        return self.upsampler(local_features)[..., :length]
+
+    def _global_condition(
+        self,
+        class_labels: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
+        global_features: torch.Tensor | None = None,
+        **_,
+    ) -> torch.Tensor | None:
+        parts = [] if global_features is None else [global_features]
+        if class_labels is not None:
+            parts.append(self.class_embedding(class_labels))
+        if speaker_labels is not None:
+            parts.append(self.speaker_embedding(speaker_labels))
+        return sum(parts[1:], parts[0]) if parts else None
