@@ -7,6 +7,7 @@ from hf_vq.autoencoders.base import ReconstructionOutput
 from hf_vq.metrics.pixels import discretized_logistic_log_prob, pixel_values
 
 NUM_VALUES = 256
+START_LOG_SCALE = -1.5  # of an output of 0: training that had to move there from 0 would lose its first steps
 MIN_LOG_SCALE = -7.0  # PixelCNN++'s: 0.12 pixel values, below which pixels that never vary would gain for ever
 
 
@@ -41,7 +42,7 @@ class SoftmaxPixels:
 class LogisticPixels:
     """A logistic cut at the 8-bit values (PixelCNN++, https://arxiv.org/abs/1701.05517, eq. 2, one component).
 
-    The decoder predicts location and log scale of each channel of each pixel. The sample is the location, which is
+    The decoder predicts location and log scale + 1.5 of each channel of each pixel. The sample is the location, which is
     the median.
     """
 
@@ -50,12 +51,12 @@ class LogisticPixels:
 
     @staticmethod
     def evaluate(parameters, sample=None):
-        """As `SoftmaxPixels.evaluate`, with parameters (batch, channels x 2, height, width): location, log scale."""
+        """As `SoftmaxPixels.evaluate`, with parameters (batch, channels x 2, height, width): location, log scale + 1.5."""
         location, log_scale = parameters.unflatten(1, (-1, 2)).unbind(2)
         median = location.clamp(-1, 1)
         if sample is None:
             return median, None
-        log_scale = log_scale.float().clamp_min(MIN_LOG_SCALE)
+        log_scale = (log_scale.float() + START_LOG_SCALE).clamp_min(MIN_LOG_SCALE)
         return median, discretized_logistic_log_prob(sample, location.float(), log_scale, NUM_VALUES)
 
 
