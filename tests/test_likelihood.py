@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -304,6 +305,18 @@ def test_changed_pixels_are_noticed(tmp_path):
     ]
     lossy = load_images(write_images(tmp_path / "jpeg.parquet", 3, "JPEG"), split="train[:2]")
     assert lossy.pixel_changes() == ["2 of 2 images were of a format that loses detail"]
+
+
+@pytest.mark.data
+@pytest.mark.skipif("HF_VQ_DATA" not in os.environ, reason="HF_VQ_DATA does not name the folder of the data sets")
+def test_held_out_rows_of_cifar10_are_lossless_and_its_test_images_are_not():
+    folder = f"{os.environ['HF_VQ_DATA']}/cifar10"
+    held_out = load_images(folder, split="train[45000:50000]")
+    assert (len(held_out), held_out.sample_shape) == (5000, (3, 32, 32))
+    assert held_out.pixel_changes() == []
+    assert load_images(folder, split="test[:50]").pixel_changes() == [
+        "50 of 50 images were of a format that loses detail"
+    ]
 
 
 def run(*arguments):

@@ -42,8 +42,8 @@ class SoftmaxPixels:
 class LogisticPixels:
     """A logistic cut at the 8-bit values (PixelCNN++, https://arxiv.org/abs/1701.05517, eq. 2, one component).
 
-    The decoder predicts location and log scale + 1.5 of each channel of each pixel. The sample is the location, which is
-    the median.
+    The decoder predicts location and log scale + 1.5 of each channel of each pixel. The sample is the location, the
+    median.
     """
 
     num_parameters = 2
@@ -51,7 +51,7 @@ class LogisticPixels:
 
     @staticmethod
     def evaluate(parameters, sample=None):
-        """As `SoftmaxPixels.evaluate`, with parameters (batch, channels x 2, height, width): location, log scale + 1.5."""
+        """As `SoftmaxPixels.evaluate`, but the parameters of a channel are two: location and log scale + 1.5."""
         location, log_scale = parameters.unflatten(1, (-1, 2)).unbind(2)
         median = location.clamp(-1, 1)
         if sample is None:
