@@ -301,10 +301,9 @@ class AutoencoderMixin(TilingMixin, PushMixin):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
-def check_reconstruction(reconstruction_loss, reconstruction_weight):
-    if reconstruction_loss not in RECONSTRUCTION_LOSSES:
-        raise ValueError(
-            f"reconstruction_loss must be one of {sorted(RECONSTRUCTION_LOSSES)}, got {reconstruction_loss!r}"
-        )
+def check_reconstruction(reconstruction_loss, reconstruction_weight, distributions=()):
+    known = sorted([*RECONSTRUCTION_LOSSES, *distributions])
+    if reconstruction_loss not in known:
+        raise ValueError(f"reconstruction_loss must be one of {known}, got {reconstruction_loss!r}")
     if not reconstruction_weight > 0:
         raise ValueError(f"reconstruction_weight must be above 0, got {reconstruction_weight!r}")

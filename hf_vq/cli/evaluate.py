@@ -1,16 +1,22 @@
 """`hf-vq evaluate`: a model and held-out data in, figures out."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch.utils.data import Subset
+
 import hf_vq
-from hf_vq.cli.checks import check_output_file, check_weights, local_folder, pick_device
+from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
 from hf_vq.data.codes import load_codes
-from hf_vq.data.tokenizing import tokenize_in_memory
+from hf_vq.data.sources import MissingSplitError
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
+from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
+
+PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
 
 
 @dataclass
@@ -19,7 +25,10 @@ class EvaluateOptions:
 
     model: str = field(metadata={"help": "folder or repo id of an autoencoder, a pipeline or a prior"})
     codes: str | None = field(default=None, metadata={"help": "folder of codes, instead of --data, for a prior"})
-    split: str = field(default="validation", metadata={"help": "split of the data or of the codes"})
+    split: str = field(
+        default="validation",
+        metadata={"help": "split of the data or of the codes, or rows of the data: train[45000:50000]"},
+    )
     batch_size: int = field(default=64, metadata={"help": "items per forward pass"})
     output: str = field(default="evaluation.json", metadata={"help": "JSON file of the figures"})
     device: str | None = field(
@@ -74,16 +83,59 @@ def _evaluate_prior_folder(folder, device, options):
 
 def _evaluate_on_images(folder, device, kind, options, data):
     if kind == "pipeline":
-        pipeline = hf_vq.VQPipeline.from_pretrained(folder).to(device)
-        autoencoder, prior = pipeline.autoencoder, pipeline.prior
+        pipeline = load_pipeline(folder).to(device)
+        autoencoder = pipeline.autoencoder
+        priors = {name: pipeline.components[name] for name in PRIOR_NAMES if name in pipeline.components}
     else:
-        autoencoder, prior = hf_vq.AutoVQModel.from_pretrained(folder).to(device), None
+        autoencoder, priors = hf_vq.AutoVQModel.from_pretrained(folder).to(device), {}
     images = data.load(options.split, autoencoder.config.in_channels)
     autoencoder.code_shape(images.sample_shape)
-    figures = {"autoencoder": evaluate_autoencoder(autoencoder, images, options.batch_size)}
-    if prior is not None:
+    for prior in priors.values():
         if prior.config.num_classes not in (0, images.num_classes):
             raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {images.num_classes}")
-        codes = tokenize_in_memory(autoencoder, images, batch_size=options.batch_size)
-        figures["prior"] = evaluate_prior(prior, codes, options.batch_size, sample_shape=images.sample_shape)
-    return figures
+    figures = {"autoencoder": evaluate_autoencoder(autoencoder, images, options.batch_size)}
+    has_own = getattr(autoencoder, "pixel_distribution", None) is not None
+    if not priors and not has_own:
+        return figures
+    pixels, reason = _pixel_likelihood(autoencoder, has_own, images, options, data)
+    given = list(priors.values()) or None
+    codes, whole = evaluate_likelihood(autoencoder, given, images, pixels, options.batch_size)
+    figures |= dict(zip(priors, codes, strict=False))
+    if whole is None:
+        print(f"no bits per dimension of the whole model: {reason}", file=sys.stderr)
+        return {**figures, "likelihood": {"skipped": reason}}
+    whole["protocol"] = {**_data_protocol(images, options, data), **whole["protocol"]}
+    return {**figures, "likelihood": whole}
+
+
+def _pixel_likelihood(autoencoder, has_own, images, options, data):
+    """The likelihood of pixels given codes, or None and the reason why there is none."""
+    if has_own:
+        if images.num_values != 256:
+            return None, f"the decoder's distribution is over 256 values, a pixel of the data has {images.num_values}"
+        return OwnPixelLikelihood(autoencoder), None
+    try:
+        training = data.load("train", autoencoder.config.in_channels, cache_bytes=0)
+        rows = training.without(images)
+    except MissingSplitError as error:
+        return None, f"no images to fit the scale of the decoder's likelihood on: {error}"
+    if len(rows) == 0:
+        return None, f"train_split={data.train_split!r} has no images that are not evaluated, to fit a scale on"
+    return FittedPixelLikelihood(autoencoder, Subset(training, rows), images.num_values, options.batch_size), None
+
+
+def _data_protocol(images, options, data):
+    """What a report must say of the data for its figures to compare; changed pixels are also told on stderr."""
+    changes = images.pixel_changes()
+    for change in changes:
+        print(f"warning: bits per dimension are not those of the original pixels: {change}", file=sys.stderr)
+    names, white = images.source.names, images.num_values - 1
+    return {
+        "data": data.data,
+        "split": data.resolve(options.split),
+        "validation_fraction": data.validation_fraction,
+        "num_images": len(images),
+        "images": f"{names[0]} to {names[-1]}",
+        "pixels": f"values 0 to {white}, x 2 / {white} - 1",
+        "changed_pixels": changes or "none: lossless, of their original size",
+    }

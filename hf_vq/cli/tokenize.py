@@ -7,6 +7,7 @@ import hf_vq
 from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
 from hf_vq.cli.options import parse_options
+from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
 
 
@@ -44,6 +45,9 @@ def run(options, data):
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} must be positive")
+    for split in options.splits or ():
+        if is_slice(split):
+            raise ValueError(f"splits: {split!r} names rows; give them as train_split or validation_split")
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
     check_output_folder(options.output, overwrite=options.overwrite, resume=options.resume)

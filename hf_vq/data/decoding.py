@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+LOSSLESS_FORMATS = (None, "PNG", "BMP", "GIF", "PPM", "TGA", "QOI")  # None: made from an array
+LOSSLESS_TIFF = ("raw", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
 EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap width and height
 
 
@@ -25,6 +27,25 @@ def read_header(image):
     if has_exif and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
         width, height = height, width
     return Header(height, width, image.mode not in GREY_MODES)
+
+
+def is_lossless(image):
+    """Whether an opened PIL image, not yet decoded, is of a format that keeps every pixel; False where in doubt.
+
+    WebP has both kinds: "VP8L" in its RIFF chunks is lossless, "VP8 " is not.
+    """
+    if image.format == "WEBP":
+        image.fp.seek(0)
+        content = image.fp.read()
+        kind, position = content[12:16], 12
+        while kind not in (b"VP8L", b"VP8 ", b"ANMF", b""):  # chunks: name, length, content, even padding
+            length = int.from_bytes(content[position + 4 : position + 8], "little")
+            position += 8 + length + length % 2
+            kind = content[position : position + 4]
+        return kind == b"VP8L"
+    if image.format == "TIFF":
+        return image.info.get("compression") in LOSSLESS_TIFF
+    return image.format in LOSSLESS_FORMATS
 
 
 def check_complete(image):

@@ -10,8 +10,10 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hf_vq.data.decoding import check_complete, decode, read_header
+from hf_vq.data.decoding import check_complete, decode, is_lossless, read_header
+from hf_vq.data.slices import is_slice, slice_rows, split_name
 from hf_vq.data.sources import (
+    DIGITS_HELD_OUT,
     HUB_ID,
     digits_source,
     files_source,
@@ -47,7 +49,8 @@ def load_images(
         source: "digits" (scikit-learn's 8x8 digits), an image folder (sub-folders are classes, or train/ and
             validation/ with classes below), a Parquet file, folder or glob, a data set id of the Hub, or a list of
             image files.
-        split: "train", "validation", or another that the source has.
+        split: "train", "validation", or another that the source has; or rows of one of the source's own splits as
+            `datasets` names them, such as "train[45000:50000]" or "train[:90%]": nothing is held out of it first.
         image_size: centre-crop and resize to squares of this side, in pixels; None keeps sizes as they are, which
             must then be equal.
         channels: 1 (grey) or 3 (RGB); None takes 3 if any image has colour, else 1.
@@ -73,10 +76,13 @@ def load_images(
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction} must be in [0, 1)")
     columns = (image_column, label_column)
+    asked, split, sliced = split, split_name(split), is_slice(split)
+    if sliced:
+        validation_fraction = 0
     if isinstance(source, (list, tuple)):
         images = files_source(source)
     elif source == "digits":
-        images = digits_source(split, resized=image_size is not None)
+        images = digits_source(split, resized=image_size is not None, fraction=0 if sliced else DIGITS_HELD_OUT)
     elif files := parquet_files(str(source)):
         images = parquet_source(str(source), files, split, validation_fraction, *columns)
     elif os.path.isdir(source):
@@ -87,6 +93,8 @@ def load_images(
         raise ValueError(f"data={str(source)!r}: no such file or folder, and not a data set id of the Hub")
     else:
         images = hub_source(str(source), config_name, split, validation_fraction, *columns)
+    if sliced:
+        images = images.select(slice_rows(asked, len(images.names)))
     return ImageDataset(images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes)
 
 
@@ -102,6 +110,7 @@ class ImageDataset(Dataset):
 
     Attributes:
         sample_shape: (channels, height, width).
+        num_values: how many values a pixel can have: 256, or what the source has.
         num_classes: 0 without classes.
         class_names: list of str, None without classes.
         labels: (len,) int64 tensor, None without classes.
@@ -117,6 +126,7 @@ class ImageDataset(Dataset):
         channels = channels or (1 if self._grey_was_guessed else 3)
         sides = (image_size, image_size) if image_size else (headers[0].height, headers[0].width)
         self.sample_shape = (channels, *sides)
+        self.num_values = self.source.white + 1
         for name, header in zip(self.source.names, headers, strict=False):
             self._check_header(name, header)
         self.cache = None
@@ -139,6 +149,28 @@ class ImageDataset(Dataset):
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
         return item
+
+    def without(self, other):
+        """Rows of this data set, int64, whose image is not in another data set of the same source."""
+        taken = set(other.source.names)
+        return np.array([row for row, name in enumerate(self.source.names) if name not in taken], dtype=np.int64)
+
+    def pixel_changes(self):
+        """What keeps these pixels from being those of the original images: one line a cause, none where they are.
+
+        It opens all images. Bits per dimension compare only between equal pixels.
+        """
+        counts = dict.fromkeys(
+            ("cropped or resized", "made grey", "cut to 8 bits", "of a format that loses detail"), 0
+        )
+        for index in range(len(self)):
+            with self.source.open(index) as image:
+                header = read_header(image)
+                counts["cropped or resized"] += (header.height, header.width) != self.sample_shape[1:]
+                counts["made grey"] += header.colour and self.sample_shape[0] == 1
+                counts["cut to 8 bits"] += image.mode.startswith("I")
+                counts["of a format that loses detail"] += not is_lossless(image)
+        return [f"{count:,} of {len(self):,} images were {cause}" for cause, count in counts.items() if count]
 
     def _decode(self, index):
         """(channels, height, width) uint8; an error names the image."""

@@ -16,6 +16,7 @@ SPLIT_FOLDERS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+DIGITS_HELD_OUT = 297 / 1797
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -116,12 +117,13 @@ def carve(whole, split, fraction, source):
     return whole.select(rows)
 
 
-def digits_source(split, resized):
-    """The 1,797 handwritten digits that come with scikit-learn (8x8 grey, values 0 to 16), 297 of them held out.
+def digits_source(split, resized, fraction=DIGITS_HELD_OUT):
+    """The 1,797 handwritten digits that come with scikit-learn (8x8 grey, values 0 to 16), by default 297 held out.
 
     Args:
         split: "train" or "validation".
         resized: they are about to be resized, for which values 0 to 255 round less.
+        fraction: share of them that is held out.
     """
     from sklearn.datasets import load_digits
 
@@ -134,7 +136,7 @@ def digits_source(split, resized):
         class_names=[str(name) for name in digits.target_names],
         white=255 if resized else 16,
     )
-    return carve(whole, split, 297 / 1797, "digits")
+    return carve(whole, split, fraction, "digits")
 
 
 def files_source(paths):

@@ -17,12 +17,14 @@ class CodeLikelihoodOutput:
         nats_per_code: mean negative log-likelihood of a code, in nats.
         unigram_entropy: entropy of the codes' own frequencies, in nats: what a prior without context reaches at best.
         ratio: `nats_per_code` over `unigram_entropy`; below 1 the context is used. NaN where all codes are equal.
+        bits_per_code: the same in bits.
         bits_per_dim: bits that the codes of one item cost, over the dimensions of its sample; None without its shape.
     """
 
     nats_per_code: float
     unigram_entropy: float
     ratio: float
+    bits_per_code: float
     bits_per_dim: float | None
 
 
@@ -75,4 +77,5 @@ class CodeLikelihood(nn.Module):
         bits = None
         if self.sample_shape is not None:
             bits = nats / (items * math.prod(self.sample_shape) * math.log(2))
-        return CodeLikelihoodOutput(nats_per_code, entropy, nats_per_code / entropy if entropy else math.nan, bits)
+        ratio = nats_per_code / entropy if entropy else math.nan
+        return CodeLikelihoodOutput(nats_per_code, entropy, ratio, nats_per_code / math.log(2), bits)

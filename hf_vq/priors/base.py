@@ -99,6 +99,9 @@ class PriorMixin(PushMixin):
 
     A prior gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions. Where it has
     others than classes, it names them in `condition_names` and checks them in `check_condition`.
+
+    Class attributes:
+        exact_log_prob: whether `log_prob` is the log-likelihood itself, not a bound below it.
     """
 
     main_input_name = "codes"
@@ -106,6 +109,7 @@ class PriorMixin(PushMixin):
     # Grids are full, so the mean over accumulated batches is the mean of their means: Trainer may simply average.
     # (What it would pass as num_items_in_batch counts shifted `labels`, which are not our targets.)
     accepts_loss_kwargs = False
+    exact_log_prob = True
     grid_dims: int
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:

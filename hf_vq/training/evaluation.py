@@ -1,6 +1,7 @@
 """What a trained model is worth on held-out data; used during training, by the command line and by reports."""
 
 import contextlib
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -32,10 +33,10 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    with _evaluating(model) as device:
+    with evaluating(model) as device:
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
-        for batch in _batches(dataset, batch_size, device):
+        for batch in batches(dataset, batch_size, device):
             output = model(batch["sample"])
             error.update(batch["sample"], output.sample)
             codebook.update(output.codes)
@@ -81,27 +82,30 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
         sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
 
     Returns:
-        A dict: `nats_per_code`, `unigram_entropy` (nats, of the same codes), `ratio` of the two, `bits_per_dim` where
-        `sample_shape` is given, `num_samples`.
+        A dict: `nats_per_code`, `bits_per_code`, `unigram_entropy` (nats, of the same codes), `ratio` of nats to it,
+        `bits_per_dim` (of the codes alone) where `sample_shape` is given, `num_samples`. A code is a token:
+        `nats_per_token` is `nats_per_code`.
 
     Raises:
         ValueError: an empty data set.
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    with _evaluating(prior) as device:
+    with evaluating(prior) as device:
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
-        for batch in _batches(dataset, batch_size, device):
+        for batch in batches(dataset, batch_size, device):
             likelihood.update(batch["codes"], prior.log_prob(batch["codes"], **prior.pick_conditions(batch)))
-    result = likelihood.compute()
-    metrics = {name: getattr(result, name) for name in ["nats_per_code", "unigram_entropy", "ratio"]}
-    if sample_shape is not None:
-        metrics["bits_per_dim"] = result.bits_per_dim
-    return {**metrics, "num_samples": len(dataset)}
+    return {**describe_code_likelihood(likelihood.compute()), "num_samples": len(dataset)}
+
+
+def describe_code_likelihood(result):
+    """The figures of a `CodeLikelihoodOutput`, a dict."""
+    figures = {name: value for name, value in asdict(result).items() if value is not None}
+    return {"nats_per_code": result.nats_per_code, "nats_per_token": result.nats_per_code, **figures}
 
 
 @contextlib.contextmanager
-def _evaluating(model):
+def evaluating(model):
     """Within the `with` block: evaluation mode, no gradient. Yields the model's device."""
     training = model.training
     model.eval()
@@ -112,7 +116,7 @@ def _evaluating(model):
         model.train(training)
 
 
-def _batches(dataset, batch_size, device):
+def batches(dataset, batch_size, device):
     """This process's share of a data set, in order, as dicts of tensors on the device.
 
     The loader gets a generator of its own: evaluation leaves the training's random numbers where they are.

@@ -11,8 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
+from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
@@ -20,7 +21,7 @@ from hf_vq.quantizers.checks import check_positive_int, check_range
 LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
-class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
+class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE-2 (https://arxiv.org/abs/1906.00446, section 3.1 and figure 2a), laid out as rosinality/vq-vae-2-pytorch.
 
     An encoder leads from the sample to the finest features, one more from each level to the next coarser. The
@@ -39,7 +40,9 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
             coarser. At least two levels.
         quantizer_type: a key of `hf_vq.quantizers.QUANTIZERS`.
         quantizer_config: its other options.
-        reconstruction_loss: "mse" or "l1", on [-1, 1].
+        reconstruction_loss: "mse" or "l1", on [-1, 1]; or the negative log-likelihood, nats for each channel of a
+            pixel, of a decoder that gives 8-bit pixels a distribution: "softmax" over their 256 values, of which the
+            sample is the mean, or "logistic", cut at them, with the location as sample.
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
         level_dropout: probability that a training item is decoded without its finest levels, a number drawn uniformly,
@@ -75,7 +78,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         super().__init__()
         check_range(0, 1, level_dropout=level_dropout)
         check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
-        check_reconstruction(reconstruction_loss, reconstruction_weight)
+        check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
         if type(num_residual_layers) is not int or num_residual_layers < 0:
             raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
@@ -105,7 +108,8 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         self.quantizers = nn.ModuleList(
             make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
         )
-        self.decoder = LevelDecoder(contexts[-1], in_channels, strides[0], widths[-1], *residual)
+        out_channels = decoder_channels(in_channels, reconstruction_loss)
+        self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *residual)
 
     @property
     def quantizers(self):
@@ -141,14 +145,12 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         latents, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
-    @apply_forward_hook
-    def decode(self, latents, return_dict=True):
-        """Latents of every level, (batch, dim, *grid) each, as given, to samples (batch, channels, height, width)."""
+    def decode_parameters(self, latents):
+        """Latents of every level to what the decoder ends in: the sample, or the parameters of its pixels."""
         context = latents[0]
         for upsample, finer in zip(self.upsamplers, latents[1:], strict=True):
             context = torch.cat([upsample(context), finer], dim=1)
-        sample = self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
-        return ReconstructionOutput(sample=sample) if return_dict else (sample,)
+        return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
 
     @torch.no_grad()
     @apply_forward_hook
@@ -175,6 +177,10 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: not one entry a level, no codes of the coarsest level, or grids that do not fit together.
         """
+        return self.decode(self.vectors(codes)).sample
+
+    def vectors(self, codes):
+        """Latents of every level, of codes as `detokenize` takes them."""
         count = len(self.quantizers)
         if not isinstance(codes, tuple | list) or len(codes) != count:
             raise ValueError(f"codes must be a tuple of {count}, one for each level {self.level_names}")
@@ -192,7 +198,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
             else:
                 vectors = quantizer.detokenize(one)
             latents.append(vectors.to(self.dtype))
-        return self.decode(tuple(latents)).sample
+        return tuple(latents)
 
     @torch.no_grad()
     def initialize_codebook(self, sample):
@@ -231,7 +237,7 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
                 for name, value in output.losses.items()
             },
         )
-        return self.training_output(sample, self.decode(self._drop_levels(quantized)).sample, together)
+        return self.decoded_output(sample, self._drop_levels(quantized), together)
 
     def _drop_levels(self, quantized):
         """Quantized latents as the decoder gets them in training."""
@@ -258,7 +264,10 @@ class VQVAE2(AutoencoderMixin, ModelMixin, ConfigMixin):
         return self.encoders[-1](sample * self.config.input_scale + self.config.input_shift)
 
     def _decode_pixels(self, context):
-        return (self.decoder(context) - self.config.input_shift) / self.config.input_scale
+        hidden = self.decoder(context)
+        if self.pixel_distribution is not None:
+            return hidden
+        return (hidden - self.config.input_shift) / self.config.input_scale
 
     def _encode(self, sample, quantize):
         """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
