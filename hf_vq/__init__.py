@@ -28,7 +28,7 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.pipelines import VQPipeline
-from hf_vq.priors import PixelCNN, PixelCNNConfig
+from hf_vq.priors import PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
 
@@ -47,6 +47,8 @@ __all__ = [
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
     "PixelCNN",
     "PixelCNNConfig",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
     "PreTrainedModel",
     "RQVAE",
     "RQVAEConfig",
