@@ -19,8 +19,6 @@ from hf_vq.priors.pixelsnail_layers import (
 )
 from hf_vq.priors.pixelsnail_sampling import PixelSNAILSamplingState
 
-RESIDUAL_FORMS = ("identity", "activated")
-
 
 class PixelSNAILConfig(PriorConfig):
     """Config of `PixelSNAIL`.
@@ -36,8 +34,6 @@ class PixelSNAILConfig(PriorConfig):
             square of the number of codes.
         num_attention_heads: heads that share `hidden_channels // 2` channels.
         num_output_layers: 1x1 residual layers before the logits.
-        residual_form: what a residual layer adds to: "identity", its input, as in the paper; or "activated", the ELU
-            of its input, as rosinality's network does.
         context_codebook_sizes: numbers of codes of the coarser levels that the prior is conditioned on, coarse to
             fine; () is none. Each level has a network of its own, on its own grid; their features are resized to the
             grid of the codes and summed.
@@ -60,7 +56,6 @@ class PixelSNAILConfig(PriorConfig):
     attention: bool = True
     num_attention_heads: int = 8
     num_output_layers: int = 0
-    residual_form: str = "identity"
     context_codebook_sizes: list[int] | tuple[int, ...] = ()
     num_context_layers: int = 3
     context_kernel_size: int = 3
@@ -87,8 +82,6 @@ class PixelSNAILConfig(PriorConfig):
             raise ValueError(
                 f"num_attention_heads must divide hidden_channels // 2, got {self.num_attention_heads} for {width}"
             )
-        if self.residual_form not in RESIDUAL_FORMS:
-            raise ValueError(f"residual_form must be one of {RESIDUAL_FORMS}, got {self.residual_form!r}")
         if any(size < 1 for size in self.context_codebook_sizes):
             raise ValueError(f"context_codebook_sizes must be at least 1 each, got {self.context_codebook_sizes}")
         if not 0 <= self.dropout < 1:
@@ -106,8 +99,8 @@ class PixelSNAILConfig(PriorConfig):
 class PixelSNAIL(PriorMixin, PreTrainedModel):
     """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
 
-    With `residual_form="activated"` it is the network of rosinality/vq-vae-2-pytorch, at any width, depth, kernel and
-    grid. Classes are an addition: their embedding joins the features of the coarser codes, or stands for them.
+    It is the network of rosinality/vq-vae-2-pytorch at any width, depth, kernel and grid, its weight norms folded into
+    plain weights. Classes are an addition: their embedding joins the features of the coarser codes, or stands for them.
     """
 
     config_class = PixelSNAILConfig
@@ -126,9 +119,7 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
         self.contexts = nn.ModuleList(ContextNetwork(config, size) for size in config.context_codebook_sizes)
         self.class_embedding = nn.Embedding(classes, config.condition_channels) if classes else None
         self.output_layers = nn.ModuleList(
-            GatedResidualLayer(
-                channels, config.residual_channels, pointwise_conv, config.dropout, config.residual_form
-            )
+            GatedResidualLayer(channels, config.residual_channels, pointwise_conv, config.dropout)
             for _ in range(config.num_output_layers)
         )
         self.head = pointwise_conv(channels, config.codebook_size)

@@ -81,7 +81,6 @@ class GatedResidualLayer(nn.Module):
         hidden_channels: between the two convolutions.
         make_conv: from input and output channels to a convolution.
         dropout: before the second convolution.
-        residual_form: "identity", or "activated" to add to the ELU of the input instead.
         extra_channels: of a second input; 0 is none.
         condition_channels: of a condition, added to the gates; 0 is none.
     """
@@ -92,12 +91,10 @@ class GatedResidualLayer(nn.Module):
         hidden_channels: int,
         make_conv: Callable[[int, int], nn.Module],
         dropout: float,
-        residual_form: str,
         extra_channels: int = 0,
         condition_channels: int = 0,
     ):
         super().__init__()
-        self.activated_residual = residual_form == "activated"
         self.conv1 = make_conv(channels, hidden_channels)
         self.conv2 = make_conv(hidden_channels, 2 * channels)
         self.extra = pointwise_conv(extra_channels, hidden_channels) if extra_channels else None
@@ -107,14 +104,13 @@ class GatedResidualLayer(nn.Module):
     def forward(
         self, inputs: torch.Tensor, extra: torch.Tensor | None = None, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
-        activated = F.elu(inputs)  # (batch, channels, height, width)
-        hidden = self.conv1(activated)
+        hidden = self.conv1(F.elu(inputs))  # (batch, hidden_channels, height, width)
         if extra is not None:
             hidden = hidden + self.extra(F.elu(extra))
         gates = self.conv2(self.dropout(F.elu(hidden)))
         if condition is not None:
             gates = gates + self.condition(condition)
-        return F.glu(gates, dim=1) + (activated if self.activated_residual else inputs)
+        return inputs + F.glu(gates, dim=1)
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -172,22 +168,21 @@ class PixelBlock(GradientCheckpointingLayer):
 
     def __init__(self, config):
         super().__init__()
-        channels, rest = config.hidden_channels, (config.dropout, config.residual_form)
-        self.activated_residual = config.residual_form == "activated"
+        channels, dropout = config.hidden_channels, config.dropout
         causal_conv = partial(CausalConv2d, kernel_size=config.kernel_size)
         condition = config.condition_channels if config.has_condition else 0
         self.residual_layers = nn.ModuleList(
-            GatedResidualLayer(channels, config.residual_channels, causal_conv, *rest, condition_channels=condition)
+            GatedResidualLayer(channels, config.residual_channels, causal_conv, dropout, condition_channels=condition)
             for _ in range(config.num_residual_layers)
         )
         if not config.attention:
             self.attention, self.output = None, pointwise_conv(channels + NUM_COORDINATES, channels)
             return
         query_channels, key_channels = channels + NUM_COORDINATES, 2 * channels + NUM_COORDINATES
-        self.key_layer = GatedResidualLayer(key_channels, channels, pointwise_conv, *rest)
-        self.query_layer = GatedResidualLayer(query_channels, channels, pointwise_conv, *rest)
+        self.key_layer = GatedResidualLayer(key_channels, channels, pointwise_conv, dropout)
+        self.query_layer = GatedResidualLayer(query_channels, channels, pointwise_conv, dropout)
         self.attention = CausalAttention(config, query_channels, key_channels, channels // 2)
-        self.output = GatedResidualLayer(channels, channels, pointwise_conv, *rest, extra_channels=channels // 2)
+        self.output = GatedResidualLayer(channels, channels, pointwise_conv, dropout, extra_channels=channels // 2)
 
     def forward(
         self, inputs: torch.Tensor, background: torch.Tensor, condition: torch.Tensor | None = None
@@ -198,8 +193,6 @@ class PixelBlock(GradientCheckpointingLayer):
         queries = torch.cat([features, background], dim=1)
         if self.attention is None:
             return self.output(queries)
-        if self.activated_residual:  # the first layer's ELU is also what the keys are made of
-            inputs = F.elu(inputs)
         keys = self.key_layer(torch.cat([inputs, queries], dim=1))
         return self.output(features, self.attention(self.query_layer(queries), keys))
 
@@ -217,8 +210,7 @@ class ContextNetwork(nn.Module):
         channels, conv = config.condition_channels, partial(centered_conv, kernel_size=config.context_kernel_size)
         self.first = conv(codebook_size, channels)
         self.layers = nn.ModuleList(
-            GatedResidualLayer(channels, channels, conv, config.dropout, config.residual_form)
-            for _ in range(config.num_context_layers)
+            GatedResidualLayer(channels, channels, conv, config.dropout) for _ in range(config.num_context_layers)
         )
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:

@@ -87,18 +87,16 @@ class PointwiseState:
     def __init__(self, layer: GatedResidualLayer):
         self.bias1, self.weight1 = dense(layer.conv1)
         self.bias2, self.weight2 = dense(layer.conv2)
-        self.activated_residual = layer.activated_residual
         if layer.extra is not None:
             extra_bias, self.extra_weight = dense(layer.extra)
             self.bias1 = self.bias1 + extra_bias
 
     def __call__(self, inputs: torch.Tensor, extra: torch.Tensor | None = None) -> torch.Tensor:
-        activated = F.elu(inputs)
-        hidden = torch.addmm(self.bias1, activated, self.weight1)
+        hidden = torch.addmm(self.bias1, F.elu(inputs), self.weight1)
         if extra is not None:
             hidden.addmm_(F.elu(extra), self.extra_weight)
         gates = torch.addmm(self.bias2, F.elu(hidden, inplace=True), self.weight2)
-        return F.glu(gates).add_(activated if self.activated_residual else inputs)
+        return F.glu(gates).add_(inputs)
 
 
 class AttentionState:
@@ -130,14 +128,13 @@ class BlockState:
 
     Args:
         block: the block.
-        inputs: (layers, grids, channels), where the inputs of its residual layers are kept, or the ELUs of these
-            where the layers add to them.
+        inputs: (layers, grids, channels), where the inputs of its residual layers are kept.
         background: (positions, 2) coordinates.
     """
 
     def __init__(self, block: PixelBlock, inputs: torch.Tensor, background: torch.Tensor):
         num_grids, channels = inputs.shape[1:]
-        self.inputs, self.activated_residual = inputs.unbind(0), block.activated_residual
+        self.inputs = inputs.unbind(0)
         self.attention = None
         if block.attention is None:
             bias, weight = dense(block.output)
@@ -160,8 +157,6 @@ class BlockState:
         outputs = (*self.inputs[1:], self.features)
         self.inputs[0].copy_(features)
         for inputs, output, addition in zip(self.inputs, outputs, gated, strict=True):
-            if self.activated_residual:
-                F.elu(inputs, inplace=True)
             torch.add(inputs, addition, out=output)
         if self.attention is None:
             return torch.addmm(self.biases[position], self.features, self.weight)
@@ -189,7 +184,6 @@ class PixelSNAILSamplingState:
         self.first = FirstConvState(prior.first, num_grids, self.width)
         self.conv1 = CausalConvStates([layer.conv1 for layer in self.layers], num_grids, self.width)
         self.conv2 = CausalConvStates([layer.conv2 for layer in self.layers], num_grids, self.width)
-        self.activated_residual = self.layers[0].activated_residual
         self.inputs = torch.empty_like(self.conv1.slots[0])  # (layers, grids, channels)
         background = coordinates(code_shape, self.inputs)[0].flatten(1).t()
         parts = self.inputs.chunk(len(prior.blocks))
@@ -217,7 +211,7 @@ class PixelSNAILSamplingState:
         for block in self.blocks:
             features = block.step(self.position, features, gated[done : done + len(block.inputs)])
             done += len(block.inputs)
-        self.conv1.slots[column].copy_(self.inputs if self.activated_residual else F.elu(self.inputs))
+        self.conv1.slots[column].copy_(F.elu(self.inputs))
         for layer in self.output_layers:
             features = layer(features)
         return torch.addmm(self.bias, F.elu(features), self.weight)  # (grids, codebook_size)
