@@ -26,7 +26,10 @@ def plan_pixelsnail(source):
     config = _read_config(tensors)
     told = source.rest.get("args") or {}
     _check_config(config, told, source.config)
-    config = PixelSNAILConfig(**config, dropout=told.get("dropout", DROPOUT))
+    dropout = told.get("dropout", DROPOUT)
+    if not isinstance(dropout, (int, float)):
+        raise ValueError(f"args.dropout must be a number, got {dropout!r}")
+    config = PixelSNAILConfig(**config, dropout=dropout)
     num_outputs, reach = config.num_output_layers, config.kernel_size // 2
 
     def folded(name, take, causal=False):

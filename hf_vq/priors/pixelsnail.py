@@ -100,7 +100,7 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
     """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
 
     It is the network of rosinality/vq-vae-2-pytorch at any width, depth, kernel and grid, its weight norms folded into
-    plain weights. Classes are an addition: their embedding joins the features of the coarser codes, or stands for them.
+    plain weights. Classes are an addition: their embedding joins the features of the coarser codes or stands alone.
     """
 
     config_class = PixelSNAILConfig
@@ -123,26 +123,17 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
             for _ in range(config.num_output_layers)
         )
         self.head = pointwise_conv(channels, config.codebook_size)
+        _set_init_stds(self)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Outputs of about unit variance from each layer, and logits near zero: training starts at uniform codes."""
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            scale = 0.1 if module is self.head else 1.0
-            init.normal_(module.weight, std=scale * module.weight[0].numel() ** -0.5)
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            init.normal_(module.weight, std=module.init_std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (FirstConv2d, CausalConv2d)):  # two that are added
-            parts = (module.above, module.left)
-            taps = sum(part.weight[0, 0].numel() for part in parts)
-            ones = 1 if isinstance(module, FirstConv2d) else module.left.in_channels  # of a one-hot vector: one
-            for part in parts:
-                init.normal_(part.weight, std=(taps * ones) ** -0.5)
-        elif isinstance(module, ContextNetwork):
-            init.normal_(module.first.weight, std=module.first.weight[0, 0].numel() ** -0.5)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
 
     @can_return_tuple
     def forward(
@@ -235,3 +226,30 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
         if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")
         return tuple(codes.to(self.device) for codes in context_codes)
+
+
+def _set_init_stds(prior: PixelSNAIL) -> None:
+    """Give each layer its `init_std`: about unit variance throughout, logits near zero, so uniform codes at first.
+
+    What residual layers add is scaled down by the root of their number, as in GPT-2. (The layers carry the numbers
+    because transformers initialises only modules that have weights of their own.)
+    """
+    config = prior.config
+    depth = config.num_blocks * (config.num_residual_layers + 1) + config.num_output_layers
+    modules = list(prior.modules())
+    for module in modules:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.init_std = module.weight[0].numel() ** -0.5
+    for module in modules:
+        if isinstance(module, (CausalConv2d, FirstConv2d)):  # two parts that are added
+            taps = module.above.weight[0, 0].numel() + module.left.weight[0, 0].numel()
+            channels = module.left.in_channels if isinstance(module, CausalConv2d) else 1  # of a one-hot vector one
+            module.above.init_std = module.left.init_std = (taps * channels) ** -0.5
+        elif isinstance(module, ContextNetwork):
+            module.first.init_std = module.first.weight[0, 0].numel() ** -0.5
+    for module in modules:
+        if isinstance(module, GatedResidualLayer):
+            for last in [*module.conv2.modules(), module.condition]:
+                if isinstance(last, nn.Conv2d):
+                    last.init_std *= depth**-0.5
+    prior.head.init_std *= 0.1
