@@ -28,13 +28,23 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
-from hf_vq.priors import MixtureWaveNet, MixtureWaveNetConfig, PixelCNN, PixelCNNConfig, WaveNet, WaveNetConfig
+from hf_vq.priors import (
+    MixtureWaveNet,
+    MixtureWaveNetConfig,
+    PixelCNN,
+    PixelCNNConfig,
+    PixelSNAIL,
+    PixelSNAILConfig,
+    WaveNet,
+    WaveNetConfig,
+)
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
 
 register()
 
 __all__ = [
+    "__version__",
     "AutoVQModel",
     "AutoVQPrior",
     "DVAE",
@@ -49,10 +59,13 @@ __all__ = [
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
     "PixelCNN",
     "PixelCNNConfig",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
     "PreTrainedModel",
     "RQVAE",
     "RQVAEConfig",
     "RQVAEForAutoModel",
+    "VectorQuantizer",
     "ViTVQModel",
     "ViTVQModelConfig",
     "ViTVQModelForAutoModel",
@@ -67,8 +80,6 @@ __all__ = [
     "VQVAE2Pipeline",
     "VQVAEConfig",
     "VQVAEForAutoModel",
-    "VectorQuantizer",
     "WaveNet",
     "WaveNetConfig",
-    "__version__",
 ]

@@ -8,6 +8,7 @@ from hf_vq.converters import (  # each registers its formats
     open_magvit2,
     ritheshkumar,
     rosinality,
+    rosinality_pixelsnail,
     rqvae,
     sonnet,
     taming,

@@ -1,0 +1,255 @@
+"""PixelSNAIL: causal convolutions and attention over two-dimensional grids of codes, the prior of VQ-VAE-2."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput, _check_range
+from hf_vq.priors.pixelsnail_layers import (
+    CausalConv2d,
+    ContextNetwork,
+    FirstConv2d,
+    GatedResidualLayer,
+    PixelBlock,
+    coordinates,
+    pointwise_conv,
+)
+from hf_vq.priors.pixelsnail_sampling import PixelSNAILSamplingState
+
+
+class PixelSNAILConfig(PriorConfig):
+    """Config of `PixelSNAIL`.
+
+    Args:
+        codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        hidden_channels: channels of the blocks.
+        kernel_size: odd size, at least 3, of the causal kernels.
+        num_blocks: blocks, each with its own attention.
+        num_residual_layers: causal residual layers in each block.
+        residual_channels: channels inside these layers.
+        attention: attend to all codes before; VQ-VAE-2 does so at its top level only, for its cost grows with the
+            square of the number of codes.
+        num_attention_heads: heads that share `hidden_channels // 2` channels.
+        num_output_layers: 1x1 residual layers before the logits.
+        context_codebook_sizes: numbers of codes of the coarser levels that the prior is conditioned on, coarse to
+            fine; () is none. Each level has a network of its own, on its own grid; their features are resized to the
+            grid of the codes and summed.
+        num_context_layers: residual layers of these networks.
+        context_kernel_size: odd size of their kernels.
+        condition_channels: channels of what comes from coarser levels and classes; `residual_channels` by default.
+        dropout: inside every residual layer and on attention weights.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    model_type = "hf_vq_pixelsnail"
+
+    hidden_channels: int = 128
+    kernel_size: int = 5
+    num_blocks: int = 4
+    num_residual_layers: int = 4
+    residual_channels: int = 128
+    attention: bool = True
+    num_attention_heads: int = 8
+    num_output_layers: int = 0
+    context_codebook_sizes: list[int] | tuple[int, ...] = ()
+    num_context_layers: int = 3
+    context_kernel_size: int = 3
+    condition_channels: int | None = None
+    dropout: float = 0.1
+
+    def __post_init__(self, **kwargs):
+        self.context_codebook_sizes = list(self.context_codebook_sizes)
+        if self.condition_channels is None:
+            self.condition_channels = self.residual_channels
+        smallest = {
+            "hidden_channels": 1, "num_blocks": 1, "num_residual_layers": 1, "residual_channels": 1,
+            "num_attention_heads": 1, "num_output_layers": 0, "num_context_layers": 0, "condition_channels": 1,
+        }  # fmt: skip
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least in (("kernel_size", 3), ("context_kernel_size", 1)):
+            size = getattr(self, name)
+            if size < least or size % 2 == 0:
+                raise ValueError(f"{name} must be odd and at least {least}, got {size}")
+        width = self.hidden_channels // 2
+        if self.attention and (width == 0 or width % self.num_attention_heads):
+            raise ValueError(
+                f"num_attention_heads must divide hidden_channels // 2, got {self.num_attention_heads} for {width}"
+            )
+        if any(size < 1 for size in self.context_codebook_sizes):
+            raise ValueError(f"context_codebook_sizes must be at least 1 each, got {self.context_codebook_sizes}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        super().__post_init__(**kwargs)
+        if self.code_shape is not None and len(self.code_shape) != 2:
+            raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
+
+    @property
+    def has_condition(self) -> bool:
+        """Whether anything is added to the gates: coarser codes, classes or both."""
+        return bool(self.context_codebook_sizes) or self.num_classes > 0
+
+
+class PixelSNAIL(PriorMixin, PreTrainedModel):
+    """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
+
+    It is the network of rosinality/vq-vae-2-pytorch at any width, depth, kernel and grid, its weight norms folded into
+    plain weights. Classes are an addition: their embedding joins the features of the coarser codes or stands alone.
+    """
+
+    config_class = PixelSNAILConfig
+    base_model_prefix = "prior"
+    supports_gradient_checkpointing = True
+    condition_names = ("class_labels", "context_codes")
+    grid_dims = 2
+    _no_split_modules = ["PixelBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: PixelSNAILConfig):
+        super().__init__(config)
+        classes, channels = config.num_class_embeddings, config.hidden_channels
+        self.first = FirstConv2d(config.codebook_size, channels, config.kernel_size)
+        self.blocks = nn.ModuleList(PixelBlock(config) for _ in range(config.num_blocks))
+        self.contexts = nn.ModuleList(ContextNetwork(config, size) for size in config.context_codebook_sizes)
+        self.class_embedding = nn.Embedding(classes, config.condition_channels) if classes else None
+        self.output_layers = nn.ModuleList(
+            GatedResidualLayer(channels, config.residual_channels, pointwise_conv, config.dropout)
+            for _ in range(config.num_output_layers)
+        )
+        self.head = pointwise_conv(channels, config.codebook_size)
+        _set_init_stds(self)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            init.normal_(module.weight, std=module.init_std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    @can_return_tuple
+    def forward(
+        self,
+        codes: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        context_codes: tuple[torch.Tensor, ...] | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> PriorOutput:
+        """Logits of every code from the codes before it in raster order, and their loss.
+
+        Args:
+            codes: (batch, height, width) int64.
+            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
+            context_codes: the coarser levels, coarse to fine, each (batch, its height, its width) int64.
+            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
+            return_loss: compute the loss.
+
+        Returns:
+            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
+
+        Raises:
+            ValueError: codes, conditions or targets out of range or of the wrong shape or type.
+        """
+        return self.run_forward(codes, labels, return_loss, class_labels=class_labels, context_codes=context_codes)
+
+    def check_condition(self, name, value, batch_size, code_shape):
+        if name == "class_labels":
+            return self.check_class_labels(value, batch_size)
+        return self._check_context_codes(value, batch_size, code_shape)
+
+    def compute_condition(
+        self,
+        grid: tuple[int, int],
+        class_labels: torch.Tensor | None,
+        context_codes: tuple[torch.Tensor, ...] | None,
+    ) -> torch.Tensor | None:
+        """What the residual layers of the blocks are conditioned on, the same for every code that is drawn.
+
+        Returns:
+            (batch, condition_channels, height, width); of classes alone (batch, condition_channels, 1, 1); or None.
+        """
+        parts = [
+            F.interpolate(network(codes), size=grid, mode="nearest")
+            for network, codes in zip(self.contexts, context_codes or (), strict=True)
+        ]
+        if self.class_embedding is not None:
+            parts.append(self.class_embedding(class_labels)[:, :, None, None])
+        return sum(parts[1:], start=parts[0]) if parts else None
+
+    def predict(self, codes, class_labels=None, context_codes=None):
+        condition = self.compute_condition(tuple(codes.shape[1:]), class_labels, context_codes)
+        features = self.first(codes)  # (batch, hidden_channels, height, width)
+        background = coordinates(tuple(codes.shape[1:]), features).expand(codes.shape[0], -1, -1, -1)
+        for block in self.blocks:
+            features = block(features, background, condition)
+        for layer in self.output_layers:
+            features = layer(features)
+        return self.head(F.elu(features)).movedim(1, -1)
+
+    def start_sampling(self, num_grids, code_shape, class_labels=None, context_codes=None):
+        condition = self.compute_condition(code_shape, class_labels, context_codes)
+        return PixelSNAILSamplingState(self, num_grids, code_shape, condition)
+
+    def _check_context_codes(self, context_codes, batch_size, code_shape):
+        sizes = self.config.context_codebook_sizes
+        if not sizes:
+            if context_codes is not None:
+                raise ValueError(
+                    "context_codes given, but this prior has no coarser levels (context_codebook_sizes=())"
+                )
+            return None
+        if not isinstance(context_codes, (tuple, list)) or len(context_codes) != len(sizes):
+            got = len(context_codes) if isinstance(context_codes, (tuple, list)) else type(context_codes).__name__
+            raise ValueError(f"context_codes must be a tuple of {len(sizes)} levels, coarse to fine, got {got}")
+        previous = (1, 1)
+        for index, (codes, size) in enumerate(zip(context_codes, sizes, strict=True)):
+            name = f"context_codes[{index}]"
+            if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or codes.ndim != 3:
+                got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else codes
+                raise ValueError(f"{name} must be int64 (batch, height, width), got {got}")
+            if codes.numel() == 0 or codes.shape[0] != (batch_size or codes.shape[0]):
+                raise ValueError(f"{name} must have {batch_size} grids that are not empty, got {tuple(codes.shape)}")
+            grid = tuple(codes.shape[1:])
+            if grid[0] < previous[0] or grid[1] < previous[1]:
+                raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
+            _check_range(name, codes, size)
+            batch_size, previous = codes.shape[0], grid
+        if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
+            raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")
+        return tuple(codes.to(self.device) for codes in context_codes)
+
+
+def _set_init_stds(prior: PixelSNAIL) -> None:
+    """Give each layer its `init_std`: about unit variance throughout, logits near zero, so uniform codes at first.
+
+    What residual layers add is scaled down by the root of their number, as in GPT-2. (The layers carry the numbers
+    because transformers initialises only modules that have weights of their own.)
+    """
+    config = prior.config
+    depth = config.num_blocks * (config.num_residual_layers + 1) + config.num_output_layers
+    modules = list(prior.modules())
+    for module in modules:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.init_std = module.weight[0].numel() ** -0.5
+    for module in modules:
+        if isinstance(module, (CausalConv2d, FirstConv2d)):  # two parts that are added
+            taps = module.above.weight[0, 0].numel() + module.left.weight[0, 0].numel()
+            channels = module.left.in_channels if isinstance(module, CausalConv2d) else 1  # of a one-hot vector one
+            module.above.init_std = module.left.init_std = (taps * channels) ** -0.5
+        elif isinstance(module, ContextNetwork):
+            module.first.init_std = module.first.weight[0, 0].numel() ** -0.5
+    for module in modules:
+        if isinstance(module, GatedResidualLayer):
+            for last in [*module.conv2.modules(), module.condition]:
+                if isinstance(last, nn.Conv2d):
+                    last.init_std *= depth**-0.5
+    prior.head.init_std *= 0.1

@@ -1,0 +1,591 @@
+"""PixelSNAIL: causality, cached sampling, its conditions, parity with rosinality's network, and what is refused."""
+
+import json
+import shutil
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import hf_vq
+from hf_vq.converters import convert
+from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from hf_vq.training.prior import PriorTrainingArguments, train_prior
+
+from .conftest import FIXTURES, fixture, no_complaints
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+ORIGINAL = {"rtol": 1e-4, "atol": 1e-5}
+VARIANTS = {
+    "top": {},
+    "top with classes": {"num_classes": 3, "class_dropout_prob": 0.2, "kernel_size": 3, "num_output_layers": 2},
+    "bottom": {"attention": False, "context_codebook_sizes": (7,), "num_output_layers": 1},
+    "bottom with classes": {
+        "attention": False, "context_codebook_sizes": (7, 9), "num_context_layers": 1, "num_classes": 3,
+        "class_dropout_prob": 0.2, "context_kernel_size": 5, "hidden_channels": 7, "condition_channels": 5,
+    },
+    "attention and context": {"context_codebook_sizes": (7,), "kernel_size": 7, "num_context_layers": 0},
+}  # fmt: skip
+GRIDS = [(5, 7), (6, 4), (1, 5), (4, 1), (1, 1)]
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def make_prior(variant="top", **changes) -> PixelSNAIL:
+    options = {
+        "codebook_size": 11, "hidden_channels": 16, "residual_channels": 6, "num_blocks": 2, "num_residual_layers": 2,
+        "num_attention_heads": 4, "dropout": 0.0, "code_shape": (5, 7),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    prior = PixelSNAIL(PixelSNAILConfig(**{**options, **VARIANTS[variant], **changes}))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases too
+        prior.head.weight.mul_(5)
+    return prior.eval()
+
+
+def make_conditions(prior, batch_size=2, grid=(5, 7)):
+    """Classes with the null class among them, and coarser grids, the first of one code."""
+    conditions, config = {}, prior.config
+    if config.num_classes:
+        conditions["class_labels"] = (3 + torch.arange(batch_size)) % config.num_class_embeddings
+    if config.context_codebook_sizes:
+        grids = [((grid[0] + 1) // 2, (grid[1] + 1) // 2), (1, 1)][: len(config.context_codebook_sizes)][::-1]
+        conditions["context_codes"] = tuple(
+            torch.randint(size, (batch_size, *shape))
+            for size, shape in zip(config.context_codebook_sizes, grids, strict=True)
+        )
+    return conditions
+
+
+def cached_logits(prior, codes, **conditions):
+    state, logits = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions), []
+    for position in codes.flatten(1).T:
+        logits.append(state.next_logits().clone())
+        state.append(position)
+    return torch.stack(logits, dim=1).view(*codes.shape, -1)
+
+
+# The network
+
+
+@variants
+@pytest.mark.parametrize("grid", GRIDS[:4], ids=str)
+@torch.no_grad()
+def test_logits_depend_on_no_code_at_or_after_their_position(variant, grid):
+    prior, size = make_prior(variant), grid[0] * grid[1]
+    codes, conditions = torch.randint(11, (1, *grid)), make_conditions(prior, 1, grid)
+    logits = prior(codes, **conditions).logits
+    moved = torch.empty(size, size, dtype=torch.bool)  # (changed position, position)
+    for position in range(size):
+        changed = codes.clone()
+        changed.view(-1)[position] = (changed.view(-1)[position] + 5) % 11
+        moved[position] = (prior(changed, **conditions).logits != logits).any(-1).flatten()
+    assert not moved.tril().any()
+    next_to = torch.arange(size - 1) % grid[1] < grid[1] - 1  # in the same row
+    assert (moved.diagonal(1) | ~next_to).all()
+    if prior.config.attention:  # from a row later on to everything; sooner, no key may know of a code far to the right
+        assert (moved | torch.ones_like(moved).tril(grid[1] - 1)).all()
+
+
+@variants
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@torch.no_grad()
+def test_cached_logits_equal_full_logits(variant, grid):
+    prior = make_prior(variant)
+    codes, conditions = torch.randint(11, (3, *grid)), make_conditions(prior, 3, grid)
+    full = prior(codes, **conditions).logits
+    torch.testing.assert_close(cached_logits(prior, codes, **conditions), full, **CLOSE)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+@torch.no_grad()
+def test_cached_logits_equal_full_logits_at_an_ordinary_size(batch_size):
+    torch.manual_seed(0)
+    config = PixelSNAILConfig(codebook_size=64, hidden_channels=32, residual_channels=32, num_classes=10)
+    prior = PixelSNAIL(config).eval()
+    codes, class_labels = torch.randint(64, (batch_size, 12, 12)), torch.arange(batch_size) % 10
+    full = prior(codes, class_labels=class_labels).logits
+    torch.testing.assert_close(cached_logits(prior, codes, class_labels=class_labels), full, **CLOSE)
+
+
+def test_work_per_code_does_not_grow_with_the_grid():
+    prior, per_code = make_prior("bottom", context_codebook_sizes=()), []  # attention has more and more to look at
+    for height, width in [(2, 3), (3, 8), (8, 4)]:
+        with FlopCounterMode(display=False) as counter:
+            prior.sample(2, (height, width))
+        per_code.append(counter.get_total_flops() / (height * width))
+    assert per_code[0] > 0
+    assert per_code == [per_code[0]] * 3
+
+
+@variants
+def test_saved_prior_loads_with_equal_outputs(variant, tmp_path):
+    prior = make_prior(variant, dropout=0.1)
+    prior.save_pretrained(tmp_path)
+    with no_complaints():
+        loaded = hf_vq.AutoVQPrior.from_pretrained(tmp_path)
+    assert isinstance(loaded, PixelSNAIL)
+    assert loaded.config.to_diff_dict() == prior.config.to_diff_dict()
+    codes, conditions = torch.randint(11, (2, 5, 7)), make_conditions(prior)
+    torch.testing.assert_close(loaded(codes, **conditions).logits, prior(codes, **conditions).logits, **CLOSE)
+    assert all(map(torch.equal, loaded.state_dict().values(), prior.state_dict().values()))
+
+
+@variants
+def test_every_parameter_learns(variant):
+    prior = make_prior(variant).train()
+    conditions = make_conditions(prior, 8)
+    prior(torch.randint(11, (8, 5, 7)), **conditions).loss.backward()
+    assert [name for name, p in prior.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+@pytest.mark.parametrize("variant", ["top with classes", "bottom"])
+def test_gradient_checkpointing_gives_the_same_gradients(variant):
+    gradients = []
+    for checkpointing in (False, True):
+        prior = make_prior(variant, dropout=0.5).train()
+        if checkpointing:
+            prior.gradient_checkpointing_enable()
+        torch.manual_seed(1)
+        prior(torch.arange(70).view(2, 5, 7) % 11, **make_conditions(prior)).loss.backward()
+        gradients.append([p.grad for p in prior.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_forward_compiles_whole_and_agrees():
+    prior = make_prior("attention and context", num_blocks=1, num_residual_layers=1)
+    compiled = torch.compile(prior, fullgraph=True, backend="eager")
+    codes, conditions = torch.randint(11, (2, 5, 7)), make_conditions(prior)
+    expected, output = prior(codes, **conditions), compiled(codes, **conditions)
+    torch.testing.assert_close((output.loss, output.logits), (expected.loss, expected.logits))
+
+
+def test_attention_implementations_agree(tmp_path):
+    make_prior().save_pretrained(tmp_path)
+    codes, outputs = torch.randint(11, (2, 5, 7)), []
+    for name in ("eager", "sdpa"):
+        prior = PixelSNAIL.from_pretrained(tmp_path, attn_implementation=name)
+        assert prior.config._attn_implementation == name
+        outputs.append(prior(codes).logits)
+    torch.testing.assert_close(*outputs)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_dropout_thins_attention_weights_in_training_only(name):
+    prior = make_prior(dropout=0.5)
+    prior.set_attn_implementation(name)
+    attention = prior.blocks[0].attention
+    for projection in (attention.query, attention.value):  # all keys count the same, all values are 1
+        torch.nn.init.zeros_(projection.weight)
+        torch.nn.init.constant_(projection.bias, 0.0 if projection is attention.query else 1.0)
+    queries, keys = torch.randn(1, 18, 1, 200), torch.randn(1, 34, 1, 200)
+    attended = attention(queries, keys)[0, :, 0]
+    torch.testing.assert_close(attended[:, 1:], torch.ones(8, 199))
+    assert not attended[:, 0].any()
+    attended = attention.train()(queries, keys)[0, :, 0]
+    assert set(attended[:, 1].tolist()) <= {0.0, 2.0}
+    assert attended[:, 100:].mean().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("variant", ["top with classes", "bottom"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.02)])
+@torch.no_grad()
+def test_low_precision_is_near_float32(variant, dtype, tolerance):
+    """Largest difference of a log-probability, in nats."""
+    prior, codes = make_prior(variant), torch.randint(11, (2, 5, 7))
+    conditions = make_conditions(prior)
+    expected = prior(codes, **conditions).logits.log_softmax(-1)
+    low = prior.to(dtype)
+    assert low(codes, **conditions).loss.dtype == torch.float32
+    for logits in (low(codes, **conditions).logits, cached_logits(low, codes, **conditions)):
+        assert logits.dtype == dtype
+        assert (logits.float().log_softmax(-1) - expected).abs().max() < tolerance
+    assert low.sample(1 if not conditions else None, **conditions).shape[1:] == (5, 7)
+
+
+@torch.no_grad()
+def test_autocast_does_not_change_samples():
+    prior = make_prior()
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = prior.sample(2, temperature=0)
+    assert torch.equal(codes, prior.sample(2, temperature=0))
+
+
+@variants
+def test_training_starts_near_uniform_codes_whatever_the_size(variant):
+    for hidden_channels, num_blocks in ((16, 1), (64, 4)):
+        sizes = {"hidden_channels": hidden_channels, "residual_channels": 32, "num_blocks": num_blocks}
+        torch.manual_seed(0)
+        prior = PixelSNAIL(PixelSNAILConfig(**{**VARIANTS[variant], **sizes, "codebook_size": 64}))
+        with torch.no_grad():
+            logits = prior(torch.randint(64, (2, 8, 8)), **make_conditions(prior, 2, (8, 8))).logits
+        assert 0.05 < logits.std() < 0.15
+
+
+# Conditions
+
+
+@torch.no_grad()
+def test_each_code_sees_the_coarser_codes_around_it_and_only_the_kernels_reach():
+    prior = make_prior("bottom", num_residual_layers=1, num_blocks=1, num_context_layers=0, context_kernel_size=1)
+    codes, top = torch.randint(11, (1, 6, 8)), torch.randint(7, (1, 3, 4))
+    for row, column in ((0, 0), (1, 2), (2, 3)):
+        changed = top.clone()
+        changed[0, row, column] = (top[0, row, column] + 3) % 7
+        moved = (prior(codes, context_codes=(top,)).logits != prior(codes, context_codes=(changed,)).logits).any(-1)[0]
+        expected = torch.zeros(6, 8, dtype=torch.bool)
+        expected[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+        assert torch.equal(moved, expected)  # of one layer the gates alone: nothing spreads
+
+
+@torch.no_grad()
+def test_every_level_of_the_context_and_the_class_matter():
+    prior = make_prior("bottom with classes")
+    codes, conditions = torch.randint(11, (2, 5, 7)), make_conditions(prior)
+    expected = prior(codes, **conditions).logits
+    coarse, fine = conditions["context_codes"]
+    for changed in (
+        {"context_codes": ((coarse + 1) % 7, fine)},
+        {"context_codes": (coarse, (fine + 1) % 9)},
+        {"class_labels": (conditions["class_labels"] + 1) % 4},
+    ):
+        assert (prior(codes, **{**conditions, **changed}).logits != expected).any(-1).all()
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("variant", ["top", "bottom"])
+def test_samples_follow_the_probabilities_of_the_prior(variant):
+    prior = make_prior(variant, codebook_size=2, code_shape=(2, 2))
+    grids = torch.cartesian_prod(*[torch.arange(2)] * 4).view(-1, 2, 2)
+
+    def conditions(batch_size):
+        return {"context_codes": (torch.full((batch_size, 1, 1), 4),)} if prior.contexts else {}
+
+    expected = prior.log_prob(grids, **conditions(16)).exp()
+    torch.testing.assert_close(expected.sum(), torch.tensor(1.0))
+    batch_size, generator = None if prior.contexts else 4000, torch.Generator().manual_seed(0)
+    samples = prior.sample(batch_size, generator=generator, **conditions(4000))
+    drawn = (samples.flatten(1) * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / 4000
+    assert (drawn - expected).abs().sum() / 2 < 0.04  # total variation; 0.02 is expected of 16 cells
+
+
+@pytest.mark.parametrize("variant", ["top with classes", "bottom with classes"])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.5])
+@torch.no_grad()
+def test_greedy_guided_sample_is_the_argmax_of_full_guided_logits(variant, guidance_scale):
+    prior = make_prior(variant)
+    conditions = make_conditions(prior, 3) | {"class_labels": torch.tensor([0, 1, 2])}
+    codes = prior.sample(guidance_scale=guidance_scale, temperature=0, **conditions)
+    conditional = prior(codes, **conditions).logits
+    unconditional = prior(codes, **conditions | {"class_labels": torch.tensor([3, 3, 3])}).logits
+    guided = unconditional + guidance_scale * (conditional - unconditional)
+    assert torch.equal(guided.argmax(-1), codes)
+
+
+@pytest.mark.parametrize("variant", ["top", "bottom"])
+def test_known_codes_are_kept_and_later_codes_follow_them(variant):
+    prior = make_prior(variant)
+    conditions = make_conditions(prior)
+    known_codes = torch.full((2, 5, 7), -1)  # what the mask leaves out is never read
+    known_mask = torch.zeros(2, 5, 7, dtype=torch.bool)
+    known_codes[0, 2], known_mask[0, 2] = torch.arange(7), True
+    known_codes[1, :, 3:], known_mask[1, :, 3:] = 5, True
+    batch_size = None if conditions else 2
+    codes = prior.sample(batch_size, temperature=0, known_codes=known_codes, known_mask=known_mask, **conditions)
+    assert torch.equal(codes[known_mask], known_codes[known_mask])
+    assert torch.equal(prior(codes, **conditions).logits.argmax(-1)[~known_mask], codes[~known_mask])
+
+
+def test_a_list_of_generators_makes_items_independent_of_the_batch():
+    prior = make_prior("bottom with classes")
+    conditions = make_conditions(prior)
+
+    def draw(items, *seeds):
+        picked = {
+            name: tuple(level[items] for level in value) if isinstance(value, tuple) else value[items]
+            for name, value in conditions.items()
+        }
+        return prior.sample(generator=[torch.Generator().manual_seed(seed) for seed in seeds], **picked)
+
+    both = draw([0, 1], 7, 8)
+    assert torch.equal(both, torch.cat([draw([0], 7), draw([1], 8)]))
+
+
+# Training
+
+
+class Stripes(torch.utils.data.Dataset):
+    """Each row repeats its first code and the code of the coarser grid, or the class, is that code."""
+
+    def __init__(self, kind):
+        self.rows, self.kind = torch.randint(4, (64, 4), generator=torch.Generator().manual_seed(0)), kind
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        codes = self.rows[index][:, None].repeat(1, 4)
+        if self.kind == "bottom":
+            return {"codes": codes, "context_codes": (codes[::2, ::2],)}
+        return {"codes": codes, "class_labels": codes[0, 0]}
+
+
+@pytest.mark.parametrize(("kind", "uniform_rows"), [("bottom", 2), ("class", 3)])
+def test_training_learns_rows_and_conditions(kind, uniform_rows, tmp_path):
+    """A row's first code is a surprise, unless the condition tells it: a nat and a half, of 16 codes."""
+    options = {"attention": False, "context_codebook_sizes": (4,)} if kind == "bottom" else {"num_classes": 4}
+    torch.manual_seed(0)
+    sizes = {"hidden_channels": 16, "residual_channels": 16, "num_blocks": 1, "num_residual_layers": 2}
+    prior = PixelSNAIL(PixelSNAILConfig(codebook_size=4, dropout=0.0, **sizes, **options))
+    arguments = PriorTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, max_steps=70, learning_rate=1e-2, use_cpu=True,
+        report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False,
+    )  # fmt: skip
+    data = Stripes(kind)
+    report = train_prior(prior, data, arguments, data)
+    losses = [entry["loss"] for entry in report["history"] if "loss" in entry]
+    uniform = torch.tensor(4.0).log().item()
+    assert losses[0] == pytest.approx(uniform, abs=0.2)
+    assert uniform_rows * uniform / 16 * 0.7 < report["metrics"]["eval_loss"] < uniform_rows * uniform / 16 * 1.3
+
+
+# Parity with rosinality's network
+
+SYSTEM = FIXTURES / "vqvae2"
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_the_originals_numbers_before_and_after_saving(level, tmp_path):
+    tensors = fixture("vqvae2")[0]
+    converted = convert(SYSTEM / f"pixelsnail_{level}.pt", tmp_path / "out", license="mit")
+    assert converted.config.code_shape == tuple(tensors[f"codes_{level}"].shape[1:])
+    conditions = {"context_codes": (tensors["codes_top"],)} if level == "bottom" else {}
+    batch_size = None if conditions else 2
+    for prior in (converted, hf_vq.AutoVQPrior.from_pretrained(tmp_path / "out")):
+        with torch.no_grad():
+            output = prior(tensors[f"codes_{level}"], **conditions)
+            greedy_logits = prior(tensors[f"greedy_{level}"], **conditions).logits
+        torch.testing.assert_close(output.logits.movedim(-1, 1), tensors[f"prior_{level}_logits"], **ORIGINAL)
+        torch.testing.assert_close(output.loss, tensors[f"prior_{level}_ce"], **ORIGINAL)
+        torch.testing.assert_close(greedy_logits.movedim(-1, 1), tensors[f"greedy_{level}_logits"], **ORIGINAL)
+        greedy = prior.sample(batch_size, temperature=0, **conditions)
+        assert torch.equal(greedy, tensors[f"greedy_{level}"])
+
+
+class Original:
+    """rosinality's network on random weights of its names, drawn as they are asked for."""
+
+    def __init__(self, options):
+        self.options, self.tensors = options, {}
+
+    def folded(self, name, *shape):
+        direction = self.tensors.setdefault(f"{name}.weight_v", torch.randn(shape))
+        ones = [1] * (len(shape) - 1)
+        length = self.tensors.setdefault(f"{name}.weight_g", torch.rand(shape[0], *ones) + 0.5)
+        if ".resblocks." in name and ".conv.conv" in name:
+            direction = direction.clone()
+            direction[:, :, -1, shape[-1] // 2 :] = 0
+        return length * direction / direction.flatten(1).norm(dim=1).view(-1, *ones)
+
+    def bias(self, name, size):
+        return self.tensors.setdefault(f"{name}.bias", torch.randn(size))
+
+    def conv(self, name, inputs, channels, kernel=(1, 1), pad=(0, 0, 0, 0), bias=True):
+        weight = self.folded(f"{name}.conv", channels, inputs.shape[1], *kernel)
+        return F.conv2d(F.pad(inputs, pad), weight, self.bias(f"{name}.conv", channels) if bias else None)
+
+    def gated(self, name, inputs, width, kernel=1, causal=False, extra=None, condition=None):
+        reach = kernel // 2
+        pad = (reach, reach, kernel - 1, 0) if causal else (reach,) * 4
+        suffix = ".conv" if causal else ""
+        hidden = self.conv(f"{name}.conv1{suffix}", F.elu(inputs), width, (kernel, kernel), pad)
+        if extra is not None:
+            hidden = hidden + self.conv(f"{name}.aux_conv", F.elu(extra), width)
+        gates = self.conv(f"{name}.conv2{suffix}", F.elu(hidden), 2 * inputs.shape[1], (kernel, kernel), pad)
+        if condition is not None:
+            gates = gates + self.conv(f"{name}.condition", condition, 2 * inputs.shape[1], bias=False)
+        return inputs + F.glu(gates, 1)
+
+    def attend(self, name, queries, keys, channels):
+        def heads(part, inputs):
+            weight = self.folded(f"{name}.{part}", channels, inputs.shape[1])
+            flat = F.linear(inputs.flatten(2).transpose(1, 2), weight, self.bias(f"{name}.{part}", channels))
+            return flat.unflatten(2, (8, -1)).transpose(1, 2)
+
+        query, key, value = heads("query", queries), heads("key", keys), heads("value", keys)
+        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
+        before = torch.ones(scores.shape[-2:]).tril(-1)
+        weights = scores.masked_fill(before == 0, -1e4).softmax(-1) * (torch.arange(len(before)) > 0)[:, None]
+        return (weights @ value).transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, queries.shape[2:])
+
+    def __call__(self, codes, top=None):
+        o = self.options
+        size, channels, kernel = o["n_class"], o["channel"], o["kernel_size"]
+        height, width = codes.shape[1:]
+        inputs, half = F.one_hot(codes, size).movedim(-1, 1).float(), kernel // 2
+        above = self.conv("horizontal.conv", inputs, channels, (half, kernel), (half, half, half - 1, 0))
+        left = self.conv("vertical.conv", inputs, channels, (half + 1, half), (half - 1, 0, half, 0))
+        x = F.pad(above, (0, 0, 1, 0))[:, :, :height] + F.pad(left, (1, 0))[..., :width]
+        rows, columns = torch.arange(height) / height - 0.5, torch.arange(width) / width - 0.5
+        background = torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])[None]
+        self.tensors["background"], condition = background, None
+        background = background.expand(len(codes), -1, -1, -1)
+        if top is not None:
+            wide, around = o["cond_res_channel"], o["cond_res_kernel"]
+            condition = F.one_hot(top, size).movedim(-1, 1).float()
+            condition = self.conv("cond_resnet.blocks.0", condition, wide, (around, around), (around // 2,) * 4)
+            for index in range(o["n_cond_res_block"]):
+                condition = self.gated(f"cond_resnet.blocks.{index + 1}", condition, wide, around)
+            condition = F.interpolate(condition, scale_factor=2)[:, :, :height]
+        for index in range(o["n_block"]):
+            name, start = f"blocks.{index}", x
+            for layer in range(o["n_res_block"]):
+                x = self.gated(f"{name}.resblocks.{layer}", x, o["res_channel"], kernel, True, condition=condition)
+            if not o["attention"]:
+                x = self.conv(f"{name}.out", torch.cat([x, background], 1), channels)
+                continue
+            keys = self.gated(f"{name}.key_resblock", torch.cat([start, x, background], 1), channels)
+            queries = self.gated(f"{name}.query_resblock", torch.cat([x, background], 1), channels)
+            attended = self.attend(f"{name}.causal_attention", queries, keys, channels // 2)
+            x = self.gated(f"{name}.out_resblock", x, channels, extra=attended)
+        for index in range(o["n_out_res_block"]):
+            x = self.gated(f"out.{index}", x, o["res_channel"])
+        return self.conv(f"out.{o['n_out_res_block'] + 1}", F.elu(x), size)
+
+
+SIZES = {
+    "top": {"n_class": 9, "channel": 16, "kernel_size": 3, "n_block": 1, "n_res_block": 3, "n_out_res_block": 2},
+    "top, 7x7": {"n_class": 5, "channel": 33, "kernel_size": 7, "n_block": 3, "n_res_block": 1, "n_out_res_block": 0},
+    "bottom": {
+        "n_class": 12, "channel": 10, "kernel_size": 5, "n_block": 3, "n_res_block": 2, "n_out_res_block": 1,
+        "attention": False, "n_cond_res_block": 1, "cond_res_channel": 14, "cond_res_kernel": 5,
+    },
+    "bottom with attention": {
+        "n_class": 12, "channel": 16, "kernel_size": 3, "n_block": 1, "n_res_block": 1, "n_out_res_block": 0,
+        "n_cond_res_block": 3, "cond_res_channel": 6, "cond_res_kernel": 1,
+    },
+}  # fmt: skip
+
+
+def write(name, folder, args=True, change=None):
+    """A checkpoint as the training script writes it, what its network gives, and the inputs."""
+    options = {"res_channel": 6, "attention": True, "cond_res_kernel": 3, **SIZES[name]}
+    original = Original(options)
+    codes = torch.randint(options["n_class"], (2, 6, 4))
+    top = torch.randint(options["n_class"], (2, 3, 2)) if "cond_res_channel" in options else None
+    logits = original(codes, top).movedim(1, -1)
+    told = {
+        "hier": "top" if top is None else "bottom", "channel": options["channel"], "dropout": 0.25, "sched": None,
+        "n_res_block": options["n_res_block"], "n_res_channel": 6, "n_out_res_block": options["n_out_res_block"],
+        "n_cond_res_block": options.get("n_cond_res_block", 3),
+    }  # fmt: skip
+    if change is not None:
+        change(original.tensors, told)
+    path = folder / "prior.pt"
+    content = {"model": original.tensors, "args": Namespace(**told)}
+    torch.save(content if args else original.tensors, path)
+    return path, codes, {} if top is None else {"context_codes": (top,)}, logits
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("args", [True, False], ids=["args", "bare"])
+@torch.no_grad()
+def test_other_sizes_agree_with_the_original(name, args, tmp_path):
+    path, codes, conditions, logits = write(name, tmp_path, args)
+    prior = PixelSNAIL.from_single_file(path)
+    assert prior.config.dropout == (0.25 if args else 0.1)
+    assert prior.config.code_shape == (6, 4)
+    torch.testing.assert_close(prior(codes, **conditions).logits, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached_logits(prior, codes, **conditions), logits, rtol=1e-4, atol=1e-4)
+
+
+KEY = "blocks.0.resblocks.0.conv1.conv.conv.weight_v"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors, args: tensors.pop(KEY), KEY),
+        (lambda tensors, args: tensors.pop("background"), "background"),
+        (lambda tensors, args: tensors["background"].add_(1), "background"),
+        (lambda tensors, args: tensors.update({KEY: torch.ones(3)}), f"{KEY}.*4 dimensions"),
+        (lambda tensors, args: tensors[KEY].mul_(0), "conv1.conv.conv.weight_v.*zeros"),
+        (lambda tensors, args: tensors.update({"blocks.0.more.bias": torch.ones(3)}), "blocks.0.more.bias"),
+        (lambda tensors, args: args.update(channel=32), "args.channel is 32.*16"),
+        (lambda tensors, args: args.update(n_out_res_block=4), "args.n_out_res_block is 4.*2"),
+        (lambda tensors, args: args.update(hier="bottom"), "args.hier is 'bottom'.*cond_resnet"),
+        (lambda tensors, args: args.update(dropout="much"), "args.dropout must be a number.*much"),
+    ],
+)
+def test_a_wrong_checkpoint_names_file_and_key(change, words, tmp_path):
+    path, *_ = write("top", tmp_path, change=change)
+    with pytest.raises(ValueError, match=words) as error:
+        convert(path, tmp_path / "out")
+    assert "prior.pt" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_beside_the_weights_must_agree(tmp_path):
+    shutil.copy(SYSTEM / "pixelsnail_top.pt", tmp_path)
+    told = json.loads((SYSTEM / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"top": told["top"] | {"n_block": 5}}))
+    with pytest.raises(ValueError, match=r"top\.n_block is 5 .* the weights say 2"):
+        convert(tmp_path / "pixelsnail_top.pt", tmp_path / "out")
+
+
+# What is refused
+
+CODES, TOP = torch.zeros(2, 5, 7, dtype=torch.int64), torch.zeros(2, 3, 4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("match", "variant", "call"),
+    [
+        ("no coarser levels", "top", lambda prior: prior(CODES, context_codes=(TOP,))),
+        ("tuple of 1 levels.* got NoneType", "bottom", lambda prior: prior(CODES)),
+        ("tuple of 1 levels.* got NoneType", "bottom", lambda prior: prior.sample(2)),
+        ("tuple of 1 levels.* got Tensor", "bottom", lambda prior: prior(CODES, context_codes=TOP)),
+        ("tuple of 1 levels.* got 2", "bottom", lambda prior: prior(CODES, context_codes=(TOP, TOP))),
+        (r"context_codes\[0\] must be int64", "bottom", lambda prior: prior(CODES, context_codes=(TOP.float(),))),
+        (r"context_codes\[0\] must be int64", "bottom", lambda prior: prior(CODES, context_codes=(TOP[0],))),
+        (r"context_codes\[0\] must have 2 grids", "bottom", lambda prior: prior(CODES, context_codes=(TOP[:1],))),
+        (r"context_codes\[0\].*\[0, 7\), got 9", "bottom", lambda prior: prior(CODES, context_codes=(TOP + 9,))),
+        ("coarser than the codes", "bottom", lambda prior: prior(CODES[:, :2], context_codes=(TOP,))),
+        ("class_labels missing", "bottom with classes", lambda prior: prior(CODES, context_codes=(TOP, TOP))),
+        ("coarse to fine", "bottom with classes", lambda p: p.sample(class_labels=[0, 1], context_codes=(CODES, TOP))),
+        ("batch_size=2 given", "bottom", lambda prior: prior.sample(2, context_codes=(TOP,))),
+        ("needs a null class", "bottom", lambda prior: prior.sample(context_codes=(TOP,), guidance_scale=2.0)),
+    ],
+)
+def test_bad_input_is_a_clear_error(match, variant, call):
+    with pytest.raises(ValueError, match=match):
+        call(make_prior(variant))
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        ("hidden_channels .* got 0", {"hidden_channels": 0}),
+        ("num_blocks .* got 0", {"num_blocks": 0}),
+        ("num_residual_layers .* got 0", {"num_residual_layers": 0}),
+        ("residual_channels .* got 0", {"residual_channels": 0}),
+        ("num_output_layers .* got -1", {"num_output_layers": -1}),
+        ("num_context_layers .* got -1", {"num_context_layers": -1}),
+        ("condition_channels .* got 0", {"condition_channels": 0}),
+        ("kernel_size must be odd and at least 3, got 1", {"kernel_size": 1}),
+        ("context_kernel_size must be odd .* got 4", {"context_kernel_size": 4}),
+        ("num_attention_heads must divide .* got 8 for 12", {"hidden_channels": 24}),
+        ("context_codebook_sizes .* got", {"context_codebook_sizes": (4, 0)}),
+        ("dropout .* got 1.5", {"dropout": 1.5}),
+        ("code_shape", {"code_shape": (4,)}),
+    ],
+)
+def test_bad_config_is_a_clear_error(match, options):
+    with pytest.raises(ValueError, match=match):
+        PixelSNAILConfig(**options)
