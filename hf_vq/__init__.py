@@ -28,7 +28,16 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.pipelines import VQPipeline
-from hf_vq.priors import PixelCNN, PixelCNNConfig
+from hf_vq.priors import (
+    DelayedTransformerPrior,
+    DelayedTransformerPriorConfig,
+    LlamaGenPrior,
+    LlamaGenPriorConfig,
+    PixelCNN,
+    PixelCNNConfig,
+    TransformerPrior,
+    TransformerPriorConfig,
+)
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
 
@@ -40,7 +49,11 @@ __all__ = [
     "DVAE",
     "DVAEConfig",
     "DVAEForAutoModel",
+    "DelayedTransformerPrior",
+    "DelayedTransformerPriorConfig",
     "EMAVectorQuantizer",
+    "LlamaGenPrior",
+    "LlamaGenPriorConfig",
     "MAGVIT2Model",
     "MAGVIT2ModelConfig",
     "MAGVIT2ModelForAutoModel",
@@ -51,6 +64,8 @@ __all__ = [
     "RQVAE",
     "RQVAEConfig",
     "RQVAEForAutoModel",
+    "TransformerPrior",
+    "TransformerPriorConfig",
     "ViTVQModel",
     "ViTVQModelConfig",
     "ViTVQModelForAutoModel",
