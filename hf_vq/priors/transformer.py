@@ -132,6 +132,8 @@ class TransformerPrior(PromptMixin, LlamaForCausalLM):
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type.
         """
+        if input_ids is None and (use_cache is not None or past_key_values is not None or attention_mask is not None):
+            codes, input_ids = None, codes  # transformers' own guidance passes its tokens by place
         if codes is not None:
             if input_ids is not None or inputs_embeds is not None:
                 raise ValueError("codes and input_ids exclude each other: give one of them")
