@@ -100,7 +100,7 @@ class DecoderState:
         self.nothing = head.new_zeros(())
 
     def fill(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take the first positions of a layer from transformers' cache, (rows, key heads, positions, head_dim) each."""
+        """Take a layer's first positions from transformers' cache: (rows, key heads, positions, head_dim) each."""
         length, half = keys.shape[2], keys.shape[3] // 2
         keys = keys.unflatten(3, (2, half)).transpose(3, 4).flatten(3)
         self.cache[layer, :, :, :length] = torch.stack([keys, values]).flatten(1, 2)

@@ -87,8 +87,9 @@ class LlamaGenPrior(PriorMixin, PreTrainedModel):
     of a code, half with its column; at the class the rotation is by the number 0, so its key is 0 and every query
     gives it the score 0. LlamaGen's `cfg_interval=i` is `guidance_steps=i + 2`.
 
-    It is no stock Llama, whose rotation has one dimension: of the checkpoints of this package only `TransformerPrior`'s
-    load in `AutoModelForCausalLM`, vLLM or SGLang.
+    It is no stock Llama, whose rotation has one dimension: of this package's checkpoints only those of
+    `TransformerPrior` load in `AutoModelForCausalLM`, vLLM or SGLang. The original's dropout inside the residual
+    branches is not kept; it takes part in training only.
     """
 
     config_class = LlamaGenPriorConfig

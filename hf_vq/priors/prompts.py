@@ -139,6 +139,24 @@ class PromptMixin(PriorMixin):
     def grid_dims(self) -> int:
         return self.config.grid_dims
 
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        super().check_codes(codes, labels)
+        if self.config.num_levels > 1 and codes.shape[1] != self.config.num_levels:
+            raise ValueError(f"codes must have {self.config.num_levels} levels in axis 1, got {tuple(codes.shape)}")
+
+    def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
+        """Residual codes: all levels of a place before the next place, places in raster order."""
+        num_levels = self.config.num_levels
+        if num_levels == 1:
+            return None
+        return torch.arange(prod(code_shape)).view(num_levels, -1).T.flatten()
+
+    def _check_code_shape(self, code_shape) -> tuple[int, ...]:
+        code_shape = super()._check_code_shape(code_shape)
+        if self.config.num_levels > 1 and code_shape[0] != self.config.num_levels:
+            raise ValueError(f"code_shape must begin with {self.config.num_levels} levels, got {code_shape}")
+        return code_shape
+
     def make_prompt(
         self,
         batch_size: int | None = None,

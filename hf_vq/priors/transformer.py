@@ -22,7 +22,9 @@ FIXED = ("hidden_act", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_
 
 
 class TransformerPriorConfig(DecoderConfig):
-    __doc__ = DecoderConfig.__doc__.replace("Sizes of a Llama decoder", "Config of `TransformerPrior`, a Llama decoder")
+    __doc__ = DecoderConfig.__doc__.replace(
+        "Sizes of a Llama decoder", "Config of `TransformerPrior`, a Llama decoder"
+    )
 
     model_type = "llama"
 
@@ -151,12 +153,6 @@ class TransformerPrior(PromptMixin, LlamaForCausalLM):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-
-    def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
-        if self.config.num_levels == 1:
-            return None
-        places = torch.arange(torch.Size(code_shape).numel())
-        return places.view(self.config.num_levels, -1).T.flatten()
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         prompt, order = self.prompt_tokens(len(codes), **conditions), self.code_order(codes.shape[1:])
