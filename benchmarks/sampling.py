@@ -111,9 +111,8 @@ def llama(args, batch_size):
             codes[:, position] = (unconditional + GUIDANCE * (conditional - unconditional)).argmax(-1)
 
     weights = sum(p.numel() for p in prior.model.layers.parameters()) + args.codebook_size * args.hidden_size
-    cached = (
-        2 * batch_size * 2 * args.layers * args.hidden_size * sum(range(1, num_codes + 1))
-    )  # guided: twice the rows
+    rows = 2 * batch_size  # guided
+    cached = 2 * rows * args.layers * args.hidden_size * sum(range(1, num_codes + 1))
     floor = Floor(4 * (weights * num_codes + cached), rows * weights * num_codes + cached)
     contenders = [
         Contender("ours", lambda: sample(temperature=0)),
