@@ -5,8 +5,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.autoencoders.pretrained import FACES
+from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import PRIORS, TransformerPrior, TransformerPriorConfig
-from hf_vq.priors.transformer import PRIOR_SECTION
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",

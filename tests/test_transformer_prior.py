@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf_vq
+from hf_vq.cli.inspect import main as inspect
+from hf_vq.hub import describe, read_folder, write_card
 from hf_vq.priors import (
     DelayedTransformerPrior,
     DelayedTransformerPriorConfig,
@@ -194,6 +196,16 @@ def test_every_parameter_learns_and_checkpointing_gives_the_same_gradients(varia
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("variant", ["text", "delayed", "llamagen"])
+@torch.no_grad()
+def test_forward_compiles_whole_and_agrees(variant):
+    prior = make_prior(variant)
+    codes, conditions = make_codes(prior)
+    torch._dynamo.reset()
+    output = torch.compile(prior, fullgraph=True, backend="aot_eager")(codes, **conditions)
+    torch.testing.assert_close(output.logits, prior(codes, **conditions).logits)
+
+
 @variants
 def test_layers_are_the_units_of_sharding(variant):
     prior = make_prior(variant)
@@ -284,6 +296,23 @@ def test_stock_transformers_without_hf_vq_gives_our_codes(tmp_path):
         assert drawn.shape == (40, len(order))
         assert drawn.max() < 11
         assert len(drawn.unique(dim=0)) > 20  # it drew
+
+
+def test_inspect_card_and_pipeline_know_a_prior_that_is_a_llama(tmp_path, capsys):
+    prior = make_prior(code_shape=(4, 4))
+    pipeline = hf_vq.VQPipeline(hf_vq.VQVAE(codebook_size=11), prior)
+    pipeline.save_pretrained(tmp_path)
+    loaded = hf_vq.VQPipeline.from_pretrained(tmp_path)
+    assert type(loaded.prior) is TransformerPrior
+    images = loaded([0, 1], output_type="codes", temperature=0).images
+    assert torch.equal(images, prior.sample(class_labels=[0, 1], temperature=0))
+    inspect(["--folder", str(tmp_path / "prior"), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["class"], facts["codebook_size"], facts["code_shape"]) == ("TransformerPrior", 11, [4, 4])
+    folder = read_folder(tmp_path / "prior")
+    card = str(write_card(folder, "a/b", describe(folder, "a/b", "mit", folder.files, None), folder.files))
+    assert "a prior over 4x4 grids of codes out of 11, with 3 classes" in card
+    assert 'AutoModelForCausalLM.from_pretrained("a/b")' in card
 
 
 @pytest.mark.parametrize("cache", [None, "static"])

@@ -77,7 +77,8 @@ class DecoderState:
         self.layers = [LayerWeights.of(layer) for layer in layers]
         self.head = (head * norm.weight).T.contiguous()
         self.rotations = torch.complex(cosines.to(wide), sines.to(wide))
-        self.epsilon = torch.tensor(norm.variance_epsilon, dtype=wide, device=head.device)
+        self.epsilon = norm.variance_epsilon
+        self.epsilon_tensor = torch.tensor(self.epsilon, dtype=wide, device=head.device)
         self.scaling, self.hidden_size, self.num_rows, self.wide = attention.scaling, hidden_size, num_rows, wide
         self.position, self.features = 0, None
         # SDPA is made for long queries: on a CPU three plain operations are faster for a single one
@@ -133,9 +134,9 @@ class DecoderState:
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Divide rows by their root mean square; the scales of the norm are in the matrix that follows."""
         if features.is_cuda:
-            return F.rms_norm(features, (self.hidden_size,), eps=self.epsilon.item())
+            return F.rms_norm(features, (self.hidden_size,), eps=self.epsilon)
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=self.wide)
-        scale = torch.addcmul(self.epsilon, norm, norm, value=1 / self.hidden_size).rsqrt_()
+        scale = torch.addcmul(self.epsilon_tensor, norm, norm, value=1 / self.hidden_size).rsqrt_()
         return torch.mul(features, scale, out=self.normed)
 
     def attend(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,11 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.models.llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple
 
+from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.decoder_sampling import DecoderState
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
 
-PRIOR_SECTION = "vq_prior"  # of a Llama's config.json; `AutoVQPrior` looks for it
 PRIOR_FIELDS = (
     "codebook_size", "num_classes", "code_shape", "class_dropout_prob", "grid_dims", "num_levels", "num_text_tokens",
     "prompt_length", "prompt_dropout_prob",
