@@ -1,11 +1,12 @@
 """The right class for a folder or repository, and registration with transformers and diffusers."""
 
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.autoencoders.pretrained import FACES
-from hf_vq.priors import PRIORS
+from hf_vq.hub import PRIOR_SECTION
+from hf_vq.priors import PRIORS, TransformerPrior, TransformerPriorConfig
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
@@ -46,7 +47,10 @@ class AutoVQPrior:
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        if PRIOR_SECTION in config:
+            return TransformerPrior.from_pretrained(pretrained_model_name_or_path, **kwargs)
         classes = {config_class.model_type: prior_class for config_class, prior_class in PRIORS.values()}
+        del classes[TransformerPriorConfig.model_type]  # a Llama without that section
         if config.get("model_type") not in classes:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds {config.get('model_type')!r}, which is none of "
@@ -61,7 +65,9 @@ def register():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, face_class, exist_ok=True)
     for config_class, prior_class in PRIORS.values():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        if config_class is not TransformerPriorConfig:  # "llama" stays transformers' own
+            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, prior_class, exist_ok=True)
+    AutoModelForCausalLM.register(TransformerPriorConfig, TransformerPrior, exist_ok=True)
     verbs = ["save_pretrained", "from_pretrained"]
     LOADABLE_CLASSES.setdefault("hf_vq", {"ModelMixin": verbs, "PreTrainedModel": verbs})

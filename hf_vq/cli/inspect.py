@@ -12,6 +12,7 @@ from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
 from hf_vq.cli.options import parse_options
 from hf_vq.data.codes import code_levels, code_splits, load_codes
+from hf_vq.hub import PRIOR_SECTION
 
 
 @dataclass
@@ -94,9 +95,11 @@ def _area(factor):
 
 
 def _describe_prior(folder, config, image_size):
+    name = config.get("auto_map", {}).get("AutoConfig", config["model_type"])  # a Llama's architecture is Llama
+    config = config | config.get(PRIOR_SECTION, {})
     bits, shape = math.log2(config["codebook_size"]), config.get("code_shape")
     return {
-        "class": (config.get("architectures") or [config.get("model_type")])[0],
+        "class": name.rpartition(".")[2].removesuffix("Config"),
         "parameters": sum(math.prod(shape) for _, shape in _tensors(folder).values()),
         "codebook_size": config["codebook_size"],
         "num_classes": config.get("num_classes") or 0,

@@ -5,6 +5,7 @@ from hf_vq.converters import (  # each registers its formats
     diffusers,
     keras,
     llamagen,
+    llamagen_gpt,
     open_magvit2,
     ritheshkumar,
     rosinality,

@@ -2,13 +2,14 @@
 
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
-from hf_vq.hub.folders import CONVERSION, is_model_file, read_folder
+from hf_vq.hub.folders import CONVERSION, PRIOR_SECTION, is_model_file, read_folder
 from hf_vq.hub.push import PushMixin, push_folder
 
 __all__ = [
     "CONVERSION",
     "HubConfigMixin",
     "HubPipelineMixin",
+    "PRIOR_SECTION",
     "PushMixin",
     "auto_map",
     "describe",

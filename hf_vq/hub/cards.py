@@ -242,6 +242,11 @@ def _stock(folder, repo_id):
         return "In stock diffusers, without hf_vq:", (
             f'from diffusers import VQModel\n\nmodel = VQModel.from_pretrained("{repo_id}")'
         )
+    if folder.class_name == "TransformerPrior":
+        return "In stock transformers, without hf_vq:", (
+            "from transformers import AutoModelForCausalLM\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")'
+        )
     return "In stock transformers, with hf_vq installed:", (
         f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
     )

@@ -11,6 +11,7 @@ from hf_vq.hub.shims import PIPELINE, SHIM
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py")
+PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 CONVERSION = "conversion.json"  # where converted weights come from
 RUN_FILES = ("report.json", "evaluation.json", CONVERSION, "*.yaml", *PICTURES)
 
@@ -100,6 +101,7 @@ def _read_model(path):
             f"{path} was not saved by hf_vq: load it with AutoVQModel or AutoVQPrior and call save_pretrained first"
         )
     kind = "autoencoder" if "_class_name" in config else "prior"
+    config |= config.get(PRIOR_SECTION, {})
     folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
     folder.files = _find(path, MODEL_FILES)
     _check_weights(path)

@@ -1,19 +1,29 @@
 """Codes -> codes: what is likely, and new ones."""
 
 from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
+from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
 from hf_vq.priors.mixture_wavenet import MixtureWaveNet, MixtureWaveNetConfig
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from hf_vq.priors.transformer import TransformerPrior, TransformerPriorConfig
 from hf_vq.priors.wavenet import WaveNet, WaveNetConfig
 
 PRIORS = {
+    "DelayedTransformerPrior": (DelayedTransformerPriorConfig, DelayedTransformerPrior),
+    "LlamaGenPrior": (LlamaGenPriorConfig, LlamaGenPrior),
     "MixtureWaveNet": (MixtureWaveNetConfig, MixtureWaveNet),
     "PixelCNN": (PixelCNNConfig, PixelCNN),
     "PixelSNAIL": (PixelSNAILConfig, PixelSNAIL),
+    "TransformerPrior": (TransformerPriorConfig, TransformerPrior),
     "WaveNet": (WaveNetConfig, WaveNet),
 }
 
 __all__ = [
+    "DelayedTransformerPrior",
+    "DelayedTransformerPriorConfig",
+    "LlamaGenPrior",
+    "LlamaGenPriorConfig",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "PRIORS",
@@ -24,6 +34,8 @@ __all__ = [
     "PriorConfig",
     "PriorMixin",
     "PriorOutput",
+    "TransformerPrior",
+    "TransformerPriorConfig",
     "WaveNet",
     "WaveNetConfig",
 ]

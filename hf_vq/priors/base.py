@@ -309,7 +309,7 @@ class PriorMixin(PushMixin):
             raise ValueError(f"codes must be int64, got {codes.dtype}")
         if codes.ndim != 1 + self.grid_dims or codes.numel() == 0:
             raise ValueError(f"codes must be (batch, *grid) with {self.grid_dims} grid axes, got {tuple(codes.shape)}")
-        _check_range("codes", codes, self.config.codebook_size)
+        check_range("codes", codes, self.config.codebook_size)
         if labels is None:
             return
         if labels.dtype != torch.int64 or labels.shape != codes.shape:
@@ -317,7 +317,7 @@ class PriorMixin(PushMixin):
                 f"labels must be int64 of the shape of codes {tuple(codes.shape)}, "
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
-        _check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.config.codebook_size)
+        check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.config.codebook_size)
 
     def check_class_labels(
         self, class_labels: torch.Tensor | Sequence[int] | int | None, batch_size: int | None = None
@@ -342,7 +342,7 @@ class PriorMixin(PushMixin):
         if class_labels.ndim != 1 or len(class_labels) == 0 or batch_size not in (None, len(class_labels)):
             wanted = "(batch,)" if batch_size is None else f"({batch_size},)"
             raise ValueError(f"class_labels must be {wanted}, got {tuple(class_labels.shape)}")
-        _check_range("class_labels", class_labels, self.config.num_class_embeddings)
+        check_range("class_labels", class_labels, self.config.num_class_embeddings)
         return class_labels.to(self.device, torch.int64)
 
     def _check_batch(self, batch_size: int | None, conditions: dict, code_shape: tuple[int, ...]) -> tuple[int, dict]:
@@ -375,7 +375,7 @@ class PriorMixin(PushMixin):
         for name, value, dtype in (("known_codes", known_codes, torch.int64), ("known_mask", known_mask, torch.bool)):
             if value.dtype != dtype or value.shape != shape:
                 raise ValueError(f"{name} must be {dtype} {shape}, got {value.dtype} {tuple(value.shape)}")
-        _check_range("known_codes", known_codes.masked_fill(~known_mask, 0), self.config.codebook_size)
+        check_range("known_codes", known_codes.masked_fill(~known_mask, 0), self.config.codebook_size)
 
 
 def _first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -392,12 +392,13 @@ def _side_by_side(conditions: dict, others: dict) -> dict:
     }
 
 
-def _check_range(name: str, values: torch.Tensor, size: int) -> None:
+def check_range(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:
+    """Raise a `ValueError` unless all values are in [lowest, size)."""
     if torch.compiler.is_compiling():  # a look at the values would break the graph
         return
     low, high = (int(extreme) for extreme in values.aminmax())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name} must be in [0, {size}), got {low if low < 0 else high}")
+    if low < lowest or high >= size:
+        raise ValueError(f"{name} must be in [{lowest}, {size}), got {low if low < lowest else high}")
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

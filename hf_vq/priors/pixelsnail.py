@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput, _check_range
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput, check_range
 from hf_vq.priors.pixelsnail_layers import (
     CausalConv2d,
     ContextNetwork,
@@ -221,7 +221,7 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
             grid = tuple(codes.shape[1:])
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
-            _check_range(name, codes, size)
+            check_range(name, codes, size)
             batch_size, previous = codes.shape[0], grid
         if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")

@@ -1,0 +1,235 @@
+"""What transformer priors share: the config of a Llama decoder, its vocabulary, and the prompt that codes follow."""
+
+from math import prod
+
+import torch
+from transformers.models.llama import LlamaConfig
+
+from hf_vq.priors.base import PriorConfig, PriorMixin, check_range
+
+NO_TOKEN = -1  # in `prompt_ids`: nothing here
+
+
+class DecoderConfig(PriorConfig):
+    """Sizes of a Llama decoder (https://arxiv.org/abs/2302.13971) over codes, under the names of transformers.
+
+    The vocabulary is codes, then classes, then the null entry, then text tokens. The null entry is the null class, the
+    begin token of a prior without classes, and stands for absent text.
+
+    Args:
+        codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        grid_dims: axes of a grid of codes, levels included; that of `code_shape`, or 2, by default.
+        num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
+        num_text_tokens: size of the text vocabulary; 0 is a prior without text.
+        prompt_length: text tokens before the codes.
+        prompt_dropout_prob: chance that training drops the text; above 0 it makes guidance by text possible.
+        hidden_size: width of the decoder.
+        num_layers: decoder layers.
+        num_heads: attention heads; they divide `hidden_size`.
+        num_key_value_heads: heads of keys and values, which divide `num_heads`; by default as many.
+        intermediate_size: width inside the gated MLP; by default 8/3 of `hidden_size`, up to a multiple of 64.
+        attention_dropout: in training.
+        rms_norm_eps: added to the mean square.
+        initializer_range: standard deviation of new weights.
+        rope_parameters: as transformers' Llama; `{"rope_type": "default", "rope_theta": 10000.0}` by default.
+        tie_word_embeddings: one matrix embeds tokens and gives logits.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = LlamaConfig.base_model_tp_plan
+    base_model_pp_plan = LlamaConfig.base_model_pp_plan
+    hidden_act, attention_bias, mlp_bias, pad_token_id, use_cache = "silu", False, False, None, True
+    bos_token_id, eos_token_id = None, None  # Llama's 1 and 2 would be codes
+
+    grid_dims: int | None = None
+    num_levels: int = 1
+    num_text_tokens: int = 0
+    prompt_length: int = 0
+    prompt_dropout_prob: float = 0.0
+    hidden_size: int = 512
+    num_layers: int = 8
+    num_heads: int = 8
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
+    attention_dropout: float = 0.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    rope_parameters: dict | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        for name in ("hidden_size", "num_layers", "num_heads", "num_levels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = -(-8 * self.hidden_size // 3 // 64) * 64
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.hidden_size}"
+            )
+        if self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
+            )
+        if self.intermediate_size < 1:
+            raise ValueError(f"intermediate_size must be at least 1, got {self.intermediate_size}")
+        for name in ("prompt_dropout_prob", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.num_text_tokens < 0 or self.prompt_length < 0:
+            raise ValueError(
+                f"num_text_tokens and prompt_length must be at least 0, got {self.num_text_tokens} and "
+                f"{self.prompt_length}"
+            )
+        if (self.num_text_tokens > 0) != (self.prompt_length > 0):
+            raise ValueError(
+                f"num_text_tokens={self.num_text_tokens} and prompt_length={self.prompt_length} go together"
+            )
+        if self.prompt_dropout_prob > 0 and self.num_text_tokens == 0:
+            raise ValueError(
+                f"prompt_dropout_prob is {self.prompt_dropout_prob}, but num_text_tokens is 0: nothing to drop"
+            )
+        super().__post_init__(**kwargs)
+        if self.grid_dims is None:
+            self.grid_dims = 2 + (self.num_levels > 1) if self.code_shape is None else len(self.code_shape)
+        if self.grid_dims < 1 + (self.num_levels > 1):
+            raise ValueError(f"grid_dims must count the axis of levels and one more, got {self.grid_dims}")
+        if self.code_shape is not None:
+            if len(self.code_shape) != self.grid_dims:
+                raise ValueError(f"code_shape must have grid_dims={self.grid_dims} sizes, got {self.code_shape}")
+            if self.num_levels > 1 and self.code_shape[0] != self.num_levels:
+                raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_code_tokens(self) -> int:
+        """Rows of the vocabulary that are codes; they come first."""
+        return self.codebook_size
+
+    @property
+    def null_token(self) -> int:
+        """Place of the null entry in the vocabulary."""
+        return self.num_code_tokens + self.num_classes
+
+    @property
+    def vocab_size(self) -> int:
+        return self.null_token + 1 + self.num_text_tokens
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens of the longest sequence: the prompt and the codes of `code_shape` (8192 where that is open)."""
+        return self.prompt_length + 1 + (8192 if self.code_shape is None else prod(self.code_shape))
+
+
+class PromptMixin(PriorMixin):
+    """The part of a transformer prior that stands before its codes: text, then the class or the null entry."""
+
+    condition_names = ("class_labels", "prompt_ids")
+
+    @property
+    def grid_dims(self) -> int:
+        return self.config.grid_dims
+
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        super().check_codes(codes, labels)
+        if self.config.num_levels > 1 and codes.shape[1] != self.config.num_levels:
+            raise ValueError(f"codes must have {self.config.num_levels} levels in axis 1, got {tuple(codes.shape)}")
+
+    def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
+        """Residual codes: all levels of a place before the next place, places in raster order."""
+        num_levels = self.config.num_levels
+        if num_levels == 1:
+            return None
+        return torch.arange(prod(code_shape)).view(num_levels, -1).T.flatten()
+
+    def _check_code_shape(self, code_shape) -> tuple[int, ...]:
+        code_shape = super()._check_code_shape(code_shape)
+        if self.config.num_levels > 1 and code_shape[0] != self.config.num_levels:
+            raise ValueError(f"code_shape must begin with {self.config.num_levels} levels, got {code_shape}")
+        return code_shape
+
+    def make_prompt(
+        self,
+        batch_size: int | None = None,
+        *,
+        class_labels: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The tokens before the first code.
+
+        Args:
+            batch_size: of a prior without conditions.
+            class_labels: (batch,) integers of a prior with classes; `num_classes` is the null class.
+            prompt_ids: (batch, at most prompt_length) integers in [-1, num_text_tokens) of a prior with text; -1 is no
+                token.
+
+        Returns:
+            (batch, prompt_length + 1) int64 in [0, vocab_size).
+
+        Raises:
+            ValueError: a condition is missing or does not fit.
+        """
+        conditions = self.check_conditions({"class_labels": class_labels, "prompt_ids": prompt_ids}, batch_size)
+        given = list(conditions.values())
+        if not given and batch_size is None:
+            raise ValueError("batch_size missing: this prior has no conditions")
+        return self.prompt_tokens(len(given[0]) if given else batch_size, **conditions)
+
+    def prompt_tokens(
+        self, batch_size: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`make_prompt` of checked conditions; in training it drops text with the configured probability."""
+        config = self.config
+        if class_labels is None:
+            begin = torch.full((batch_size,), config.null_token, device=self.device)
+        else:
+            begin = config.num_code_tokens + class_labels
+        if prompt_ids is None:
+            return begin[:, None]
+        if self.training and config.prompt_dropout_prob > 0:
+            dropped = torch.rand(batch_size, 1, device=prompt_ids.device) < config.prompt_dropout_prob
+            prompt_ids = prompt_ids.masked_fill(dropped, NO_TOKEN)
+        text = config.null_token + 1 + prompt_ids  # NO_TOKEN becomes the null entry
+        return torch.cat([text, begin[:, None]], dim=1)
+
+    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
+        if name == "class_labels":
+            return self.check_class_labels(value, batch_size)
+        num_text_tokens, length = self.config.num_text_tokens, self.config.prompt_length
+        if num_text_tokens == 0:
+            if value is not None:
+                raise ValueError("prompt_ids given, but this prior has no text (num_text_tokens=0)")
+            return None
+        if value is None:
+            raise ValueError(f"prompt_ids missing: this prior has num_text_tokens={num_text_tokens}")
+        value = torch.as_tensor(value)
+        if value.is_floating_point() or value.dtype == torch.bool:
+            raise ValueError(f"prompt_ids must be integers, got {value.dtype}")
+        if value.ndim != 2 or value.numel() == 0 or value.shape[1] > length or batch_size not in (None, len(value)):
+            wanted = "batch" if batch_size is None else batch_size
+            raise ValueError(f"prompt_ids must be ({wanted}, at most {length}), got {tuple(value.shape)}")
+        check_range("prompt_ids", value, num_text_tokens, lowest=NO_TOKEN)
+        value = value.to(self.device, torch.int64)
+        return torch.nn.functional.pad(value, (0, length - value.shape[1]), value=NO_TOKEN)
+
+    @property
+    def can_guide(self) -> bool:
+        return self.config.class_dropout_prob > 0 or self.config.prompt_dropout_prob > 0
+
+    def null_conditions(self, conditions: dict) -> dict:
+        """What guidance compares with: without what training has dropped now and then, the class, the text or both."""
+        null = dict(conditions)
+        if self.config.class_dropout_prob > 0:
+            null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
+        if self.config.prompt_dropout_prob > 0:
+            null["prompt_ids"] = torch.full_like(conditions["prompt_ids"], NO_TOKEN)
+        return null
