@@ -196,7 +196,7 @@ def test_every_parameter_learns_and_checkpointing_gives_the_same_gradients(varia
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("variant", ["text", "delayed", "llamagen"])
+@pytest.mark.parametrize("variant", ["text", "llamagen"])
 @torch.no_grad()
 def test_forward_compiles_whole_and_agrees(variant):
     prior = make_prior(variant)
