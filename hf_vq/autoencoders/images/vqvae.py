@@ -1,6 +1,5 @@
 """The VQ-VAE of 2017: strided convolutions, residual blocks, one codebook."""
 
-import math
 from functools import partial
 
 import torch
@@ -12,6 +11,8 @@ from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ConvNorm, ResidualStack, TransposedConvNorm
+from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
+from hf_vq.autoencoders.images.levels import PatchShortcut
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
@@ -54,6 +55,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
             sample is the mean, or "logistic", cut at them, with the location as sample.
         reconstruction_weight: its weight in `loss`, above 0. Sonnet and Keras minimise the mean squared error on
             [-0.5, 0.5] over the variance of the data there: 1 / (4 x that variance).
+        shortcut: a linear code of patches beside encoder and decoder, which then start at zero: training is far ahead
+            for its first thousands of steps (after DC-AE, https://arxiv.org/abs/2410.10733).
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
 
     Raises:
@@ -86,6 +89,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         reconstruction_weight: float = 1.0,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
+        shortcut: bool = False,
     ):
         super().__init__()
         check_positive_int(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
@@ -154,7 +158,17 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
             if output_kernel_size
             else nn.Identity()
         )
-        self.apply(_initialize_like_sonnet)
+        self.apply(initialize_like_sonnet)
+        if shortcut:
+            if codebook_dim is None or reconstruction_loss in PIXEL_DISTRIBUTIONS:
+                raise ValueError(
+                    "shortcut=True needs a codebook_dim, and a decoder that ends in pixels; got codebook_dim="
+                    f"{codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
+                )
+            self.patches = PatchShortcut(in_channels, dim, self.downsample_factor)
+            self.patches.reset_parameters()
+            nn.init.zeros_(self.to_latents.weight)
+            nn.init.zeros_(self.last_layer)
 
     @property
     def downsample_factor(self):
@@ -200,12 +214,13 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         )
 
     def _encode(self, sample):
-        hidden = sample * self.config.input_scale + self.config.input_shift
+        inputs = hidden = sample * self.config.input_scale + self.config.input_shift
         for layer in self.downsample:
             hidden = F.relu(self.run(layer, hidden))
         if self.config.middle_kernel_size:
             hidden = F.relu(self.encoder_middle(hidden))
-        return self.to_latents(self.encoder_residual(hidden))
+        latents = self.to_latents(self.encoder_residual(hidden))
+        return latents + self.patches.encoder(inputs) if self.config.shortcut else latents
 
     def _decode(self, latents):
         hidden = self.decoder_residual(self.decoder_middle(latents))
@@ -216,6 +231,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         if self.config.reconstruction_loss == "softmax":  # the 256 logits side by side: half the time on a CPU
             hidden = hidden.contiguous(memory_format=torch.channels_last)
         hidden = self.output(hidden)
+        if self.config.shortcut:
+            hidden = hidden + self.patches.decoder(latents)
         if self.pixel_distribution is not None:
             return hidden
         if self.config.output_activation == "tanh":
@@ -235,12 +252,3 @@ def _check_choice(**choices):
     for name, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
-
-
-def _initialize_like_sonnet(module):
-    """Truncated normal of deviation 1 / sqrt(fan-in), biases zero: a plain PyTorch start trails it for 1,000 steps."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        fan_in = module.in_channels * math.prod(module.kernel_size)
-        deviation = fan_in**-0.5
-        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        nn.init.zeros_(module.bias)

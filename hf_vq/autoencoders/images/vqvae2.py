@@ -2,7 +2,6 @@
 
 import math
 from functools import partial
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +11,20 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
-from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
+from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
+from hf_vq.autoencoders.images.levels import (
+    LevelDecoder,
+    LevelEncoder,
+    LevelShortcut,
+    PatchShortcut,
+    make_upsampler,
+)
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
 
+PREDICTION_BETA = 0.1  # of the term that makes finer latents predictable from coarser codes
 LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
@@ -47,6 +54,10 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
         level_dropout: probability that a training item is decoded without its finest levels, a number drawn uniformly,
             in whose place the average code vector stands: coarse levels then decode alone. 0 is the paper's.
+        residual: instead of the paper's layout, code each finer level as the difference of its latents from what the
+            coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
+            and decode the sum. No bits repeat what is known, and coarse levels decode alone without `level_dropout`.
+            Linear shortcuts go around all networks, as in DC-AE (https://arxiv.org/abs/2410.10733).
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -74,6 +85,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         input_scale: float = 1.0,
         input_shift: float = 0.0,
         level_dropout: float = 0.0,
+        residual: bool = False,
     ):
         super().__init__()
         check_range(0, 1, level_dropout=level_dropout)
@@ -83,6 +95,13 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
+        if residual and level_dropout:
+            raise ValueError(f"level_dropout must be 0 where residual=True, got {level_dropout}")
+        if residual and reconstruction_loss in PIXEL_DISTRIBUTIONS:
+            raise ValueError(
+                f"reconstruction_loss={reconstruction_loss!r} does not go with residual=True, whose shortcuts end in "
+                "pixels"
+            )
         strides = _check_strides(strides)
         sizes = _per_level("codebook_size", codebook_size, len(strides))
         widths = _per_level("hidden_channels", hidden_channels, len(strides))
@@ -90,26 +109,40 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             if type(width) is not int or width < 2:
                 raise ValueError(f"hidden_channels must be ints of at least 2, got {hidden_channels!r}")
 
-        residual = (num_residual_layers, residual_channels)
+        blocks = (num_residual_layers, residual_channels)
         inputs = (*widths[1:], in_channels)
         self.encoders = nn.ModuleList(  # like everything below, coarse to fine
-            LevelEncoder(inside, stride, width, *residual)
+            LevelEncoder(inside, stride, width, *blocks)
             for inside, stride, width in zip(inputs, strides[::-1], widths, strict=True)
         )
-        contexts = [codebook_dim, *[2 * codebook_dim] * (len(strides) - 1)]  # a level's codes beside the coarser ones'
+        contexts = [codebook_dim] * len(strides)
+        if not residual:
+            contexts[1:] = [2 * codebook_dim] * (len(strides) - 1)  # a level's codes beside the coarser ones'
         steps = list(zip(contexts, strides[:0:-1], widths, strict=False))
         self.conditioners = nn.ModuleList(
-            LevelDecoder(inside, codebook_dim, stride, width, *residual) for inside, stride, width in steps
+            LevelDecoder(inside, codebook_dim, stride, width, *blocks) for inside, stride, width in steps
         )
-        self.upsamplers = nn.ModuleList(_upsampler(inside, codebook_dim, stride) for inside, stride, _ in steps)
+        self.upsamplers = nn.ModuleList(
+            make_upsampler(inside, codebook_dim, stride) for inside, stride, _ in ([] if residual else steps)
+        )
         self.to_latents = nn.ModuleList(
-            nn.Conv2d(width + (codebook_dim if level else 0), codebook_dim, 1) for level, width in enumerate(widths)
+            nn.Conv2d(width + (codebook_dim if level and not residual else 0), codebook_dim, 1)
+            for level, width in enumerate(widths)
         )
         self.quantizers = nn.ModuleList(
             make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
         )
         out_channels = decoder_channels(in_channels, reconstruction_loss)
-        self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *residual)
+        self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *blocks)
+        self.apply(initialize_like_sonnet)
+        if residual:
+            self.shortcuts = nn.ModuleList(LevelShortcut(codebook_dim, stride) for stride in strides[:0:-1])
+            self.shortcuts.append(PatchShortcut(in_channels, codebook_dim, strides[0]))
+            for shortcut in self.shortcuts:
+                shortcut.reset_parameters()
+            ends = [network.upsample[-1] for network in (*self.conditioners, self.decoder)]
+            for layer in (*self.to_latents, *ends):
+                nn.init.zeros_(layer.weight)
 
     @property
     def quantizers(self):
@@ -140,16 +173,19 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     def encode(self, sample, return_dict=True):
         """Samples (batch, channels, height, width) in [-1, 1] to the latents of every level, not yet quantized.
 
-        The latents of a finer level depend on the codes of the coarser ones.
+        The latents of a finer level depend on the codes of the coarser ones; with `residual` they are differences.
         """
-        latents, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
+        latents, _, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     def decode_parameters(self, latents):
         """Latents of every level to what the decoder ends in: the sample, or the parameters of its pixels."""
         context = latents[0]
-        for upsample, finer in zip(self.upsamplers, latents[1:], strict=True):
-            context = torch.cat([upsample(context), finer], dim=1)
+        for level, finer in enumerate(latents[1:]):
+            if self.config.residual:  # the prediction has a loss of its own
+                context = self._predict(level, context).detach() + finer
+            else:
+                context = torch.cat([self.upsamplers[level](context), finer], dim=1)
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
 
     @torch.no_grad()
@@ -227,16 +263,18 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             outputs.append(quantizer(latents))
             return outputs[-1].latents
 
-        _, quantized = self._encode(sample, quantize)
-        together = QuantizerOutput(
-            codes=tuple(output.codes for output in outputs),
-            loss=sum(output.loss for output in outputs),
-            losses={
-                f"{name}_{level}": value
-                for level, output in zip(self.level_names, outputs, strict=True)
-                for name, value in output.losses.items()
-            },
-        )
+        _, quantized, predictions = self._encode(sample, quantize)
+        losses = {
+            f"{name}_{level}": value
+            for level, output in zip(self.level_names, outputs, strict=True)
+            for name, value in output.losses.items()
+        }
+        loss = sum(output.loss for output in outputs)
+        for level, (predicted, latents) in zip(self.level_names[1:], predictions, strict=False):
+            losses[f"prediction_{level}"] = F.mse_loss(predicted, latents.detach())
+            losses[f"predictability_{level}"] = F.mse_loss(latents, predicted.detach())
+            loss = loss + losses[f"prediction_{level}"] + PREDICTION_BETA * losses[f"predictability_{level}"]
+        together = QuantizerOutput(codes=tuple(output.codes for output in outputs), loss=loss, losses=losses)
         return self.decoded_output(sample, self._drop_levels(quantized), together)
 
     def _drop_levels(self, quantized):
@@ -261,20 +299,32 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         )
 
     def _encode_pixels(self, sample):
-        return self.encoders[-1](sample * self.config.input_scale + self.config.input_shift)
+        hidden = sample * self.config.input_scale + self.config.input_shift
+        features = self.encoders[-1](hidden)
+        return torch.cat([features, self.shortcuts[-1].encoder(hidden)], dim=1) if self.config.residual else features
 
     def _decode_pixels(self, context):
         hidden = self.decoder(context)
+        if self.config.residual:
+            hidden = hidden + self.shortcuts[-1].decoder(context)
         if self.pixel_distribution is not None:
             return hidden
         return (hidden - self.config.input_shift) / self.config.input_scale
 
+    def _predict(self, level, context):
+        """What coarser codes say of the latents of the level below `level`, in the residual layout."""
+        return self.conditioners[level](context) + self.shortcuts[level].decoder(context)
+
     def _encode(self, sample, quantize):
-        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
+        """Latents of every level, what `quantize(quantizer, latents)` made of them, and predictions, coarse to fine.
+
+        A prediction, of the residual layout, is a pair: what coarser codes predict, and the latents.
+        """
         self.check_sample(sample)
-        features = [self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)]
-        for encoder in reversed(self.encoders[:-1]):
-            features.insert(0, encoder(features[0]))
+        features = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
+        if self.config.residual:
+            return self._encode_residual(features, quantize)
+        features = self._coarser_features(features)
         latents, quantized, context = [], [], None
         for level, (quantizer, hidden) in enumerate(zip(self.quantizers, features, strict=True)):
             if level:
@@ -283,52 +333,31 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             quantized.append(quantize(quantizer, latents[-1]))
             finer = quantized[-1]
             context = torch.cat([self.upsamplers[level - 1](context), finer], dim=1) if level else finer
-        return tuple(latents), tuple(quantized)
+        return tuple(latents), tuple(quantized), ()
 
+    def _encode_residual(self, features, quantize):
+        dim = self.config.codebook_dim
+        features, linear = features[:, :-dim], features[:, -dim:]
+        whole = []
+        for level, hidden in reversed(list(enumerate(self._coarser_features(features)))):
+            whole.insert(0, self.to_latents[level](hidden) + linear)
+            if level:
+                linear = self.shortcuts[level - 1].encoder(whole[0])
+        latents, quantized, predictions = [whole[0]], [quantize(self.quantizers[0], whole[0])], []
+        context = quantized[0]
+        for level, quantizer in enumerate(self.quantizers[1:]):
+            predicted = self._predict(level, context)
+            predictions.append((predicted, whole[level + 1]))
+            latents.append(whole[level + 1] - predicted.detach())
+            quantized.append(quantize(quantizer, latents[-1]))
+            context = predicted.detach() + quantized[-1]
+        return tuple(latents), tuple(quantized), tuple(predictions)
 
-class LevelEncoder(CheckpointedLayers):
-    """Strided convolutions, residual blocks, relu: (batch, in, h, w) to (batch, hidden, h / stride, w / stride)."""
-
-    def __init__(self, in_channels, stride, hidden_channels, num_residual_layers, residual_channels):
-        super().__init__()
-        halvings = stride.bit_length() - 1
-        widths = [in_channels, hidden_channels // 2, *[hidden_channels] * (halvings - 1)]
-        self.downsample = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-        self.middle = nn.Conv2d(widths[-1], hidden_channels, 3, padding=1)
-        self.residual = ResidualStack(
-            hidden_channels, num_residual_layers, residual_channels, "none", "pre_activation", end_activation=False
-        )
-
-    def forward(self, hidden):
-        for layer in self.downsample:
-            hidden = F.relu(self.run(layer, hidden))
-        return F.relu(self.residual(self.middle(hidden)))
-
-
-class LevelDecoder(CheckpointedLayers):
-    """A convolution, residual blocks, transposed convolutions: (batch, in, h, w) to (batch, out, h x stride, ...)."""
-
-    def __init__(self, in_channels, out_channels, stride, hidden_channels, num_residual_layers, residual_channels):
-        super().__init__()
-        self.middle = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
-        self.residual = ResidualStack(
-            hidden_channels, num_residual_layers, residual_channels, "none", "pre_activation", end_activation=False
-        )
-        doublings = stride.bit_length() - 1
-        widths = [*[hidden_channels] * (doublings - 1), *[hidden_channels // 2] * (doublings > 1), out_channels]
-        widths = [hidden_channels, *widths[-doublings:]]
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-
-    def forward(self, context):
-        hidden = F.relu(self.residual(self.middle(context)))
-        for index, layer in enumerate(self.upsample):
-            hidden = self.run(layer, F.relu(hidden) if index else hidden)
-        return hidden
-
-
-def _upsampler(in_channels, out_channels, stride):
-    widths = [in_channels, *[out_channels] * (stride.bit_length() - 1)]
-    return nn.Sequential(*(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)))
+    def _coarser_features(self, finest):
+        features = [finest]
+        for encoder in reversed(self.encoders[:-1]):
+            features.insert(0, encoder(features[0]))
+        return features
 
 
 def _decide(quantizer, latents):
