@@ -28,7 +28,7 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.pipelines import VQPipeline
-from hf_vq.priors import PixelCNN, PixelCNNConfig
+from hf_vq.priors import GPTPrior, GPTPriorConfig, PixelCNN, PixelCNNConfig, RQTransformer, RQTransformerConfig
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.version import __version__
 
@@ -41,6 +41,8 @@ __all__ = [
     "DVAEConfig",
     "DVAEForAutoModel",
     "EMAVectorQuantizer",
+    "GPTPrior",
+    "GPTPriorConfig",
     "MAGVIT2Model",
     "MAGVIT2ModelConfig",
     "MAGVIT2ModelForAutoModel",
@@ -48,6 +50,8 @@ __all__ = [
     "PixelCNN",
     "PixelCNNConfig",
     "PreTrainedModel",
+    "RQTransformer",
+    "RQTransformerConfig",
     "RQVAE",
     "RQVAEConfig",
     "RQVAEForAutoModel",
