@@ -8,9 +8,11 @@ from hf_vq.converters import (  # each registers its formats
     open_magvit2,
     ritheshkumar,
     rosinality,
+    rq_transformer,
     rqvae,
     sonnet,
     taming,
+    taming_gpt,
     vitvqgan,
 )
 from hf_vq.converters.base import FORMATS

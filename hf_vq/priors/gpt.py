@@ -70,7 +70,7 @@ class GPTPriorConfig(PriorConfig):
         if prod(grid) > self.block_size:
             raise ValueError(f"{name} must have at most block_size={self.block_size} codes, got a grid of {grid}")
         if self.permutation is not None and prod(grid) != len(self.permutation):
-            raise ValueError(f"{name} must have the {len(self.permutation)} codes of permutation, got a grid of {grid}")
+            raise ValueError(f"{name} must have as many codes as permutation, {len(self.permutation)}, got {grid}")
 
     @property
     def num_embeddings(self) -> int:

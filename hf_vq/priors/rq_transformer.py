@@ -279,7 +279,9 @@ class RQTransformer(PriorMixin, PreTrainedModel):
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         return self._predict_all(codes, **conditions)[0]
 
-    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> "RQTransformerSamplingState":
+    def start_sampling(
+        self, num_grids: int, code_shape: tuple[int, ...], **conditions
+    ) -> "RQTransformerSamplingState":
         self.config.check_grid("code_shape", tuple(code_shape))
         self._check_code_vectors()
         return RQTransformerSamplingState(self, num_grids, prod(code_shape[1:]), **conditions)
@@ -324,7 +326,7 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         return F.linear(vectors, self.spatial_projection.weight, codes.shape[2] * self.spatial_projection.bias)
 
     def embed_levels(self, codes: torch.Tensor) -> torch.Tensor:
-        """Inputs of the depth transformer after codes (batch, positions, levels), with one more axis of hidden_size."""
+        """Inputs (*codes.shape, hidden_size) of the depth transformer after codes (batch, positions, levels)."""
         if self.config.depth_inputs == "embeddings":
             return self._look_up_embeddings(codes)
         vectors = self._look_up_vectors(codes)
