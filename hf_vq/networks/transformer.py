@@ -39,7 +39,7 @@ class KeyValueCache:
     """Keys and values of all layers for the positions seen so far, in memory allocated once.
 
     Args:
-        transformer: whose keys and values they are; gives dtype and device.
+        transformer: whose keys and values they are; its blocks give dtypes and devices.
         batch_size: sequences.
         length: positions that fit.
 
@@ -48,9 +48,10 @@ class KeyValueCache:
     """
 
     def __init__(self, transformer: "Transformer", batch_size: int, length: int):
-        block = transformer.blocks[0]
-        shape = (len(transformer.blocks), 2, batch_size, block.num_heads, length, block.head_dim)
-        self.layers = block.qkv.weight.new_empty(shape).unbind()
+        self.layers = [
+            block.qkv.weight.new_empty(2, batch_size, block.num_heads, length, block.head_dim)
+            for block in transformer.blocks
+        ]
         self.length, self.filled = length, 0
 
     def extend(self, layer: int, keys_values: torch.Tensor) -> torch.Tensor:
