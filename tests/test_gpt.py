@@ -155,11 +155,11 @@ def test_half_precision_stays_near(dtype, tolerance):
 def test_a_cache_takes_a_prompt_and_then_single_positions_in_memory_of_its_own():
     transformer, hidden = Transformer(2, 8, 2), torch.randn(3, 6, 8)
     cache = KeyValueCache(transformer, 3, 6)
-    addresses = [layer.data_ptr() for layer in cache.layers]
+    addresses = [part.data_ptr() for layer in cache.layers for part in layer]
     with torch.no_grad():
         parts = [transformer(part, cache=cache) for part in hidden[:, :5].split([3, 1, 1], dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), transformer(hidden)[:, :5], **CLOSE)
-    assert [layer.data_ptr() for layer in cache.layers] == addresses
+    assert [part.data_ptr() for layer in cache.layers for part in layer] == addresses
     with pytest.raises(ValueError, match="2 positions for a cache with 5 of 6"):
         transformer(hidden[:, :2], cache=cache)
 

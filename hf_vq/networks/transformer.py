@@ -49,16 +49,17 @@ class KeyValueCache:
 
     def __init__(self, transformer: "Transformer", batch_size: int, length: int):
         self.layers = [
-            block.qkv.weight.new_empty(2, batch_size, block.num_heads, length, block.head_dim)
+            [block.qkv.weight.new_empty(batch_size, block.num_heads, length, block.head_dim) for _ in "kv"]
             for block in transformer.blocks
         ]
         self.length, self.filled = length, 0
 
-    def extend(self, layer: int, keys_values: torch.Tensor) -> torch.Tensor:
-        """Keep keys and values (2, batch, heads, new, head_dim) of one layer; returns all that it has so far."""
-        end = self.filled + keys_values.shape[-2]
-        self.layers[layer][..., self.filled : end, :] = keys_values
-        return self.layers[layer][..., :end, :]
+    def extend(self, layer: int, *keys_values: torch.Tensor) -> list[torch.Tensor]:
+        """Keep keys and values (batch, heads, new, head_dim) of one layer; returns all that it has so far."""
+        new = keys_values[0].shape[2]
+        for kept, states in zip(self.layers[layer], keys_values, strict=True):
+            kept.narrow(2, self.filled, new).copy_(states)
+        return [kept.narrow(2, 0, self.filled + new) for kept in self.layers[layer]]
 
 
 class TransformerBlock(GradientCheckpointingLayer):
@@ -88,11 +89,14 @@ class TransformerBlock(GradientCheckpointingLayer):
     def forward(
         self, hidden: torch.Tensor, implementation: str, cache: KeyValueCache | None = None, layer: int = 0
     ) -> torch.Tensor:
-        qkv = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        keys_values = qkv[1:] if cache is None else cache.extend(layer, qkv[1:])
+        batch_size, positions, width = hidden.shape
+        qkv = self.qkv(self.norm1(hidden)).view(batch_size, positions, 3, self.num_heads, self.head_dim)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind()  # (batch, heads, positions, head_dim) each
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
         attention_dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(qkv[0], keys_values[0], keys_values[1], implementation, attention_dropout)
-        hidden = hidden + self._drop(self.output(mixed.transpose(1, 2).flatten(2)))
+        mixed = attend(queries, keys, values, implementation, attention_dropout).transpose(1, 2)
+        hidden = hidden + self._drop(self.output(mixed.reshape(batch_size, positions, width)))
         return hidden + self._drop(self.contract(self.activation(self.expand(self.norm2(hidden)))))
 
     def _drop(self, hidden: torch.Tensor) -> torch.Tensor:
