@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from diffusers import DiffusionPipeline
+
 from hf_vq.cli.options import parse_options
 from hf_vq.converters import FORMATS, convert
 
@@ -23,7 +25,11 @@ class ConvertOptions:
         default=None,
         metadata={"help": "the original's config file (YAML or JSON); default: the one beside the weights"},
     )
-    overwrite: bool = field(default=False, metadata={"help": "replace an existing folder of a model"})
+    first_stage: str | None = field(
+        default=None,
+        metadata={"help": "of a prior that needs code vectors: checkpoint or folder of its autoencoder"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace an existing folder of a model or pipeline"})
 
 
 def main(argv):
@@ -36,4 +42,6 @@ def main(argv):
         positional=("source", "out"),
     )
     model = convert(**vars(options), require_license=True)
-    print(f"Wrote {options.out}: {type(model).__name__}, {model.num_parameters():,} parameters.")
+    parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
+    words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in parts)
+    print(f"Wrote {options.out}: {words}.")

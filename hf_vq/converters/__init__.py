@@ -10,9 +10,11 @@ from hf_vq.converters import (  # each registers its formats
     ritheshkumar,
     rosinality,
     rosinality_pixelsnail,
+    rq_transformer,
     rqvae,
     sonnet,
     taming,
+    taming_gpt,
     vitvqgan,
     wavenet_r9y9,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 
 FORMATS = {}
 
@@ -19,6 +20,7 @@ class Source:
         rest: what the file holds around and among the tensors.
         config: the original's config file, parsed; {} where there is none.
         config_path: of that file.
+        first_stage: the autoencoder whose codes a prior models, where the user gave one.
     """
 
     path: Path
@@ -26,6 +28,7 @@ class Source:
     rest: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     config_path: Path | None = None
+    first_stage: ModelMixin | None = None
 
     def has(self, *names):
         """Whether all of these tensors are there."""
@@ -52,6 +55,21 @@ class Plan:
     ignored: tuple[str, ...] = ()
 
 
+@dataclass
+class PipelinePlan:
+    """How a pipeline is made from one source that holds all its parts.
+
+    Attributes:
+        build: makes the pipeline from its parts, given by name.
+        parts: the Plan of each part; what those ignore does not count.
+        ignored: beginnings of the names of tensors that have no place in any part.
+    """
+
+    build: Callable
+    parts: dict[str, Plan]
+    ignored: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Format:
     """A kind of checkpoint.
@@ -60,20 +78,22 @@ class Format:
         name: for `--format`.
         origin: address of the project.
         recognises: from a Source to whether it is of this kind.
-        plan: from a Source to a Plan; a ValueError names the key where config and weights disagree.
+        plan: from a Source to a Plan or a PipelinePlan; a ValueError names the key where config and weights disagree.
+        takes_first_stage: whether the plan reads the Source's `first_stage`.
     """
 
     name: str
     origin: str
     recognises: Callable
     plan: Callable
+    takes_first_stage: bool = False
 
 
-def add_format(name, origin, recognises):
+def add_format(name, origin, recognises, takes_first_stage=False):
     """Function decorator: the plan of a format."""
 
     def add(plan):
-        FORMATS[name] = Format(name, origin, recognises, plan)
+        FORMATS[name] = Format(name, origin, recognises, plan, takes_first_stage)
         return plan
 
     return add
@@ -105,50 +125,61 @@ def pick_format(source, name=None):
 
 
 def fill(source, plan):
-    """Builds the model of a plan and loads its weights, every tensor accounted for.
+    """Builds the model or the pipeline of a plan and loads its weights, every tensor accounted for.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode, or the pipeline of such models.
 
     Raises:
         ValueError: a tensor that is missing, has another shape or is left over, naming file and key.
     """
-    model = plan.build()
-    weights, missing, taken = {}, [], set()
-
-    def take(name):
-        if name not in source.tensors:
-            raise ValueError(f"{source.path} lacks the tensor {name!r}")
-        taken.add(name)
-        return source.tensors[name]
-
-    for name, expected in model.state_dict().items():
-        before = set(taken)
-        try:
-            tensor = plan.weight(name, take)
-        except (IndexError, RuntimeError) as error:  # of a tensor with another number of dimensions
-            theirs = ", ".join(sorted(taken - before)) or "its tensors"
-            raise ValueError(
-                f"{source.path}: {theirs} cannot become {name} of {type(model).__name__}: {error}"
-            ) from error
-        if tensor is None:
-            missing.append(name)
-            continue
-        if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
-            tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
-        if tensor.shape != expected.shape:
-            theirs = ", ".join(sorted(taken - before)) or name
-            raise ValueError(
-                f"{source.path}: {theirs} gives shape {tuple(tensor.shape)}, but {name} of {type(model).__name__} "
-                f"needs {tuple(expected.shape)}"
-            )
-        weights[name] = tensor.to(expected.dtype).contiguous()
+    taken = set()
+    if isinstance(plan, PipelinePlan):
+        model = plan.build(**{name: _fill_model(source, part, taken) for name, part in plan.parts.items()})
+    else:
+        model = _fill_model(source, plan, taken)
     left = [name for name in source.tensors if name not in taken and not name.startswith(plan.ignored)]
     if left:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         raise ValueError(
             f"{source.path} has tensors that {type(model).__name__} has no place for: {', '.join(left[:8])}{more}"
         )
+    return model
+
+
+def _fill_model(source, plan, taken):
+    """The model of a plan with its weights; adds the names of the source's tensors that it took."""
+    model = plan.build()
+    weights, missing, latest = {}, [], set()
+
+    def take(name):
+        if name not in source.tensors:
+            raise ValueError(f"{source.path} lacks the tensor {name!r}")
+        latest.add(name)
+        return source.tensors[name]
+
+    for name, expected in model.state_dict().items():
+        latest.clear()
+        try:
+            tensor = plan.weight(name, take)
+        except (IndexError, RuntimeError) as error:  # of a tensor with another number of dimensions
+            theirs = ", ".join(sorted(latest)) or "its tensors"
+            raise ValueError(
+                f"{source.path}: {theirs} cannot become {name} of {type(model).__name__}: {error}"
+            ) from error
+        taken |= latest
+        if tensor is None:
+            missing.append(name)
+            continue
+        if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
+            tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
+        if tensor.shape != expected.shape:
+            theirs = ", ".join(sorted(latest)) or name
+            raise ValueError(
+                f"{source.path}: {theirs} gives shape {tuple(tensor.shape)}, but {name} of {type(model).__name__} "
+                f"needs {tuple(expected.shape)}"
+            )
+        weights[name] = tensor.to(expected.dtype).contiguous()
     model.load_state_dict(weights, strict=False)
     if missing:
         model.finish_loading(missing)

@@ -4,20 +4,25 @@ import json
 import tempfile
 from pathlib import Path
 
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import ModelCard
 
+from hf_vq.auto import AutoVQModel
 from hf_vq.converters.base import fill, pick_format
-from hf_vq.converters.sources import read_source
+from hf_vq.converters.sources import read_config, read_source
 from hf_vq.hub import CONVERSION, describe, is_model_file, read_folder, write_card
 
+PIPELINE_FILES = ("model_index.json", "pipeline.py")
 
-def load_checkpoint(source, format=None, config=None):
-    """The model of a checkpoint, its Format and its Source.
+
+def load_checkpoint(source, format=None, config=None, first_stage=None):
+    """The model or pipeline of a checkpoint, its Format and its Source.
 
     Args:
         source: a file of weights, or a folder with one.
         format: a key of `FORMATS`; None: recognised by tensors and config.
         config: the original's config file; None: the one beside the weights.
+        first_stage: checkpoint or folder of the autoencoder of a prior that needs its code vectors.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -26,6 +31,10 @@ def load_checkpoint(source, format=None, config=None):
     read, chosen = read_source(source, config), None
     try:
         chosen = pick_format(read, format)
+        if first_stage is not None:
+            if not chosen.takes_first_stage:
+                raise ValueError(f"first_stage={str(first_stage)!r} given, but {chosen.name} takes none")
+            read.first_stage = load_first_stage(first_stage)
         plan = chosen.plan(read)
         model = fill(read, plan)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -36,13 +45,34 @@ def load_checkpoint(source, format=None, config=None):
     return model, chosen, read
 
 
-def load_single_file(model_class, path, config=None, format=None):
+def load_first_stage(path):
+    """The autoencoder of a checkpoint of others, of a folder of ours, or of a pipeline in such a folder."""
+    path = Path(path)
+    folder = path / "autoencoder" if (path / "model_index.json").is_file() else path
+    if (folder / "config.json").is_file() and "_class_name" in read_config(folder / "config.json"):
+        return AutoVQModel.from_pretrained(folder).eval()
+    model = load_checkpoint(path)[0]
+    model = getattr(model, "autoencoder", model)  # of a pipeline
+    if not isinstance(model, ModelMixin):
+        raise ValueError(f"first_stage={str(path)!r} is a {type(model).__name__}, no autoencoder")
+    return model
+
+
+def load_single_file(model_class, path, config=None, format=None, first_stage=None):
     """A checkpoint of others as a model of the given class; `from_single_file` of every class calls it.
+
+    Of a checkpoint that holds a pipeline it is the part of that class.
 
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint is a model of another class.
     """
-    model, chosen, _ = load_checkpoint(path, format, config)
+    model, chosen, _ = load_checkpoint(path, format, config, first_stage)
+    if isinstance(model, DiffusionPipeline):
+        parts = {type(part).__name__: part for part in model.components.values()}
+        for part in parts.values():
+            if isinstance(part, model_class):
+                return part
+        raise ValueError(f"{path} ({chosen.name}) holds {' and '.join(parts)}, no {model_class.__name__}")
     if not isinstance(model, model_class):
         raise ValueError(
             f"{path} ({chosen.name}) becomes a {type(model).__name__}, not a {model_class.__name__}: call "
@@ -51,7 +81,17 @@ def load_single_file(model_class, path, config=None, format=None):
     return model
 
 
-def convert(source, out, format=None, license=None, *, config=None, overwrite=False, require_license=False):
+def convert(
+    source,
+    out,
+    format=None,
+    license=None,
+    *,
+    config=None,
+    first_stage=None,
+    overwrite=False,
+    require_license=False,
+):
     """Convert a checkpoint of others into a folder that `from_pretrained` loads.
 
     The folder's card and `conversion.json` say where the weights come from and under which licence.
@@ -62,11 +102,13 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
         format: a key of `FORMATS`; None: recognised by tensors and config.
         license: of the weights, its id on the Hub, such as "mit"; None: that of a card beside the weights.
         config: the original's config file; None: the one beside the weights.
-        overwrite: replace an existing folder of a model; one that holds anything else is left alone.
+        first_stage: of a prior that needs its autoencoder's code vectors: the autoencoder's checkpoint, or a folder
+            of ours with it.
+        overwrite: replace an existing folder of a model or pipeline; one that holds anything else is left alone.
         require_license: refuse where nobody says the licence.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode, or the pipeline, where the checkpoint holds autoencoder and prior.
 
     Raises:
         FileNotFoundError: no such source.
@@ -79,7 +121,7 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(f"out={str(out)!r} exists and is not empty (overwrite replaces a model folder)")
-        foreign = [path.name for path in out.iterdir() if not is_model_file(path.name)]
+        foreign = find_foreign(out)
         if foreign:
             raise ValueError(
                 f"out={str(out)!r} holds {foreign[0]!r}, which is no file of a model: it is not overwritten"
@@ -90,12 +132,14 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
             f"license is missing: {source} does not say under which licence its weights may be used. Give the id that "
             "its authors chose (https://huggingface.co/docs/hub/repositories-licenses)"
         )
-    model, chosen, read = load_checkpoint(source, format, config)
+    model, chosen, read = load_checkpoint(source, format, config, first_stage)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / "model"
         model.save_pretrained(folder)
         facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
+        if first_stage is not None:
+            facts["first_stage"] = Path(first_stage).name
         (folder / CONVERSION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         found = read_folder(folder)
         card = write_card(found, out.name, describe(found, out.name, license))
@@ -110,6 +154,20 @@ def convert(source, out, format=None, license=None, *, config=None, overwrite=Fa
                 replaced.rename(out)
             raise
     return model
+
+
+def find_foreign(folder):
+    """Names in the folder of a model or pipeline that are no files of it."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return [path.name for path in folder.iterdir() if not is_model_file(path.name)]
+    parts, foreign = read_config(index), []
+    for path in folder.iterdir():
+        if path.name in parts and path.is_dir():
+            foreign += [f"{path.name}/{name}" for name in find_foreign(path)]
+        elif path.name not in PIPELINE_FILES and not is_model_file(path.name):
+            foreign.append(path.name)
+    return foreign
 
 
 def _license_beside(source):

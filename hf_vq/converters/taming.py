@@ -35,9 +35,15 @@ def model_config(config):
     return config if "target" in config else {}
 
 
+def has_transformer(source):
+    """Whether the checkpoint holds taming's GPT beside a first stage."""
+    return source.has("transformer.tok_emb.weight", "transformer.pos_emb") and source.starts(FIRST_STAGE)
+
+
 def _is_like_vqgan(source):
     inner, config = first_stage(source)
     known = inner.has("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight")
+    known = known and not has_transformer(source)  # such a file is a whole pipeline
     return inner, config.get("target", ""), known and inner.starts("encoder.down.0.block.0.")
 
 

@@ -2,19 +2,23 @@
 
 from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
 from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
+from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
 from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
 from hf_vq.priors.mixture_wavenet import MixtureWaveNet, MixtureWaveNetConfig
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from hf_vq.priors.rq_transformer import RQTransformer, RQTransformerConfig
 from hf_vq.priors.transformer import TransformerPrior, TransformerPriorConfig
 from hf_vq.priors.wavenet import WaveNet, WaveNetConfig
 
 PRIORS = {
     "DelayedTransformerPrior": (DelayedTransformerPriorConfig, DelayedTransformerPrior),
+    "GPTPrior": (GPTPriorConfig, GPTPrior),
     "LlamaGenPrior": (LlamaGenPriorConfig, LlamaGenPrior),
     "MixtureWaveNet": (MixtureWaveNetConfig, MixtureWaveNet),
     "PixelCNN": (PixelCNNConfig, PixelCNN),
     "PixelSNAIL": (PixelSNAILConfig, PixelSNAIL),
+    "RQTransformer": (RQTransformerConfig, RQTransformer),
     "TransformerPrior": (TransformerPriorConfig, TransformerPrior),
     "WaveNet": (WaveNetConfig, WaveNet),
 }
@@ -22,6 +26,8 @@ PRIORS = {
 __all__ = [
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
+    "GPTPrior",
+    "GPTPriorConfig",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
     "MixtureWaveNet",
@@ -34,6 +40,8 @@ __all__ = [
     "PriorConfig",
     "PriorMixin",
     "PriorOutput",
+    "RQTransformer",
+    "RQTransformerConfig",
     "TransformerPrior",
     "TransformerPriorConfig",
     "WaveNet",

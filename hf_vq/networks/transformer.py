@@ -1,0 +1,206 @@
+"""The causal transformer of GPT-2 with pre-LayerNorm blocks, and keys and values cached in memory allocated once."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda inputs: inputs * torch.sigmoid(1.702 * inputs)}
+IMPLEMENTATIONS = ("sdpa", "eager")
+
+
+def attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, implementation: str, dropout: float = 0.0
+) -> torch.Tensor:
+    """Causal attention, or that of one query to all keys.
+
+    Args:
+        queries: (batch, heads, positions, head_dim), either one position or as many as keys.
+        keys, values: (batch, heads, key_positions, head_dim).
+        implementation: "sdpa" (torch's fused kernels) or "eager" (two products and a softmax in float32).
+        dropout: of the attention weights.
+
+    Returns:
+        (batch, heads, positions, head_dim).
+    """
+    causal = queries.shape[-2] > 1
+    if implementation == "sdpa":
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=causal)
+    scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+    return F.dropout(weights, dropout) @ values
+
+
+class KeyValueCache:
+    """Keys and values of all layers for the positions seen so far, in memory allocated once.
+
+    Args:
+        transformer: whose keys and values they are; its blocks give dtypes and devices.
+        batch_size: sequences.
+        length: positions that fit.
+
+    Attributes:
+        filled: positions seen. Setting it to 0 starts anew in the same memory.
+    """
+
+    def __init__(self, transformer: "Transformer", batch_size: int, length: int):
+        self.layers = [
+            [block.qkv.weight.new_empty(batch_size, block.num_heads, length, block.head_dim) for _ in "kv"]
+            for block in transformer.blocks
+        ]
+        self.length, self.filled = length, 0
+
+    def extend(self, layer: int, *keys_values: torch.Tensor) -> list[torch.Tensor]:
+        """Keep keys and values (batch, heads, new, head_dim) of one layer; returns all that it has so far."""
+        new = keys_values[0].shape[2]
+        for kept, states in zip(self.layers[layer], keys_values, strict=True):
+            kept.narrow(2, self.filled, new).copy_(states)
+        return [kept.narrow(2, 0, self.filled + new) for kept in self.layers[layer]]
+
+
+class TransformerBlock(GradientCheckpointingLayer):
+    """Attention and MLP, each after a LayerNorm and added to its input; arguments as of `Transformer`."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        dropout: float,
+        attention_dropout: float,
+        attention_bias: bool,
+        mlp_bias: bool,
+        activation: str,
+    ):
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, hidden_size // num_heads
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.activation = ACTIVATIONS[activation]
+        self.norm1 = nn.LayerNorm(hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=attention_bias)  # one product instead of three
+        self.output = nn.Linear(hidden_size, hidden_size, bias=attention_bias)
+        self.norm2 = nn.LayerNorm(hidden_size)
+        self.expand = nn.Linear(hidden_size, 4 * hidden_size, bias=mlp_bias)
+        self.contract = nn.Linear(4 * hidden_size, hidden_size, bias=mlp_bias)
+
+    def forward(
+        self, hidden: torch.Tensor, implementation: str, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> torch.Tensor:
+        batch_size, positions, width = hidden.shape
+        qkv = self.qkv(self.norm1(hidden)).view(batch_size, positions, 3, self.num_heads, self.head_dim)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind()  # (batch, heads, positions, head_dim) each
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        attention_dropout = self.attention_dropout if self.training else 0.0
+        mixed = attend(queries, keys, values, implementation, attention_dropout).transpose(1, 2)
+        hidden = hidden + self._drop(self.output(mixed.reshape(batch_size, positions, width)))
+        return hidden + self._drop(self.contract(self.activation(self.expand(self.norm2(hidden)))))
+
+    def _drop(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.dropout(hidden, self.dropout) if self.training and self.dropout else hidden
+
+
+class Transformer(nn.Module):
+    """A stack of causal pre-LayerNorm blocks (GPT-2, section 2.3, as in minGPT), without embeddings and final norm.
+
+    Args:
+        num_layers: blocks.
+        hidden_size: width, a multiple of `num_heads`; the MLPs are four times as wide.
+        num_heads: heads of attention.
+        dropout: of what attention and MLP add.
+        attention_dropout: of the attention weights.
+        attention_bias, mlp_bias: whether the linear layers of attention and MLP have biases.
+        activation: "gelu" (exact) or "quick_gelu", x sigmoid(1.702 x).
+
+    Raises:
+        ValueError: an argument out of its range, named with its value.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        attention_bias: bool = True,
+        mlp_bias: bool = True,
+        activation: str = "gelu",
+    ):
+        super().__init__()
+        check_transformer(num_layers, hidden_size, num_heads, dropout, attention_dropout, activation)
+        block = (hidden_size, num_heads, dropout, attention_dropout, attention_bias, mlp_bias, activation)
+        self.blocks = nn.ModuleList(TransformerBlock(*block) for _ in range(num_layers))
+
+    def forward(
+        self, hidden: torch.Tensor, implementation: str = "sdpa", cache: KeyValueCache | None = None
+    ) -> torch.Tensor:
+        """Each position from itself and those before it.
+
+        Args:
+            hidden: (batch, positions, hidden_size); with a cache these positions follow those that it has.
+            implementation: "sdpa" or "eager".
+            cache: takes the keys and values; a filled one goes on by one position at a time.
+
+        Returns:
+            (batch, positions, hidden_size).
+
+        Raises:
+            ValueError: an unknown implementation, or positions that the cache cannot take.
+        """
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
+        positions = hidden.shape[1]
+        if cache is not None and (cache.filled + positions > cache.length or (cache.filled and positions > 1)):
+            raise ValueError(
+                f"hidden has {positions} positions for a cache with {cache.filled} of {cache.length} filled: a filled "
+                "one goes on by one position at a time, up to its length"
+            )
+        for layer, block in enumerate(self.blocks):
+            hidden = block(hidden, implementation, cache, layer)
+        if cache is not None:
+            cache.filled += positions
+        return hidden
+
+
+def check_transformer(
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    dropout: float,
+    attention_dropout: float,
+    activation: str = "gelu",
+    kind: str = "",
+) -> None:
+    """Raise a `ValueError` for options that make no `Transformer`.
+
+    Args:
+        num_layers, hidden_size, num_heads, dropout, attention_dropout, activation: of the `Transformer`.
+        kind: what messages put into `num_layers` and `num_heads` where a model has several, such as "depth_".
+    """
+    sizes = {f"num_{kind}layers": num_layers, "hidden_size": hidden_size, f"num_{kind}heads": num_heads}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if hidden_size % num_heads:
+        raise ValueError(f"hidden_size must be a multiple of num_{kind}heads={num_heads}, got {hidden_size}")
+    for name, chance in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+        if not 0 <= chance < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {chance}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+@torch.no_grad()
+def init_weights(module: nn.Module) -> None:
+    """GPT-2's initial weights of one module: normal of deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        init.normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+    if getattr(module, "bias", None) is not None:
+        init.zeros_(module.bias)

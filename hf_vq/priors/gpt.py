@@ -1,0 +1,199 @@
+"""GPT over two-dimensional grids of codes, as VQGAN trains it."""
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
+from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+
+
+class GPTPriorConfig(PriorConfig):
+    """Config of `GPTPrior`.
+
+    Args:
+        codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        block_size: most codes of a grid.
+        hidden_size: width, a multiple of `num_heads`.
+        num_layers: transformer blocks.
+        num_heads: heads of attention.
+        shared_start: the first token, which stands for the class, is a row of the codes' embedding table, class c
+            that of code c, as in taming-transformers; otherwise it has an embedding table of its own.
+        start_token: the row that begins every grid where `shared_start` and there are no classes.
+        permutation: order in which the codes are drawn: the place in the flattened grid of each; None is raster
+            order. It fixes the number of codes of a grid.
+        dropout: of what attention and MLP add.
+        attention_dropout: of the attention weights.
+        embedding_dropout: of the sum of code and position embeddings.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    model_type = "hf_vq_gpt"
+
+    block_size: int = 256
+    hidden_size: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    shared_start: bool = False
+    start_token: int = 0
+    permutation: list[int] | tuple[int, ...] | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        check_transformer(self.num_layers, self.hidden_size, self.num_heads, self.dropout, self.attention_dropout)
+        if not 0 <= self.embedding_dropout < 1:
+            raise ValueError(f"embedding_dropout must be in [0, 1), got {self.embedding_dropout}")
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        if self.start_token < 0:
+            raise ValueError(f"start_token must be at least 0, got {self.start_token}")
+        if self.permutation is not None:
+            self.permutation = list(self.permutation)
+            if sorted(self.permutation) != list(range(len(self.permutation))):
+                raise ValueError(f"permutation must have every place of the grid once, got {self.permutation}")
+        super().__post_init__(**kwargs)
+        if self.code_shape is not None:
+            if len(self.code_shape) != 2:
+                raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
+            self.check_grid("code_shape", self.code_shape)
+
+    def check_grid(self, name: str, grid: tuple[int, ...]) -> None:
+        """Raise a `ValueError` that begins with a name for a grid of more codes than fit, or than are permuted."""
+        if prod(grid) > self.block_size:
+            raise ValueError(f"{name} must have at most block_size={self.block_size} codes, got a grid of {grid}")
+        if self.permutation is not None and prod(grid) != len(self.permutation):
+            raise ValueError(f"{name} must have as many codes as permutation, {len(self.permutation)}, got {grid}")
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the codes' embedding table."""
+        if not self.shared_start:
+            return self.codebook_size
+        return max(self.codebook_size, self.num_class_embeddings if self.num_classes else self.start_token + 1)
+
+
+class GPTPrior(PriorMixin, PreTrainedModel):
+    """Transformer prior of VQGAN (https://arxiv.org/abs/2012.09841, section 3.2): the GPT of taming-transformers.
+
+    The grid is read in raster order, or in that of `permutation`, after one token for the class or the start, with
+    learned positions. Any grid of up to `block_size` codes will do.
+    """
+
+    config_class = GPTPriorConfig
+    base_model_prefix = "prior"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerBlock"]
+    grid_dims = 2
+
+    def __init__(self, config: GPTPriorConfig):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.num_embeddings, config.hidden_size)
+        self.start_embedding = None
+        if not config.shared_start:
+            self.start_embedding = nn.Embedding(max(1, config.num_class_embeddings), config.hidden_size)
+        self.position_embedding = nn.Embedding(config.block_size, config.hidden_size)
+        self.transformer = Transformer(
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module)
+
+    @can_return_tuple
+    def forward(
+        self,
+        codes: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> PriorOutput:
+        """Logits of every code from the codes drawn before it, and their loss.
+
+        Args:
+            codes: (batch, height, width) int64, at most `block_size` in a grid.
+            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
+            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
+            return_loss: compute the loss.
+
+        Returns:
+            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
+
+        Raises:
+            ValueError: codes, classes or targets out of range or of the wrong shape or type.
+        """
+        return self.run_forward(codes, labels, return_loss, class_labels=class_labels)
+
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        super().check_codes(codes, labels)
+        self.config.check_grid("codes", tuple(codes.shape[1:]))
+
+    def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
+        return None if self.config.permutation is None else torch.tensor(self.config.permutation)
+
+    def embed_start(self, num_grids: int, class_labels: torch.Tensor | None) -> torch.Tensor:
+        """Vectors (num_grids, hidden_size) of the token before the first code."""
+        table = self.embedding if self.start_embedding is None else self.start_embedding
+        if class_labels is None:
+            start = self.config.start_token if self.config.shared_start else 0
+            class_labels = torch.full((num_grids,), start, device=table.weight.device)
+        return table(class_labels)
+
+    def predict(self, codes: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        grid, codes = codes.shape[1:], codes.flatten(1)
+        order = self.code_order(grid)
+        if order is not None:
+            order = order.to(codes.device)
+            codes = codes[:, order]
+        start = self.embed_start(len(codes), class_labels)[:, None]
+        hidden = torch.cat([start, self.embedding(codes[:, :-1])], dim=1)  # (batch, positions, hidden_size)
+        hidden = hidden + self.position_embedding.weight[: codes.shape[1]]
+        hidden = F.dropout(hidden, self.config.embedding_dropout, self.training)
+        logits = self.head(self.norm(self.transformer(hidden, self.config._attn_implementation)))
+        if order is not None:
+            logits = logits[:, order.argsort()]
+        return logits.unflatten(1, grid)
+
+    def start_sampling(
+        self, num_grids: int, code_shape: tuple[int, ...], class_labels: torch.Tensor | None = None
+    ) -> "GPTSamplingState":
+        self.config.check_grid("code_shape", tuple(code_shape))
+        return GPTSamplingState(self, num_grids, prod(code_shape), class_labels)
+
+
+class GPTSamplingState:
+    """The `SamplingState` of a `GPTPrior`.
+
+    Args:
+        prior: the GPTPrior, in eval mode and without gradients.
+        num_grids: grids sampled together.
+        num_codes: codes of a grid.
+        class_labels: (num_grids,) of a prior with classes.
+    """
+
+    def __init__(self, prior: GPTPrior, num_grids: int, num_codes: int, class_labels: torch.Tensor | None):
+        self.prior, self.cache = prior, KeyValueCache(prior.transformer, num_grids, num_codes)
+        self.token = prior.embed_start(num_grids, class_labels)
+
+    def next_logits(self) -> torch.Tensor:
+        hidden = (self.token + self.prior.position_embedding.weight[self.cache.filled])[:, None]
+        hidden = self.prior.transformer(hidden, self.prior.config._attn_implementation, self.cache)
+        return self.prior.head(self.prior.norm(hidden[:, 0]))  # (grids, codebook_size)
+
+    def append(self, codes: torch.Tensor) -> None:
+        self.token = self.prior.embedding(codes)
