@@ -11,7 +11,7 @@ import yaml
 import hf_vq
 import hf_vq_cli
 from hf_vq.converters import convert
-from hf_vq.networks import KeyValueCache, Transformer
+from hf_vq.networks.transformer import KeyValueCache, Transformer
 from hf_vq.priors import GPTPrior, GPTPriorConfig
 
 from .conftest import FIXTURES, fixture

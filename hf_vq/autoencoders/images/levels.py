@@ -79,7 +79,7 @@ class PatchShortcut(nn.Module):
 
 
 class LevelShortcut(nn.Module):
-    """A learned linear way from the latents of a level to those of the next coarser one, and back.
+    """A learned linear way from the latents of a level to those of the next coarser one, and back, by channel.
 
     Args:
         dim: of the latents.
@@ -88,16 +88,15 @@ class LevelShortcut(nn.Module):
 
     def __init__(self, dim, stride):
         super().__init__()
-        window = {"kernel_size": 2 * stride, "stride": stride, "padding": stride // 2, "bias": False}
+        window = {"kernel_size": 2 * stride, "stride": stride, "padding": stride // 2, "groups": dim, "bias": False}
         self.encoder = nn.Conv2d(dim, dim, **window)
         self.decoder = nn.ConvTranspose2d(dim, dim, **window)
 
     @torch.no_grad()
     def reset_parameters(self):
-        """Linear interpolation in each channel."""
+        """Linear interpolation."""
         size = self.encoder.kernel_size[0]
         taps = 1 - (torch.arange(size) - (size - 1) / 2).abs() / (size // 2)
         taps = taps / taps.sum()
-        kernel = torch.eye(len(self.encoder.weight))[:, :, None, None] * torch.outer(taps, taps)
-        self.encoder.weight.copy_(kernel)
-        self.decoder.weight.copy_(kernel * (size // 2) ** 2)
+        self.encoder.weight.copy_(torch.outer(taps, taps))
+        self.decoder.weight.copy_(torch.outer(taps, taps) * (size // 2) ** 2)
