@@ -170,7 +170,7 @@ def folder_kind(folder):
 def pipeline_folders(folder):
     """Folders of the models of a pipeline by component name, from its model_index.json."""
     index = read_json(Path(folder) / "model_index.json")
-    names = [name for name in index if name == "autoencoder" or name.endswith("prior")]
+    names = [name for name, value in index.items() if (name == "autoencoder" or name.endswith("prior")) and value[0]]
     return {name: Path(folder) / name for name in names}
 
 

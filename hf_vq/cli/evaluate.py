@@ -10,8 +10,8 @@ from torch.utils.data import Subset
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.levels import load_level_of
 from hf_vq.cli.options import parse_options
-from hf_vq.data.codes import load_codes
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
@@ -73,8 +73,8 @@ def run(options, data):
 def _evaluate_prior_folder(folder, device, options):
     if options.codes is None:
         raise ValueError("codes is missing: a prior alone is evaluated on codes, give --codes")
-    codes = load_codes(options.codes, options.split)
     prior = hf_vq.AutoVQPrior.from_pretrained(folder).to(device)
+    codes = load_level_of(prior, options.codes, options.split)
     for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
         if getattr(prior.config, name) not in (value, 0):
             raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")
@@ -85,7 +85,7 @@ def _evaluate_on_images(folder, device, kind, options, data):
     if kind == "pipeline":
         pipeline = load_pipeline(folder).to(device)
         autoencoder = pipeline.autoencoder
-        priors = {name: pipeline.components[name] for name in PRIOR_NAMES if name in pipeline.components}
+        priors = {name: pipeline.components[name] for name in PRIOR_NAMES if pipeline.components.get(name) is not None}
     else:
         autoencoder, priors = hf_vq.AutoVQModel.from_pretrained(folder).to(device), {}
     images = data.load(options.split, autoencoder.config.in_channels)

@@ -7,7 +7,6 @@ import torch
 import transformers
 
 import hf_vq
-from hf_vq.autoencoders.images.vqvae2 import LEVEL_NAMES
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
@@ -18,15 +17,17 @@ from hf_vq.cli.checks import (
     start_output_folder,
     training_bytes,
 )
+from hf_vq.cli.levels import load_coarser, pick_level
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw, save_rows
-from hf_vq.data.codes import check_tokenizer, code_levels, code_splits, load_codes
+from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
 from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
+CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
 
@@ -111,53 +112,6 @@ def run(options, args, given):
     return report
 
 
-def pick_level(options):
-    """Number of the level to train on, 0 the coarsest; None where the codes have one level.
-
-    Raises:
-        ValueError: a level that is missing, not wanted or unknown.
-    """
-    names = LEVEL_NAMES.get(code_levels(options.codes), ())
-    count = code_levels(options.codes)
-    if count == 1:
-        if options.level is not None:
-            raise ValueError(f"level={options.level!r}: {options.codes} holds codes of one level")
-        return None
-    if options.level in names:
-        return names.index(options.level)
-    if options.level is None or not options.level.isdecimal() or int(options.level) >= count:
-        raise ValueError(
-            f"level={options.level!r}: {options.codes} holds {count} levels, say which: "
-            f"{', '.join((*names, *map(str, range(count))))}"
-        )
-    return int(options.level)
-
-
-def load_coarser(options, level):
-    """The trained priors of all coarser levels, coarse to fine, for the pipeline; empty where none are given."""
-    given = [name for name in ("top_prior", "middle_prior") if getattr(options, name) is not None]
-    if not given:
-        return []
-    expected = ["top_prior", "middle_prior"][: code_levels(options.codes) - 1]
-    if given != expected or level != len(expected) or options.autoencoder is None:
-        raise ValueError(
-            f"{' and '.join(given)} given: the pipeline needs {', '.join(expected) or 'no coarser prior'} and "
-            "autoencoder, while the finest level is trained"
-        )
-    priors = []
-    for name in expected:
-        folder = local_folder(getattr(options, name))
-        check_weights(folder, "prior")
-        priors.append(hf_vq.AutoVQPrior.from_pretrained(folder))
-        codes = load_codes(options.codes, "train", level=len(priors) - 1)
-        if priors[-1].config.codebook_size != codes.codebook_size:
-            raise ValueError(
-                f"{name}={getattr(options, name)} has codebook_size={priors[-1].config.codebook_size}, but its level "
-                f"in {options.codes} has {codes.codebook_size}"
-            )
-    return priors
-
-
 def load_tokenizer(options, codes):
     """The autoencoder that made the codes, None where none is given; a ValueError where it made others."""
     if options.autoencoder is None:
@@ -200,9 +154,17 @@ def check_prior_config(options, codes):
     known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
+    if codes.context_codebook_sizes:
+        if CONTEXT not in known:
+            takers = [name for name, taker in PRIORS.items() if hasattr(taker.config_class, CONTEXT)]
+            raise ValueError(
+                f"prior={options.prior!r} takes no codes of coarser levels, which level={options.level} has: use "
+                f"{' or '.join(takers)}"
+            )
+        facts[CONTEXT] = codes.context_codebook_sizes
     for name, fact in facts.items():
         given = config.get(name, fact)
-        if (tuple(given) if name == "code_shape" else given) != fact:
+        if (tuple(given) if isinstance(fact, tuple) else given) != fact:
             raise ValueError(f"prior_config has {name}={given}, but the codes in {options.codes} have {fact}")
     if config.get("num_classes", codes.num_classes) not in (0, codes.num_classes):
         raise ValueError(

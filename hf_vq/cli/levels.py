@@ -1,0 +1,60 @@
+"""Levels of a hierarchy of codes, as options name them, and the trained priors of the coarser ones."""
+
+import hf_vq
+from hf_vq.autoencoders.images.vqvae2 import LEVEL_NAMES
+from hf_vq.cli.checks import check_weights, local_folder
+from hf_vq.data.codes import code_levels, load_codes
+
+
+def pick_level(options):
+    """Number of the level to train on, 0 the coarsest; None where the codes have one level.
+
+    Raises:
+        ValueError: a level that is missing, not wanted or unknown.
+    """
+    count = code_levels(options.codes)
+    names = LEVEL_NAMES.get(count, ())
+    if count == 1:
+        if options.level is not None:
+            raise ValueError(f"level={options.level!r}: {options.codes} holds codes of one level")
+        return None
+    if options.level in names:
+        return names.index(options.level)
+    if options.level is None or not options.level.isdecimal() or int(options.level) >= count:
+        raise ValueError(
+            f"level={options.level!r}: {options.codes} holds {count} levels, say which: "
+            f"{', '.join((*names, *map(str, range(count))))}"
+        )
+    return int(options.level)
+
+
+def load_coarser(options, level):
+    """The trained priors of all coarser levels, coarse to fine, for the pipeline; empty where none are given."""
+    given = [name for name in ("top_prior", "middle_prior") if getattr(options, name) is not None]
+    if not given:
+        return []
+    expected = ["top_prior", "middle_prior"][: code_levels(options.codes) - 1]
+    if given != expected or level != len(expected) or options.autoencoder is None:
+        raise ValueError(
+            f"{' and '.join(given)} given: the pipeline needs {', '.join(expected) or 'no coarser prior'} and "
+            "autoencoder, while the finest level is trained"
+        )
+    priors = []
+    for name in expected:
+        folder = local_folder(getattr(options, name))
+        check_weights(folder, "prior")
+        priors.append(hf_vq.AutoVQPrior.from_pretrained(folder))
+        codes = load_codes(options.codes, "train", level=len(priors) - 1)
+        if priors[-1].config.codebook_size != codes.codebook_size:
+            raise ValueError(
+                f"{name}={getattr(options, name)} has codebook_size={priors[-1].config.codebook_size}, but its level "
+                f"in {options.codes} has {codes.codebook_size}"
+            )
+    return priors
+
+
+def load_level_of(prior, folder, split):
+    """The codes that a prior models, with those of the coarser levels that it is conditioned on."""
+    coarser = len(getattr(prior.config, "context_codebook_sizes", ()))
+    level = coarser if coarser or code_levels(folder) > 1 else None
+    return load_codes(folder, split, level=level, context=True)
