@@ -31,7 +31,9 @@ def build(name):
     model = {
         "vqvae": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type),
         "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
+        "vqvae_shortcut": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type, shortcut=True),
         "vqvae2": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type),
+        "vqvae2_residual": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type, residual=True),
         "dvae": lambda: hf_vq.DVAE(1, (8, 8, 12), 1, 20, 6, quantizer_type, reconstruction_loss="mse"),
         "rqvae": lambda: hf_vq.RQVAE(
             1, (8, 8), 1, None, latent_channels=6, norm_num_groups=4, codebook_size=20, codebook_dim=6,
@@ -44,14 +46,18 @@ def build(name):
             1, (16, 8), 4, *(8, 1, 2, 4, 12) * 2, codebook_size=20, codebook_dim=6, quantizer_type=quantizer_type
         ),
     }[family]()  # fmt: skip
+    if family.endswith(("shortcut", "residual")):  # whose networks begin at zero
+        for parameter in model.parameters():
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
     sample = torch.rand(4, model.config.in_channels, 16, 8) * 2 - 1
     model.train()(sample)
     return model.eval(), sample
 
 
 FAMILIES = [
-    "vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema", "vqvae2-ema", "vqvae2-residual", "dvae-gumbel",
-    "dvae-ema", "rqvae-residual", "magvit2-lookup_free", "vitvq-vector",
+    "vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema", "vqvae2-ema", "vqvae2-residual",
+    "vqvae_shortcut-ema", "vqvae2_residual-ema", "dvae-gumbel", "dvae-ema",
+    "rqvae-residual", "magvit2-lookup_free", "vitvq-vector",
 ]  # fmt: skip
 
 
@@ -215,6 +221,45 @@ def test_hierarchy_learns_to_decode_coarse_levels_alone():
     torch.testing.assert_close(output.sample, model.detokenize((top, None)))
     model.register_to_config(level_dropout=0.0)
     torch.testing.assert_close(model(sample).sample, model.detokenize(output.codes))
+
+
+@torch.no_grad()
+def test_residual_levels_code_what_coarser_codes_do_not_predict():
+    torch.manual_seed(0)
+    model = hf_vq.VQVAE2(1, (6, 8, 10), 1, 4, (5, 6, 7), 4, strides=(4, 2, 2), residual=True).eval()
+    for parameter in model.parameters():  # networks beside the shortcuts begin at zero
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    sample = torch.rand(2, 1, 32, 48) * 2 - 1
+    latents, (top, middle, bottom) = model.encode(sample).latents, model.tokenize(sample)
+    total = model.quantizers[0].detokenize(top)
+    whole = model._encode(sample, lambda quantizer, latents: latents)[2]  # (predicted, latents), coarse to fine
+    for level, codes in enumerate((middle, bottom)):
+        predicted = model.conditioners[level](total) + model.shortcuts[level].decoder(total)
+        torch.testing.assert_close(latents[level + 1] + predicted, whole[level][1])
+        total = predicted + model.quantizers[level + 1].detokenize(codes)
+    expected = model.decoder(total) + model.shortcuts[-1].decoder(total)
+    torch.testing.assert_close(model.detokenize((top, middle, bottom)), expected)
+
+
+def test_shortcuts_start_as_linear_codes_of_patches():
+    torch.manual_seed(0)
+    sample = torch.rand(2, 1, 16, 16) * 2 - 1
+    model = VQVAE(1, 8, codebook_size=20, codebook_dim=16, shortcut=True).eval()
+    torch.testing.assert_close(model.decode(model.encode(sample).latents).sample, sample)  # 16 numbers a patch of 16
+    model = hf_vq.VQVAE2(1, 8, 1, 4, 20, 16, residual=True).eval()
+    latents = model._encode(sample, lambda quantizer, latents: latents)[0]
+    torch.testing.assert_close(model.decode(latents).sample, sample)
+    flat = torch.full((1, 1, 48, 48), 0.3)  # the coarse level predicts what does not change, away from the borders
+    _, _, ((predicted, whole),) = model._encode(flat, lambda quantizer, latents: latents)
+    torch.testing.assert_close(predicted[..., 4:-4, 4:-4], whole[..., 4:-4, 4:-4])
+    for build, message in [
+        (lambda: VQVAE(1, 8, codebook_dim=None, shortcut=True), "shortcut=True.*None"),
+        (lambda: VQVAE(1, 8, reconstruction_loss="softmax", shortcut=True), "shortcut=True.*softmax"),
+        (lambda: hf_vq.VQVAE2(1, 8, residual=True, level_dropout=0.1), r"level_dropout.*0\.1"),
+        (lambda: hf_vq.VQVAE2(1, 8, residual=True, reconstruction_loss="logistic"), "logistic.*residual"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build()
 
 
 def test_hierarchy_levels_may_differ_and_be_more_than_two():
