@@ -7,6 +7,7 @@ import math
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
 import hf_vq
@@ -33,7 +34,7 @@ def build(name):
         "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
         "vqvae_shortcut": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type, shortcut=True),
         "vqvae2": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type),
-        "vqvae2_residual": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type, residual=True),
+        "vqvae2_residual": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 16, quantizer_type=quantizer_type, residual=True),
         "dvae": lambda: hf_vq.DVAE(1, (8, 8, 12), 1, 20, 6, quantizer_type, reconstruction_loss="mse"),
         "rqvae": lambda: hf_vq.RQVAE(
             1, (8, 8), 1, None, latent_channels=6, norm_num_groups=4, codebook_size=20, codebook_dim=6,
@@ -226,7 +227,7 @@ def test_hierarchy_learns_to_decode_coarse_levels_alone():
 @torch.no_grad()
 def test_residual_levels_code_what_coarser_codes_do_not_predict():
     torch.manual_seed(0)
-    model = hf_vq.VQVAE2(1, (6, 8, 10), 1, 4, (5, 6, 7), 4, strides=(4, 2, 2), residual=True).eval()
+    model = hf_vq.VQVAE2(1, (6, 8, 10), 1, 4, (5, 6, 7), 18, strides=(4, 2, 2), residual=True).eval()
     for parameter in model.parameters():  # networks beside the shortcuts begin at zero
         parameter.add_(0.05 * torch.randn_like(parameter))
     sample = torch.rand(2, 1, 32, 48) * 2 - 1
@@ -234,10 +235,10 @@ def test_residual_levels_code_what_coarser_codes_do_not_predict():
     total = model.quantizers[0].detokenize(top)
     whole = model._encode(sample, lambda quantizer, latents: latents)[2]  # (predicted, latents), coarse to fine
     for level, codes in enumerate((middle, bottom)):
-        predicted = model.conditioners[level](total) + model.shortcuts[level].decoder(total)
+        predicted = model.conditioners[level](total) + F.interpolate(total, scale_factor=2, mode="bicubic")
         torch.testing.assert_close(latents[level + 1] + predicted, whole[level][1])
         total = predicted + model.quantizers[level + 1].detokenize(codes)
-    expected = model.decoder(total) + model.shortcuts[-1].decoder(total)
+    expected = model.decoder(total) + F.pixel_shuffle(total[:, :16], 4)
     torch.testing.assert_close(model.detokenize((top, middle, bottom)), expected)
 
 
@@ -255,6 +256,7 @@ def test_shortcuts_start_as_linear_codes_of_patches():
     for build, message in [
         (lambda: VQVAE(1, 8, codebook_dim=None, shortcut=True), "shortcut=True.*None"),
         (lambda: VQVAE(1, 8, reconstruction_loss="softmax", shortcut=True), "shortcut=True.*softmax"),
+        (lambda: hf_vq.VQVAE2(3, 8, codebook_dim=47, residual=True), "codebook_dim.*48.*47"),
         (lambda: hf_vq.VQVAE2(1, 8, residual=True, level_dropout=0.1), r"level_dropout.*0\.1"),
         (lambda: hf_vq.VQVAE2(1, 8, residual=True, reconstruction_loss="logistic"), "logistic.*residual"),
     ]:

@@ -89,7 +89,7 @@ def other(name, width=12):
     model = {
         "VQVAE2": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=4),
         "VQVAE2 of three": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=4, strides=(2, 2, 2)),
-        "residual VQVAE2": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=4, residual=True),
+        "residual VQVAE2": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=16, residual=True),
         "VQVAE with shortcut": lambda: VQVAE(1, 8, 1, codebook_size=16, codebook_dim=4, shortcut=True),
         "DVAE": lambda: DVAE(1, (8, 8, 12), 2, 16, 6),
         "RQVAE": lambda: RQVAE(1, (8, 8, 8), 1, (False, False, True), latent_channels=4, norm_num_groups=4,

@@ -78,25 +78,40 @@ class PatchShortcut(nn.Module):
         self.decoder.weight.copy_(self.encoder.weight)
 
 
-class LevelShortcut(nn.Module):
-    """A learned linear way from the latents of a level to those of the next coarser one, and back, by channel.
+class FixedShortcut:
+    """The latents that a hierarchy starts from, without parameters (after DC-AE, https://arxiv.org/abs/2410.10733).
+
+    The finest latents begin with the pixels of a patch, each coarser level's are means of the finer. They hold still
+    while the networks around them learn, which learned shortcuts do not: codes would trail behind them.
 
     Args:
-        dim: of the latents.
-        stride: between the levels.
+        channels: of the samples.
+        dim: of the latents, at least as many as numbers in a patch.
+        stride: side of a patch.
+
+    Raises:
+        ValueError: fewer dimensions than numbers in a patch.
     """
 
-    def __init__(self, dim, stride):
-        super().__init__()
-        window = {"kernel_size": 2 * stride, "stride": stride, "padding": stride // 2, "groups": dim, "bias": False}
-        self.encoder = nn.Conv2d(dim, dim, **window)
-        self.decoder = nn.ConvTranspose2d(dim, dim, **window)
+    def __init__(self, channels, dim, stride):
+        self.patch, self.dim, self.stride = channels * stride**2, dim, stride
+        if dim < self.patch:
+            raise ValueError(f"codebook_dim must be at least {self.patch}, the numbers in a patch, got {dim}")
 
-    @torch.no_grad()
-    def reset_parameters(self):
-        """Linear interpolation."""
-        size = self.encoder.kernel_size[0]
-        taps = 1 - (torch.arange(size) - (size - 1) / 2).abs() / (size // 2)
-        taps = taps / taps.sum()
-        self.encoder.weight.copy_(torch.outer(taps, taps))
-        self.decoder.weight.copy_(torch.outer(taps, taps) * (size // 2) ** 2)
+    def from_pixels(self, sample):
+        """(batch, channels, height, width) to (batch, dim, height / stride, width / stride)."""
+        return F.pad(F.pixel_unshuffle(sample, self.stride), (0, 0, 0, 0, 0, self.dim - self.patch))
+
+    def to_pixels(self, latents):
+        """The way back."""
+        return F.pixel_shuffle(latents[:, : self.patch], self.stride)
+
+    @staticmethod
+    def coarsen(latents, stride):
+        """Latents of a level as those of the next coarser one."""
+        return F.avg_pool2d(latents, stride)
+
+    @staticmethod
+    def refine(latents, stride):
+        """Latents of a level as those of the next finer one."""
+        return F.interpolate(latents, scale_factor=stride, mode="bicubic")

@@ -13,10 +13,9 @@ from torch import nn
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
 from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
 from hf_vq.autoencoders.images.levels import (
+    FixedShortcut,
     LevelDecoder,
     LevelEncoder,
-    LevelShortcut,
-    PatchShortcut,
     make_upsampler,
 )
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
@@ -57,7 +56,8 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         residual: instead of the paper's layout, code each finer level as the difference of its latents from what the
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
             and decode the sum. No bits repeat what is known, and coarse levels decode alone without `level_dropout`.
-            Linear shortcuts go around all networks, as in DC-AE (https://arxiv.org/abs/2410.10733).
+            Shortcuts without parameters go around all networks, as in DC-AE (https://arxiv.org/abs/2410.10733):
+            `codebook_dim` is at least the numbers in a patch.
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -136,10 +136,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *blocks)
         self.apply(initialize_like_sonnet)
         if residual:
-            self.shortcuts = nn.ModuleList(LevelShortcut(codebook_dim, stride) for stride in strides[:0:-1])
-            self.shortcuts.append(PatchShortcut(in_channels, codebook_dim, strides[0]))
-            for shortcut in self.shortcuts:
-                shortcut.reset_parameters()
+            self.shortcut = FixedShortcut(in_channels, codebook_dim, strides[0])
             ends = [network.upsample[-1] for network in (*self.conditioners, self.decoder)]
             for layer in (*self.to_latents, *ends):
                 nn.init.zeros_(layer.weight)
@@ -301,19 +298,20 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     def _encode_pixels(self, sample):
         hidden = sample * self.config.input_scale + self.config.input_shift
         features = self.encoders[-1](hidden)
-        return torch.cat([features, self.shortcuts[-1].encoder(hidden)], dim=1) if self.config.residual else features
+        return torch.cat([features, self.shortcut.from_pixels(hidden)], dim=1) if self.config.residual else features
 
     def _decode_pixels(self, context):
         hidden = self.decoder(context)
         if self.config.residual:
-            hidden = hidden + self.shortcuts[-1].decoder(context)
+            hidden = hidden + self.shortcut.to_pixels(context)
         if self.pixel_distribution is not None:
             return hidden
         return (hidden - self.config.input_shift) / self.config.input_scale
 
     def _predict(self, level, context):
         """What coarser codes say of the latents of the level below `level`, in the residual layout."""
-        return self.conditioners[level](context) + self.shortcuts[level].decoder(context)
+        stride = self.config.strides[-1 - level]
+        return self.conditioners[level](context) + self.shortcut.refine(context, stride)
 
     def _encode(self, sample, quantize):
         """Latents of every level, what `quantize(quantizer, latents)` made of them, and predictions, coarse to fine.
@@ -342,7 +340,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         for level, hidden in reversed(list(enumerate(self._coarser_features(features)))):
             whole.insert(0, self.to_latents[level](hidden) + linear)
             if level:
-                linear = self.shortcuts[level - 1].encoder(whole[0])
+                linear = self.shortcut.coarsen(whole[0], self.config.strides[-level])
         latents, quantized, predictions = [whole[0]], [quantize(self.quantizers[0], whole[0])], []
         context = quantized[0]
         for level, quantizer in enumerate(self.quantizers[1:]):
