@@ -1,6 +1,7 @@
 """Codes of a tokenized data set: Parquet shards that know which tokenizer made them, and the data set for a prior."""
 
 import hashlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -21,9 +22,14 @@ def tokenizer_identity(autoencoder, path=None):
         path: where it came from, for people; default the path it was loaded from.
 
     Returns:
-        dict with `class`, `path`, `config_sha256` (over the public options) and `weights_sha256`.
+        dict with `class`, `path`, `config_sha256` (of the options that are not at their defaults), `weights_sha256`.
     """
-    config = {key: value for key, value in dict(autoencoder.config).items() if not key.startswith("_")}
+    defaults = {name: option.default for name, option in inspect.signature(type(autoencoder)).parameters.items()}
+    config = {
+        key: value
+        for key, value in dict(autoencoder.config).items()
+        if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
+    }  # an option that a later version adds changes nothing where it is at its default
     weights = hashlib.sha256()
     for name, tensor in sorted(autoencoder.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
