@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.converters import FORMATS
+from hf_vq.priors import PRIORS
 from hf_vq.quantizers import QUANTIZERS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -41,6 +42,16 @@ def test_hierarchy_example_runs_and_the_tables_have_every_model_and_format():
     formats = text.split("## Checkpoints of others")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", formats, flags=re.M)
     assert {name for row in rows[1:] for name in re.findall(r"`([\w-]+)`", row)} == set(FORMATS)
+
+
+def test_prior_example_runs_and_the_table_has_every_prior():
+    section = README.read_text(encoding="utf-8").split("## Priors")[1].split("\n## ")[0]
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", section, flags=re.S)[1], names)
+    assert names["images"].shape == (2, 3, 32, 32)
+    assert len(names["completed"]) == 2
+    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.M)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(PRIORS)
 
 
 def test_commands_and_picture_exist():
