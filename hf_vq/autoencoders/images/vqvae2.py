@@ -13,9 +13,9 @@ from torch import nn
 from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
 from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
 from hf_vq.autoencoders.images.levels import (
-    FixedShortcut,
     LevelDecoder,
     LevelEncoder,
+    PatchShortcut,
     make_upsampler,
 )
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
@@ -23,7 +23,6 @@ from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
 
-PREDICTION_BETA = 0.1  # of the term that makes finer latents predictable from coarser codes
 LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
@@ -55,9 +54,8 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             in whose place the average code vector stands: coarse levels then decode alone. 0 is the paper's.
         residual: instead of the paper's layout, code each finer level as the difference of its latents from what the
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
-            and decode the sum. No bits repeat what is known, and coarse levels decode alone without `level_dropout`.
-            Shortcuts without parameters go around all networks, as in DC-AE (https://arxiv.org/abs/2410.10733):
-            `codebook_dim` is at least the numbers in a patch.
+            and decode the sum: no bits repeat what is known. Shortcuts go around all networks (after DC-AE,
+            https://arxiv.org/abs/2410.10733): a linear code of patches, means and interpolation between levels.
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -136,7 +134,8 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *blocks)
         self.apply(initialize_like_sonnet)
         if residual:
-            self.shortcut = FixedShortcut(in_channels, codebook_dim, strides[0])
+            self.shortcut = PatchShortcut(in_channels, codebook_dim, strides[0])
+            self.shortcut.reset_parameters()
             ends = [network.upsample[-1] for network in (*self.conditioners, self.decoder)]
             for layer in (*self.to_latents, *ends):
                 nn.init.zeros_(layer.weight)
@@ -172,15 +171,15 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
 
         The latents of a finer level depend on the codes of the coarser ones; with `residual` they are differences.
         """
-        latents, _, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
+        latents, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     def decode_parameters(self, latents):
         """Latents of every level to what the decoder ends in: the sample, or the parameters of its pixels."""
         context = latents[0]
         for level, finer in enumerate(latents[1:]):
-            if self.config.residual:  # the prediction has a loss of its own
-                context = self._predict(level, context).detach() + finer
+            if self.config.residual:
+                context = self._predict(level, context) + finer
             else:
                 context = torch.cat([self.upsamplers[level](context), finer], dim=1)
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
@@ -260,18 +259,16 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             outputs.append(quantizer(latents))
             return outputs[-1].latents
 
-        _, quantized, predictions = self._encode(sample, quantize)
-        losses = {
-            f"{name}_{level}": value
-            for level, output in zip(self.level_names, outputs, strict=True)
-            for name, value in output.losses.items()
-        }
-        loss = sum(output.loss for output in outputs)
-        for level, (predicted, latents) in zip(self.level_names[1:], predictions, strict=False):
-            losses[f"prediction_{level}"] = F.mse_loss(predicted, latents.detach())
-            losses[f"predictability_{level}"] = F.mse_loss(latents, predicted.detach())
-            loss = loss + losses[f"prediction_{level}"] + PREDICTION_BETA * losses[f"predictability_{level}"]
-        together = QuantizerOutput(codes=tuple(output.codes for output in outputs), loss=loss, losses=losses)
+        _, quantized = self._encode(sample, quantize)
+        together = QuantizerOutput(
+            codes=tuple(output.codes for output in outputs),
+            loss=sum(output.loss for output in outputs),
+            losses={
+                f"{name}_{level}": value
+                for level, output in zip(self.level_names, outputs, strict=True)
+                for name, value in output.losses.items()
+            },
+        )
         return self.decoded_output(sample, self._drop_levels(quantized), together)
 
     def _drop_levels(self, quantized):
@@ -298,12 +295,12 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     def _encode_pixels(self, sample):
         hidden = sample * self.config.input_scale + self.config.input_shift
         features = self.encoders[-1](hidden)
-        return torch.cat([features, self.shortcut.from_pixels(hidden)], dim=1) if self.config.residual else features
+        return torch.cat([features, self.shortcut.encoder(hidden)], dim=1) if self.config.residual else features
 
     def _decode_pixels(self, context):
         hidden = self.decoder(context)
         if self.config.residual:
-            hidden = hidden + self.shortcut.to_pixels(context)
+            hidden = hidden + self.shortcut.decoder(context)
         if self.pixel_distribution is not None:
             return hidden
         return (hidden - self.config.input_shift) / self.config.input_scale
@@ -311,13 +308,10 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     def _predict(self, level, context):
         """What coarser codes say of the latents of the level below `level`, in the residual layout."""
         stride = self.config.strides[-1 - level]
-        return self.conditioners[level](context) + self.shortcut.refine(context, stride)
+        return self.conditioners[level](context) + F.interpolate(context, scale_factor=stride, mode="bicubic")
 
     def _encode(self, sample, quantize):
-        """Latents of every level, what `quantize(quantizer, latents)` made of them, and predictions, coarse to fine.
-
-        A prediction, of the residual layout, is a pair: what coarser codes predict, and the latents.
-        """
+        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
         self.check_sample(sample)
         features = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         if self.config.residual:
@@ -331,7 +325,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             quantized.append(quantize(quantizer, latents[-1]))
             finer = quantized[-1]
             context = torch.cat([self.upsamplers[level - 1](context), finer], dim=1) if level else finer
-        return tuple(latents), tuple(quantized), ()
+        return tuple(latents), tuple(quantized)
 
     def _encode_residual(self, features, quantize):
         dim = self.config.codebook_dim
@@ -340,16 +334,16 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         for level, hidden in reversed(list(enumerate(self._coarser_features(features)))):
             whole.insert(0, self.to_latents[level](hidden) + linear)
             if level:
-                linear = self.shortcut.coarsen(whole[0], self.config.strides[-level])
-        latents, quantized, predictions = [whole[0]], [quantize(self.quantizers[0], whole[0])], []
+                linear = F.avg_pool2d(whole[0], self.config.strides[-level])
+        latents, quantized = [whole[0]], [quantize(self.quantizers[0], whole[0])]
         context = quantized[0]
         for level, quantizer in enumerate(self.quantizers[1:]):
-            predicted = self._predict(level, context)
-            predictions.append((predicted, whole[level + 1]))
-            latents.append(whole[level + 1] - predicted.detach())
+            # the prediction learns where it is added again: here its gradient would undo that of the latents
+            predicted = self._predict(level, context).detach()
+            latents.append(whole[level + 1] - predicted)
             quantized.append(quantize(quantizer, latents[-1]))
-            context = predicted.detach() + quantized[-1]
-        return tuple(latents), tuple(quantized), tuple(predictions)
+            context = predicted + quantized[-1]
+        return tuple(latents), tuple(quantized)
 
     def _coarser_features(self, finest):
         features = [finest]
