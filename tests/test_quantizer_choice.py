@@ -167,5 +167,5 @@ def test_resize_is_saved(make, tmp_path):
 
 def test_a_pipeline_refuses_a_prior_of_another_shape():
     autoencoder = vqvae("residual")
-    with pytest.raises(ValueError, match=r"2 axes.*3 codes at every position"):
+    with pytest.raises(ValueError, match=r"2 axes.*have 3"):
         VQPipeline(autoencoder, PixelCNN(PixelCNNConfig(codebook_size=8, num_classes=0)))

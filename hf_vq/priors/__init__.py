@@ -1,6 +1,7 @@
 """Codes -> codes: what is likely, and new ones."""
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
 from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
 from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
 
 
 class GPTPriorConfig(PriorConfig):

@@ -9,7 +9,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.decoder_sampling import DecoderState
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.logistic_mixture import draw_amplitudes, mixture_log_prob
-from hf_vq.priors.base import IGNORED, PriorOutput, evaluating
+from hf_vq.priors.base import PriorOutput, evaluating
+from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options, draw_uniforms
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
 

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
 from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
 

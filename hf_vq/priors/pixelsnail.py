@@ -7,7 +7,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput, check_range
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import check_range
 from hf_vq.priors.pixelsnail_layers import (
     CausalConv2d,
     ContextNetwork,

@@ -5,7 +5,9 @@ from math import prod
 import torch
 from transformers.models.llama import LlamaConfig
 
-from hf_vq.priors.base import PriorConfig, PriorMixin, check_range
+from hf_vq.priors.base import PriorMixin
+from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import check_range
 
 NO_TOKEN = -1  # in `prompt_ids`: nothing here
 

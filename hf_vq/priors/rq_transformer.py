@@ -11,7 +11,8 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
-from hf_vq.priors.base import PriorConfig, PriorMixin, PriorOutput
+from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.config import PriorConfig
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
 DEPTH_INPUTS = ("cumulative_vectors", "vectors", "embeddings")

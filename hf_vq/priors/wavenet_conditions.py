@@ -8,7 +8,8 @@ from transformers import initialization as init
 from hf_vq.networks.upsampling import FeatureUpsampler
 from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
 from hf_vq.networks.wavenet_steps import WaveNetSteps
-from hf_vq.priors.base import PriorConfig, PriorMixin
+from hf_vq.priors.base import PriorMixin
+from hf_vq.priors.config import PriorConfig
 
 
 class ConditionedWaveNetConfig(PriorConfig):

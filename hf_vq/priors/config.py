@@ -1,0 +1,45 @@
+"""Config fields of every prior."""
+
+from transformers import PreTrainedConfig
+
+from hf_vq.hub import HubConfigMixin
+
+
+class PriorConfig(HubConfigMixin, PreTrainedConfig):
+    """Config fields of every prior.
+
+    Args:
+        codebook_size: number of codes.
+        num_classes: number of classes; 0 is an unconditional prior.
+        code_shape: the grid that `sample` draws by default.
+        class_dropout_prob: chance that training replaces a class by the null class, whose index is `num_classes`;
+            above 0 it makes that class exist, and guidance possible.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    codebook_size: int = 512
+    num_classes: int = 0
+    code_shape: tuple[int, ...] | list[int] | None = None
+    class_dropout_prob: float = 0.0
+
+    def __post_init__(self, **kwargs):
+        if self.codebook_size < 1:
+            raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
+        if not 0 <= self.class_dropout_prob < 1:
+            raise ValueError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
+        if self.class_dropout_prob > 0 and self.num_classes == 0:
+            raise ValueError(f"class_dropout_prob is {self.class_dropout_prob}, but num_classes is 0: nothing to drop")
+        if self.code_shape is not None:
+            self.code_shape = tuple(self.code_shape)  # JSON has lists
+            if any(size < 1 for size in self.code_shape):
+                raise ValueError(f"code_shape must have sizes of at least 1, got {self.code_shape}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_class_embeddings(self) -> int:
+        """Rows of a class embedding: the classes, and the null class where there is one."""
+        return self.num_classes + (self.class_dropout_prob > 0)
