@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
+import hf_vq
 from hf_vq import VQVAE, AutoVQPrior, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
 
 from .conftest import no_complaints
@@ -168,3 +169,42 @@ def test_completing_a_picture_keeps_every_code_that_the_mask_does_not_touch():
 def test_pictures_that_cannot_be_completed_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(classes=0)(**arguments)
+
+
+@pytest.mark.parametrize("name", ["TransformerPrior", "GPTPrior", "LlamaGenPrior", "PixelSNAIL", "RQTransformer"])
+def test_any_prior_saves_and_loads_in_a_pipeline(name, tmp_path):
+    residual = name == "RQTransformer"
+    torch.manual_seed(0)
+    autoencoder = VQVAE(
+        in_channels=1, hidden_channels=8, codebook_size=12, codebook_dim=4, stage_channels=(8,),
+        quantizer_type="residual" if residual else "ema", quantizer_config={"num_levels": 3} if residual else None,
+    )  # fmt: skip
+    autoencoder.train()(torch.rand(4, 1, 8, 8) * 2 - 1)
+    small = {
+        "TransformerPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16},
+        "GPTPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "block_size": 17},
+        "LlamaGenPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16},
+        "PixelSNAIL": {"hidden_channels": 8, "residual_channels": 8, "num_blocks": 1, "num_attention_heads": 2},
+        "RQTransformer": {
+            "num_levels": 3, "hidden_size": 16, "num_spatial_layers": 1, "num_spatial_heads": 2,
+            "num_depth_layers": 1, "num_depth_heads": 2, "block_size": 16, "spatial_inputs": "embeddings",
+            "depth_inputs": "embeddings",
+        },
+    }[name]  # fmt: skip
+    prior_class = getattr(hf_vq, name)
+    shape = (3, 4, 4) if residual else (4, 4)
+    config = prior_class.config_class(
+        codebook_size=12, num_classes=2, code_shape=shape, class_dropout_prob=0.1, **small
+    )
+    pipe = VQPipeline(autoencoder.eval(), prior_class(config).eval())
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"class_labels": [0, 1], "guidance_scale": 1.5, "output_type": "pt"}
+    expected = pipe(**arguments, generator=generator()).images
+    pipe.save_pretrained(tmp_path)
+    loaded = VQPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.prior) is prior_class
+    torch.testing.assert_close(loaded(**arguments, generator=generator()).images, expected)
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(stock).__name__ == "VQPipeline"
+    hf_vq.hub.read_folder(tmp_path)  # what push checks
