@@ -1,7 +1,8 @@
 """A VQ-VAE-2 beside a one-level VQ-VAE: python benchmarks/hierarchy.py HIERARCHY ONE_LEVEL --data FLOWERS
 
 Parameters without and with codebooks, bits per image and error over variance of both on a split that neither was
-trained on, and two pictures: levels.png (originals, both reconstructions, what the coarsest level decodes to alone) and code_maps.png.
+trained on, and two pictures: levels.png (originals, both reconstructions, what the coarsest level decodes to alone)
+and code_maps.png.
 """
 
 import argparse
