@@ -28,8 +28,17 @@ def pick_level(options):
     return int(options.level)
 
 
-def load_coarser(options, level):
-    """The trained priors of all coarser levels, coarse to fine, for the pipeline; empty where none are given."""
+def load_coarser(options, level, codes):
+    """The trained priors of all coarser levels, coarse to fine, for the pipeline; empty where none are given.
+
+    Args:
+        options: of the verb.
+        level: that is trained.
+        codes: its codes, with what is known of the coarser ones.
+
+    Raises:
+        ValueError: a prior too few or too many, or one of other codes.
+    """
     given = [name for name in ("top_prior", "middle_prior") if getattr(options, name) is not None]
     if not given:
         return []
@@ -40,15 +49,14 @@ def load_coarser(options, level):
             "autoencoder, while the finest level is trained"
         )
     priors = []
-    for name in expected:
+    for name, size in zip(expected, codes.context_codebook_sizes, strict=True):
         folder = local_folder(getattr(options, name))
         check_weights(folder, "prior")
         priors.append(hf_vq.AutoVQPrior.from_pretrained(folder))
-        codes = load_codes(options.codes, "train", level=len(priors) - 1)
-        if priors[-1].config.codebook_size != codes.codebook_size:
+        if priors[-1].config.codebook_size != size:
             raise ValueError(
                 f"{name}={getattr(options, name)} has codebook_size={priors[-1].config.codebook_size}, but its level "
-                f"in {options.codes} has {codes.codebook_size}"
+                f"in {options.codes} has {size}"
             )
     return priors
 

@@ -83,7 +83,7 @@ def run(options, args, given):
     if "validation" in code_splits(options.codes):
         validation = load_codes(options.codes, "validation", level=level, context=True)
     autoencoder = load_tokenizer(options, train)
-    coarser = load_coarser(options, level)
+    coarser = load_coarser(options, level, train)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
     if config["num_classes"] == 0:

@@ -198,12 +198,17 @@ class PriorMixin(InputChecks, PushMixin):
         self, codes: torch.Tensor, labels: torch.Tensor | None, return_loss: bool, **conditions
     ) -> PriorOutput:
         """The common part of `forward`: check, drop classes in training, predict, loss."""
+        conditions = self.check_inputs(codes, labels, **conditions)
+        logits = self.predict(codes, **conditions)
+        return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
+
+    def check_inputs(self, codes: torch.Tensor, labels: torch.Tensor | None, **conditions) -> dict:
+        """Check what `forward` got; checked conditions, in training with some classes dropped."""
         self.check_codes(codes, labels)
         conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
         if "class_labels" in conditions:
             conditions["class_labels"] = self.drop_class_labels(conditions["class_labels"])
-        logits = self.predict(codes, **conditions)
-        return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
+        return conditions
 
     @property
     def can_guide(self) -> bool:

@@ -8,6 +8,7 @@ from transformers.models.llama import LlamaConfig
 from hf_vq.priors.base import PriorMixin
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import check_range
+from hf_vq.priors.sampling import positions_first
 
 NO_TOKEN = -1  # in `prompt_ids`: nothing here
 
@@ -148,10 +149,7 @@ class PromptMixin(PriorMixin):
 
     def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
         """Residual codes: all levels of a place before the next place, places in raster order."""
-        num_levels = self.config.num_levels
-        if num_levels == 1:
-            return None
-        return torch.arange(prod(code_shape)).view(num_levels, -1).T.flatten()
+        return None if self.config.num_levels == 1 else positions_first(code_shape)
 
     def _check_code_shape(self, code_shape) -> tuple[int, ...]:
         code_shape = super()._check_code_shape(code_shape)

@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
 from hf_vq.priors.base import PriorMixin, PriorOutput
 from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.sampling import positions_first
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
 DEPTH_INPUTS = ("cumulative_vectors", "vectors", "embeddings")
@@ -265,12 +266,8 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type, or no code vectors.
         """
-        self.check_codes(codes, labels)
+        conditions = self.check_inputs(codes, labels, class_labels=class_labels, prompt_ids=prompt_ids)
         self._check_target_probs(target_probs, codes, labels)
-        conditions = {"class_labels": class_labels, "prompt_ids": prompt_ids}
-        conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
-        if "class_labels" in conditions:
-            conditions["class_labels"] = self.drop_class_labels(conditions["class_labels"])
         logits, prompt_logits = self._predict_all(codes, **conditions)
         output = RQTransformerOutput(logits=logits, prompt_logits=prompt_logits)
         if return_loss:
@@ -288,7 +285,7 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         return RQTransformerSamplingState(self, num_grids, prod(code_shape[1:]), **conditions)
 
     def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.arange(prod(code_shape)).view(code_shape[0], -1).T.flatten()  # all levels of a position in a row
+        return positions_first(code_shape)
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)

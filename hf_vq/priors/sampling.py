@@ -4,6 +4,7 @@ Every filter keeps logits as logits, so that they compose; `sample_codes` is the
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
@@ -34,6 +35,15 @@ def check_sampling_options(
         raise ValueError(f"guidance_scale must be finite and at least 0, got {guidance_scale}")
     if guidance_steps is not None and (int(guidance_steps) != guidance_steps or guidance_steps < 0):
         raise ValueError(f"guidance_steps must be a whole number of at least 0, got {guidance_steps}")
+
+
+def positions_first(code_shape: Sequence[int]) -> torch.Tensor:
+    """Drawing order of residual codes (levels, *space): all levels of a position in a row, positions in raster order.
+
+    Returns:
+        (levels * positions,) places in the flattened grid.
+    """
+    return torch.arange(prod(code_shape)).view(code_shape[0], -1).T.flatten()
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:

@@ -70,9 +70,6 @@ class PatchShortcut(nn.Module):
         super().__init__()
         self.encoder = nn.Conv2d(channels, dim, stride, stride=stride, bias=False)
         self.decoder = nn.ConvTranspose2d(dim, channels, stride, stride=stride, bias=False)
-
-    @torch.no_grad()
-    def reset_parameters(self):
-        """Orthogonal patches, and the same back."""
-        nn.init.orthogonal_(self.encoder.weight.flatten(1))
-        self.decoder.weight.copy_(self.encoder.weight)
+        with torch.no_grad():  # orthogonal patches, and the same back
+            nn.init.orthogonal_(self.encoder.weight.flatten(1))
+            self.decoder.weight.copy_(self.encoder.weight)

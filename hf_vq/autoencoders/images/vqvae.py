@@ -166,7 +166,6 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
                     f"{codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
                 )
             self.patches = PatchShortcut(in_channels, dim, self.downsample_factor)
-            self.patches.reset_parameters()
             nn.init.zeros_(self.to_latents.weight)
             nn.init.zeros_(self.last_layer)
 

@@ -135,7 +135,6 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         self.apply(initialize_like_sonnet)
         if residual:
             self.shortcut = PatchShortcut(in_channels, codebook_dim, strides[0])
-            self.shortcut.reset_parameters()
             ends = [network.upsample[-1] for network in (*self.conditioners, self.decoder)]
             for layer in (*self.to_latents, *ends):
                 nn.init.zeros_(layer.weight)
