@@ -45,21 +45,41 @@ def condition(prior, batch_size):
     return {"class_labels": torch.arange(batch_size) % classes} if classes else {}
 
 
-def cached_logits(prior, codes, **conditions):
-    state, logits = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions), []
+def code_order(prior, codes):
     order = prior.code_order(tuple(codes.shape[1:]))
-    order = torch.arange(codes[0].numel()) if order is None else order
-    for place in order:
+    return torch.arange(codes[0].numel()) if order is None else order
+
+
+def cached_logits(prior, codes, **conditions):
+    order = code_order(prior, codes)
+    logits = logits_after(prior, codes, order, 0, **conditions)
+    return logits[:, order.argsort()].view(*codes.shape, -1)
+
+
+def logits_after(prior, codes, order, known, **conditions):
+    """Logits (batch, codes - known, codebook_size) in drawing order, where the first `known` were taken at once."""
+    state, logits = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions), []
+    codes = codes.flatten(1)[:, order]
+    if known:
+        state.prefill(codes[:, :known])
+    for column in codes[:, known:].unbind(1):
         logits.append(state.next_logits().clone())
-        state.append(codes.flatten(1)[:, place])
-    return torch.stack(logits, dim=1)[:, order.argsort()].view(*codes.shape, -1)
+        state.append(column)
+    return torch.stack(logits, dim=1)
+
+
+def check_prefill(prior, codes, **conditions):
+    """Codes that are known from the start may be taken in one pass, however many they are."""
+    order = code_order(prior, codes)
+    expected = prior(codes, **conditions).logits.flatten(1, -2)[:, order]
+    for known in range(1, len(order)):
+        logits = logits_after(prior, codes, order, known, **conditions)
+        torch.testing.assert_close(logits, expected[:, known:], **CLOSE)
 
 
 def check_no_leak(prior, codes, **conditions):
     """Changing one code moves the logits of every code drawn after it, and of no other."""
-    size, logits = codes[0].numel(), prior(codes, **conditions).logits
-    order = prior.code_order(tuple(codes.shape[1:]))
-    order = torch.arange(size) if order is None else order
+    size, logits, order = codes[0].numel(), prior(codes, **conditions).logits, code_order(prior, codes)
     moved = torch.empty(size, size, dtype=torch.bool)  # (changed, seen), both in drawing order
     for step, place in enumerate(order):
         changed = codes.clone()
@@ -89,6 +109,13 @@ def test_cached_logits_equal_full_logits(variant, implementation, grid):
     prior.set_attn_implementation(implementation)
     torch.testing.assert_close(prior(codes, **condition(prior, 4)).logits, expected, **CLOSE)
     torch.testing.assert_close(cached_logits(prior, codes, **condition(prior, 4)), expected, **CLOSE)
+
+
+@variants
+@torch.no_grad()
+def test_known_first_codes_are_taken_in_one_pass(variant):
+    prior = make_prior(variant)
+    check_prefill(prior, torch.randint(11, (2, 3, 4)), **condition(prior, 2))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from hf_vq.converters import convert
 from hf_vq.priors import RQTransformer, RQTransformerConfig
 
 from .conftest import FIXTURES, fixture
-from .test_gpt import CLOSE, cached_logits, check_no_leak
+from .test_gpt import CLOSE, cached_logits, check_no_leak, check_prefill
 
 GRID = (3, 2, 3)  # levels, height, width
 VARIANTS = {
@@ -70,6 +70,13 @@ def test_cached_logits_equal_full_logits(variant, implementation, grid):
     prior.set_attn_implementation(implementation)
     torch.testing.assert_close(prior(codes, **condition(prior, 4)).logits, expected, **CLOSE)
     torch.testing.assert_close(cached_logits(prior, codes, **condition(prior, 4)), expected, **CLOSE)
+
+
+@variants
+@torch.no_grad()
+def test_known_first_codes_are_taken_in_one_pass(variant):
+    prior = make_prior(variant)
+    check_prefill(prior, torch.randint(11, (2, *GRID)), **condition(prior, 2))
 
 
 @variants

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from math import prod
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from hf_vq.priors import (
 )
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from .test_gpt import cached_logits, check_prefill, code_order
 from .tiny_models import Codes
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -67,20 +67,6 @@ def make_codes(prior, batch_size=3):
     return codes, conditions
 
 
-def code_order(prior):
-    order = prior.code_order(prior.config.code_shape)
-    return torch.arange(prod(prior.config.code_shape)) if order is None else order
-
-
-def cached_logits(prior, codes, **conditions):
-    state, flat = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions), codes.flatten(1)
-    logits = torch.empty(*flat.shape, prior.config.codebook_size)
-    for place in code_order(prior).tolist():
-        logits[:, place] = state.next_logits()
-        state.append(flat[:, place])
-    return logits.view(*codes.shape, -1)
-
-
 # The network and its cache
 
 
@@ -89,7 +75,8 @@ def cached_logits(prior, codes, **conditions):
 def test_logits_depend_on_no_code_at_or_after_their_place_in_the_order(variant):
     prior = make_prior(variant)
     codes, conditions = make_codes(prior, 1)
-    logits, order = prior(codes, **conditions).logits.flatten(1, -2)[:, code_order(prior)], code_order(prior)
+    order = code_order(prior, codes)
+    logits = prior(codes, **conditions).logits.flatten(1, -2)[:, order]
     assert torch.equal(order.sort().values, torch.arange(codes.numel()))
     moved = torch.empty(len(order), len(order), dtype=torch.bool)  # (changed, looked at)
     for index, place in enumerate(order.tolist()):
@@ -115,6 +102,14 @@ def test_cached_logits_equal_full_logits(variant):
     prior = make_prior(variant)
     codes, conditions = make_codes(prior)
     torch.testing.assert_close(cached_logits(prior, codes, **conditions), prior(codes, **conditions).logits, **CLOSE)
+
+
+@variants
+@torch.no_grad()
+def test_known_first_codes_are_taken_in_one_pass(variant):
+    prior = make_prior(variant)
+    codes, conditions = make_codes(prior, 2)
+    check_prefill(prior, codes, **conditions)
 
 
 @variants
@@ -290,7 +285,7 @@ def test_stock_transformers_without_hf_vq_gives_our_codes(tmp_path):
     for name, prior in priors.items():
         _, conditions = make_codes(prior, 2)
         ours = prior.sample(**(conditions or {"batch_size": 2}), temperature=0)
-        order, length = code_order(prior), prompts[name].shape[1]
+        order, length = code_order(prior, ours), prompts[name].shape[1]
         greedy, drawn = (tokens[:, length:] for tokens in torch.load(tmp_path / name / "tokens.pt"))
         assert torch.equal(greedy, ours.flatten(1)[:, order])
         assert drawn.shape == (40, len(order))

@@ -31,7 +31,11 @@ class PriorOutput(ModelOutput):
 
 
 class SamplingState(Protocol):
-    """What a prior remembers of the codes drawn so far; its work per code does not grow with the grid."""
+    """What a prior remembers of the codes drawn so far; its work per code does not grow with the grid.
+
+    A state that can take many codes in one pass has a method `prefill(codes)` too: the codes (grids, count) of the
+    first positions in drawing order, before any other call.
+    """
 
     def next_logits(self) -> torch.Tensor:
         """Logits (grids, codebook_size) of the next position in raster order."""
@@ -137,7 +141,8 @@ class PriorMixin(InputChecks, PushMixin):
             guidance_steps: guide only that many codes from the first on; None guides all.
             generator: a generator on the CPU or the model's device, or one per grid.
             known_codes: (batch, *grid) int64, read where `known_mask` is True: these codes are kept. Later positions
-                follow them; earlier ones, drawn before, do not know of them.
+                follow them; earlier ones, drawn before, do not know of them. What all grids know from the first
+                position on is not drawn at all: transformers take it in one pass.
             known_mask: (batch, *grid) bool.
             progress_bar: wraps the loop over positions, such as `tqdm` or a pipeline's `progress_bar`.
             conditions: those of `forward`, such as `class_labels` (batch,) of a prior with classes, where
@@ -172,13 +177,18 @@ class PriorMixin(InputChecks, PushMixin):
         places = list(range(num_codes)) if order is None else order.tolist()
         uniforms = draw_uniforms(num_codes, batch_size, generator, self.device)
         codes = torch.empty(batch_size, num_codes, dtype=torch.int64, device=self.device)
+        first = 0  # step
         if known_codes is not None:
             known_codes, known_mask = (x.to(self.device).flatten(1) for x in (known_codes, known_mask))
+            first = int(known_mask[:, places].all(dim=0).cumprod(dim=0).sum())
+            codes[:, places[:first]] = known_codes[:, places[:first]]
         finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
         # the weights' dtype decides, not an autocast region: caches are written in place
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             state = self.start_sampling(copies * batch_size, code_shape, **conditions)
-            steps = range(num_codes)
+            if 0 < first < num_codes:
+                _prefill(state, codes[:, places[:first]].repeat(copies, 1))
+            steps = range(first, num_codes)
             for step in steps if progress_bar is None else progress_bar(steps):
                 logits, place = _at_least_float32(state.next_logits()), places[step]
                 finite &= logits.sum().isfinite()
@@ -229,6 +239,16 @@ class PriorMixin(InputChecks, PushMixin):
             return class_labels
         dropped = torch.rand(class_labels.shape, device=class_labels.device) < self.config.class_dropout_prob
         return class_labels.masked_fill(dropped, self.config.num_classes)
+
+
+def _prefill(state: SamplingState, codes: torch.Tensor) -> None:
+    """Take the first codes (grids, count), in one pass where the state can."""
+    if hasattr(state, "prefill"):
+        state.prefill(codes)
+        return
+    for column in codes.unbind(1):
+        state.next_logits()
+        state.append(column)
 
 
 def _side_by_side(conditions: dict, others: dict) -> dict:

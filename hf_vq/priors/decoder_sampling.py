@@ -100,12 +100,31 @@ class DecoderState:
         self.gate, self.up = self.gated.chunk(2, dim=1)
         self.nothing = head.new_zeros(())
 
-    def fill(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take a layer's first positions from transformers' cache: (rows, key heads, positions, head_dim) each."""
-        length, half = keys.shape[2], keys.shape[3] // 2
-        keys = keys.unflatten(3, (2, half)).transpose(3, 4).flatten(3)
-        self.cache[layer, :, :, :length] = torch.stack([keys, values]).flatten(1, 2)
+    def prefill(self, features: torch.Tensor) -> None:
+        """Take the first tokens of every row in one pass, (rows, positions, hidden_size) embedded."""
+        _, _, num_keys, head_dim = self.new_pairs.shape
+        length = features.shape[1]
+        rotation = self.rotations[:length, None]
+        for layer, cache in zip(self.layers, self.cache, strict=True):
+            heads = (self.normalize_many(features) @ layer.attention_in).unflatten(2, (-1, head_dim))
+            pairs = heads[:, :, :-num_keys].to(self.wide).unflatten(3, (-1, 2))
+            rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(3).to(heads.dtype)
+            parts = (rotated[:, :, :-num_keys], rotated[:, :, -num_keys:], heads[:, :, -num_keys:])
+            queries, keys, values = (part.transpose(1, 2) for part in parts)  # (rows, heads, positions, head_dim)
+            cache[:, :, :length] = torch.stack([keys, values]).flatten(1, 2)
+            attended = F.scaled_dot_product_attention(
+                queries, keys, values, is_causal=True, scale=self.scaling, enable_gqa=True
+            )
+            features = features + attended.transpose(1, 2).flatten(2) @ layer.attention_out
+            gate, up = (self.normalize_many(features) @ layer.mlp_in).chunk(2, dim=2)
+            features = features + (F.silu(gate) * up) @ layer.mlp_out
         self.position = length
+
+    def advance(self, features: torch.Tensor) -> None:
+        """Take the next tokens, (rows, positions, hidden_size) embedded: several the first time, then one by one."""
+        if features.shape[1] > 1:
+            self.prefill(features[:, :-1])
+        self.step(features[:, -1])
 
     def step(self, features: torch.Tensor) -> None:
         """Take the next token, (rows, hidden_size) embedded; `features` are then its last ones, before the norm."""
@@ -134,10 +153,13 @@ class DecoderState:
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Divide rows by their root mean square; the scales of the norm are in the matrix that follows."""
         if features.is_cuda:
-            return F.rms_norm(features, (self.hidden_size,), eps=self.epsilon)
+            return self.normalize_many(features)
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=self.wide)
         scale = torch.addcmul(self.epsilon_tensor, norm, norm, value=1 / self.hidden_size).rsqrt_()
         return torch.mul(features, scale, out=self.normed)
+
+    def normalize_many(self, features: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(features, (self.hidden_size,), eps=self.epsilon)
 
     def attend(self, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What the new queries find, (rows, num_heads * head_dim).

@@ -119,21 +119,36 @@ class DelayedSamplingState:
         self.config, self.embedding = prior.config, prior.model.embed_tokens.weight
         levels, _, exist = prior.delay(num_places)
         self.levels = [levels[here].tolist() for here in exist]  # of each step
-        self.decoder = start_decoder(prior, prompt, len(exist), prior.lm_head.weight)
-        self.absent = torch.full((len(prompt), self.config.num_levels), self.config.null_token, device=prompt.device)
-        self.newest, self.drawn, self.step = prompt[:, -1:], [], 0
+        num_steps = prompt.shape[1] - 1 + len(exist)
+        self.decoder = start_decoder(prior, len(prompt), num_steps, prior.lm_head.weight)
+        self.newest, self.drawn, self.step = F.embedding(prompt, self.embedding), [], 0
+
+    def prefill(self, codes: torch.Tensor) -> None:
+        columns, inputs = list(codes.unbind(1)), [self.newest]
+        while len(columns) >= len(self.levels[self.step]):  # whole steps
+            count = len(self.levels[self.step])
+            inputs.append(self.embed_step(columns[:count]))
+            columns, self.step = columns[count:], self.step + 1
+        self.newest = torch.cat(inputs, dim=1)
+        for column in columns:
+            self.next_logits()
+            self.append(column)
 
     def next_logits(self) -> torch.Tensor:
         if not self.drawn:
-            self.decoder.step(F.embedding(self.newest, self.embedding).sum(1))
+            self.decoder.advance(self.newest)
             self.logits = self.decoder.logits().unflatten(1, (-1, self.config.codebook_size))
         return self.logits[:, self.levels[self.step][len(self.drawn)]]
 
     def append(self, codes: torch.Tensor) -> None:
         self.drawn.append(codes)
-        levels = self.levels[self.step]
-        if len(self.drawn) == len(levels):
-            self.newest = self.absent.clone()
-            for level, drawn in zip(levels, self.drawn, strict=True):
-                self.newest[:, level] = level * self.config.codebook_size + drawn
+        if len(self.drawn) == len(self.levels[self.step]):
+            self.newest = self.embed_step(self.drawn)
             self.drawn, self.step = [], self.step + 1
+
+    def embed_step(self, drawn: list[torch.Tensor]) -> torch.Tensor:
+        """The input (grids, 1, hidden_size) after the codes (grids,) of every level that this step has."""
+        tokens = torch.full((len(drawn[0]), self.config.num_levels), self.config.null_token, device=drawn[0].device)
+        for level, codes in zip(self.levels[self.step], drawn, strict=True):
+            tokens[:, level] = level * self.config.codebook_size + codes
+        return F.embedding(tokens, self.embedding).sum(1, keepdim=True)

@@ -189,12 +189,16 @@ class GPTSamplingState:
 
     def __init__(self, prior: GPTPrior, num_grids: int, num_codes: int, class_labels: torch.Tensor | None):
         self.prior, self.cache = prior, KeyValueCache(prior.transformer, num_grids, num_codes)
-        self.token = prior.embed_start(num_grids, class_labels)
+        self.newest = prior.embed_start(num_grids, class_labels)[:, None]  # vectors (grids, positions, hidden_size)
+
+    def prefill(self, codes: torch.Tensor) -> None:
+        self.newest = torch.cat([self.newest, self.prior.embedding(codes)], dim=1)
 
     def next_logits(self) -> torch.Tensor:
-        hidden = (self.token + self.prior.position_embedding.weight[self.cache.filled])[:, None]
-        hidden = self.prior.transformer(hidden, self.prior.config._attn_implementation, self.cache)
-        return self.prior.head(self.prior.norm(hidden[:, 0]))  # (grids, codebook_size)
+        first, prior = self.cache.filled, self.prior
+        hidden = self.newest + prior.position_embedding.weight[first : first + self.newest.shape[1]]
+        hidden = prior.transformer(hidden, prior.config._attn_implementation, self.cache)
+        return prior.head(prior.norm(hidden[:, -1]))  # (grids, codebook_size)
 
     def append(self, codes: torch.Tensor) -> None:
-        self.token = self.prior.embedding(codes)
+        self.newest = self.prior.embedding(codes[:, None])

@@ -183,11 +183,14 @@ class LlamaGenSamplingState:
     def __init__(self, prior: LlamaGenPrior, code_shape: tuple[int, ...], class_labels: torch.Tensor):
         angles = prior.rotary_angles(code_shape)
         self.decoder = DecoderState(prior.layers, prior.norm, prior.head.weight, *angles, len(class_labels))
-        self.embedding, self.newest = prior.embedding.weight, prior.class_embedding(class_labels)
+        self.embedding, self.newest = prior.embedding.weight, prior.class_embedding(class_labels)[:, None]
+
+    def prefill(self, codes: torch.Tensor) -> None:
+        self.newest = torch.cat([self.newest, F.embedding(codes, self.embedding)], dim=1)
 
     def next_logits(self) -> torch.Tensor:
-        self.decoder.step(self.newest)
+        self.decoder.advance(self.newest)
         return self.decoder.logits()
 
     def append(self, codes: torch.Tensor) -> None:
-        self.newest = F.embedding(codes, self.embedding)
+        self.newest = F.embedding(codes[:, None], self.embedding)

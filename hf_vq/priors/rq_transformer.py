@@ -461,10 +461,23 @@ class RQTransformerSamplingState:
         self.spatial_cache = KeyValueCache(prior.spatial_transformer, num_grids, hidden.shape[1] + num_positions - 1)
         self.depth_cache = KeyValueCache(prior.depth_transformer, num_grids, levels)
         self.codes = torch.empty(num_grids, 1, levels, dtype=torch.int64, device=hidden.device)  # of this position
-        self.input = prior.spatial_transformer(hidden, self.implementation, self.spatial_cache)[:, -1:]
+        self.newest = hidden  # what the spatial transformer has not yet seen, (grids, positions, hidden_size)
+
+    def prefill(self, codes: torch.Tensor) -> None:
+        prior, levels = self.prior, self.prior.config.num_levels
+        self.position = codes.shape[1] // levels  # whole positions
+        first, columns = codes[:, : self.position * levels], codes[:, self.position * levels :].unbind(1)
+        hidden = prior.embed_positions(first.unflatten(1, (-1, levels)))
+        self.newest = torch.cat([self.newest, hidden + prior.position_embedding.weight[: self.position]], dim=1)
+        for column in columns:
+            self.next_logits()
+            self.append(column)
 
     def next_logits(self) -> torch.Tensor:
-        prior, hidden = self.prior, self.input + self.prior.level_embedding.weight[self.level]
+        prior = self.prior
+        if self.level == 0:
+            self.input = prior.spatial_transformer(self.newest, self.implementation, self.spatial_cache)[:, -1:]
+        hidden = self.input + prior.level_embedding.weight[self.level]
         hidden = prior.norm(prior.depth_transformer(hidden, self.implementation, self.depth_cache)[:, 0])
         return prior.head(hidden) if prior.config.shared_head else prior.head(hidden, self.level)
 
@@ -478,5 +491,4 @@ class RQTransformerSamplingState:
         self.depth_cache.filled = self.level = 0
         self.position += 1
         if self.position < self.num_positions:
-            hidden = prior.embed_positions(self.codes) + prior.position_embedding.weight[self.position - 1]
-            self.input = prior.spatial_transformer(hidden, self.implementation, self.spatial_cache)
+            self.newest = prior.embed_positions(self.codes) + prior.position_embedding.weight[self.position - 1]

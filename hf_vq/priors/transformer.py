@@ -4,7 +4,7 @@ import json
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 from transformers.models.llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple
 
@@ -182,28 +182,26 @@ class TransformerSamplingState:
     """
 
     def __init__(self, prior: TransformerPrior, prompt: torch.Tensor, num_codes: int):
-        self.decoder = start_decoder(prior, prompt, num_codes, prior.lm_head.weight[: prior.config.codebook_size])
+        num_steps = prompt.shape[1] - 1 + num_codes
+        self.decoder = start_decoder(prior, len(prompt), num_steps, prior.lm_head.weight[: prior.config.codebook_size])
         self.embedding = prior.model.embed_tokens.weight
-        self.newest = prompt[:, -1]
+        self.newest = F.embedding(prompt, self.embedding)
+
+    def prefill(self, codes: torch.Tensor) -> None:
+        self.newest = torch.cat([self.newest, F.embedding(codes, self.embedding)], dim=1)
 
     def next_logits(self) -> torch.Tensor:
-        self.decoder.step(F.embedding(self.newest, self.embedding))
+        self.decoder.advance(self.newest)
         return self.decoder.logits()
 
     def append(self, codes: torch.Tensor) -> None:
-        self.newest = codes
+        self.newest = F.embedding(codes[:, None], self.embedding)
 
 
-def start_decoder(prior, prompt: torch.Tensor, num_steps: int, head: torch.Tensor) -> DecoderState:
-    """The decoder of a prior's `LlamaModel` after all but the last token of its prompt (rows, tokens)."""
-    model, length = prior.model, prompt.shape[1] - 1
-    positions = torch.arange(length + num_steps, device=head.device)
+def start_decoder(prior, num_rows: int, num_steps: int, head: torch.Tensor) -> DecoderState:
+    """A decoder of a prior's `LlamaModel` for sequences of `num_steps` tokens."""
+    model = prior.model
     wide = torch.zeros((), dtype=torch.promote_types(head.dtype, torch.float32), device=head.device)
-    cosines, sines = (half.chunk(2, dim=-1)[0][0] for half in model.rotary_emb(wide, positions[None]))
-    decoder = DecoderState(model.layers, model.norm, head, cosines, sines, len(prompt))
-    if length > 0:
-        cache = DynamicCache(config=prior.config)
-        model(input_ids=prompt[:, :-1], past_key_values=cache, use_cache=True)
-        for index, layer in enumerate(cache.layers):
-            decoder.fill(index, layer.keys, layer.values)
-    return decoder
+    angles = model.rotary_emb(wide, torch.arange(num_steps, device=head.device)[None])
+    cosines, sines = (table[0].chunk(2, dim=-1)[0] for table in angles)
+    return DecoderState(model.layers, model.norm, head, cosines, sines, num_rows)
