@@ -241,6 +241,28 @@ def test_residual_levels_code_what_coarser_codes_do_not_predict():
     torch.testing.assert_close(model.detokenize(codes), expected)
 
 
+def test_the_prediction_loss_is_that_of_the_finer_latents_and_teaches_coarse_levels():
+    torch.manual_seed(0)
+    model = hf_vq.VQVAE2(1, 8, 1, 4, 20, 16, strides=(4, 2, 2), residual=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    sample = torch.rand(2, 1, 32, 32) * 2 - 1
+    losses, gradients = [], []
+    learning = (model.conditioners[0].middle.weight, model.conditioners[1].middle.weight, model.to_latents[0].weight)
+    for weight in (0.0, 0.3):
+        model.register_to_config(prediction_weight=weight)
+        output = model(sample)
+        losses.append(output.loss)
+        gradients.append(torch.autograd.grad(output.loss, learning))
+    differences = [latents.square().mean() for latents in model.encode(sample).latents[1:]]
+    for name, value in zip(("middle", "bottom"), differences, strict=True):
+        torch.testing.assert_close(output.losses[f"prediction_{name}"], value)
+    torch.testing.assert_close(losses[1] - losses[0], 0.3 * sum(differences))
+    for without, with_it in zip(*gradients, strict=True):
+        assert (with_it - without).norm() > 0.01 * without.norm()
+
+
 def test_shortcuts_start_as_linear_codes_of_patches():
     torch.manual_seed(0)
     sample = torch.rand(2, 1, 16, 16) * 2 - 1

@@ -56,6 +56,9 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
             and decode the sum: no bits repeat what is known. Shortcuts go around all networks (after DC-AE,
             https://arxiv.org/abs/2410.10733): a linear code of patches, means and interpolation between levels.
+        prediction_weight: of the residual layout, 0 or more: weight in `loss` of the mean squared distance between a
+            finer level's latents, held fixed, and what coarser codes predict. At 1 the coarse latents outrun the
+            averages of their codes.
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -84,8 +87,10 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         input_shift: float = 0.0,
         level_dropout: float = 0.0,
         residual: bool = False,
+        prediction_weight: float = 0.1,
     ):
         super().__init__()
+        check_range(0, float("inf"), prediction_weight=prediction_weight)
         check_range(0, 1, level_dropout=level_dropout)
         check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
         check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
@@ -170,7 +175,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
 
         The latents of a finer level depend on the codes of the coarser ones; with `residual` they are differences.
         """
-        latents, _ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
+        latents, *_ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     def decode_parameters(self, latents):
@@ -258,15 +263,17 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             outputs.append(quantizer(latents))
             return outputs[-1].latents
 
-        _, quantized = self._encode(sample, quantize)
+        _, quantized, distances = self._encode(sample, quantize)
+        losses = {
+            f"{name}_{level}": value
+            for level, output in zip(self.level_names, outputs, strict=True)
+            for name, value in output.losses.items()
+        }
+        losses |= {f"prediction_{level}": value for level, value in zip(self.level_names[1:], distances, strict=False)}
         together = QuantizerOutput(
             codes=tuple(output.codes for output in outputs),
-            loss=sum(output.loss for output in outputs),
-            losses={
-                f"{name}_{level}": value
-                for level, output in zip(self.level_names, outputs, strict=True)
-                for name, value in output.losses.items()
-            },
+            loss=sum(output.loss for output in outputs) + self.config.prediction_weight * sum(distances),
+            losses=losses,
         )
         return self.decoded_output(sample, self._drop_levels(quantized), together)
 
@@ -310,7 +317,10 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         return self.conditioners[level](context) + F.interpolate(context, scale_factor=stride, mode="bicubic")
 
     def _encode(self, sample, quantize):
-        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine."""
+        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine.
+
+        The residual layout adds the distances of its predictions, of the finer levels; the paper's has none.
+        """
         self.check_sample(sample)
         features = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         if self.config.residual:
@@ -324,7 +334,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             quantized.append(quantize(quantizer, latents[-1]))
             finer = quantized[-1]
             context = torch.cat([self.upsamplers[level - 1](context), finer], dim=1) if level else finer
-        return tuple(latents), tuple(quantized)
+        return tuple(latents), tuple(quantized), ()
 
     def _encode_residual(self, features, quantize):
         dim = self.config.codebook_dim
@@ -335,14 +345,15 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             if level:
                 linear = F.avg_pool2d(whole[0], self.config.strides[-level])
         latents, quantized = [whole[0]], [quantize(self.quantizers[0], whole[0])]
-        context = quantized[0]
+        context, distances = quantized[0], []
         for level, quantizer in enumerate(self.quantizers[1:]):
-            # the prediction learns where it is added again: here its gradient would undo that of the latents
-            predicted = self._predict(level, context).detach()
+            predicted = self._predict(level, context)
+            distances.append(F.mse_loss(predicted, whole[level + 1].detach()))
+            predicted = predicted.detach()  # it learns where it is added again: here it would undo that of the latents
             latents.append(whole[level + 1] - predicted)
             quantized.append(quantize(quantizer, latents[-1]))
             context = predicted + quantized[-1]
-        return tuple(latents), tuple(quantized)
+        return tuple(latents), tuple(quantized), tuple(distances)
 
     def _coarser_features(self, finest):
         features = [finest]

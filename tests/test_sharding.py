@@ -1,0 +1,66 @@
+"""FSDP2: priors whose weights lie in two processes, half in each, learn as in one."""
+
+import os
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+
+from . import test_gpt, test_pixelsnail, test_priors, test_rq_transformer, test_transformer_prior, test_wavenet
+
+
+def batches():
+    """Every family with a batch of four: name to (prior in eval mode, its input, conditions)."""
+    made = {}
+    for name in ("class and text", "delayed", "llamagen"):
+        prior = test_transformer_prior.make_prior(name)
+        made[name] = (prior, *test_transformer_prior.make_codes(prior, 4))
+    prior = test_gpt.make_prior("classes")
+    made["gpt"] = prior, torch.randint(11, (4, 3, 4)), test_gpt.condition(prior, 4)
+    for name in ("classes", "prompts"):
+        prior = test_rq_transformer.make_prior(name)
+        codes = torch.randint(11, (4, *test_rq_transformer.GRID))
+        made[f"rq {name}"] = prior, codes, test_rq_transformer.condition(prior, 4)
+    for name in ("top with classes", "bottom with classes"):
+        prior = test_pixelsnail.make_prior(name)
+        made[f"pixelsnail {name}"] = prior, torch.randint(11, (4, 5, 7)), test_pixelsnail.make_conditions(prior, 4)
+    for name in ("gated", "plain"):
+        made[f"pixelcnn {name}"] = test_priors.make_prior(name), torch.randint(11, (4, 5, 7)), {}
+    for kind in ("codes", "waveforms"):
+        prior = test_wavenet.make_prior("upsampled", kind)
+        made[f"wavenet {kind}"] = prior, test_wavenet.make_input(kind, 4), test_wavenet.make_conditions(prior, 4)
+    return made
+
+
+def half(rank, value):
+    return tuple(half(rank, one) for one in value) if isinstance(value, tuple) else value[2 * rank : 2 * rank + 2]
+
+
+def _learn(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+    gradients = {}
+    for name, (prior, inputs, conditions) in batches().items():
+        units = [module for module in prior.modules() if type(module).__name__ in prior._no_split_modules]
+        assert units, name
+        for module in (*units, prior):
+            fully_shard(module, mesh=mesh)
+        mine = {key: half(rank, value) for key, value in conditions.items()}
+        prior(half(rank, inputs), **mine).loss.backward()
+        gradients[name] = {key: parameter.grad.full_tensor() for key, parameter in prior.named_parameters()}
+    torch.save(gradients, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_sharded_priors_have_the_gradients_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
+    mp.spawn(_learn, (str(tmp_path),), nprocs=2)
+    sharded = torch.load(tmp_path / "0.pt", weights_only=True)
+    for name, (prior, inputs, conditions) in batches().items():
+        prior(inputs, **conditions).loss.backward()
+        gradients = {key: parameter.grad for key, parameter in prior.named_parameters()}
+        assert sharded[name].keys() == gradients.keys()
+        torch.testing.assert_close(list(sharded[name].values()), list(gradients.values()), atol=1e-5, rtol=1e-4)
