@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_vq.data.codes import SCHEMA_KEY, CodesDataset, column_names, read_metadata, tokenizer_identity
+from hf_vq.data.codes import SCHEMA_KEY, column_names, read_metadata, tokenizer_identity
 
 
 def storage_dtype(codebook_size):
@@ -173,18 +173,3 @@ def _write_shard(target, plan, codes, labels):
     partial = target.with_name(target.name + ".partial")
     pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
     os.replace(partial, target)
-
-
-def tokenize_in_memory(autoencoder, images, *, batch_size=64, num_workers=0):
-    """Tokenize an `ImageDataset` into a `CodesDataset` without writing anything; not for hierarchies."""
-    autoencoder.eval()
-    loader = DataLoader(images, batch_size, num_workers=num_workers)
-    (codes,), labels = _tokenize(autoencoder, loader, next(autoencoder.parameters()).device)
-    return CodesDataset(
-        codes,
-        labels,
-        codebook_size=int(autoencoder.codebook_size),
-        class_names=images.class_names,
-        sample_shape=images.sample_shape,
-        tokenizer=tokenizer_identity(autoencoder),
-    )
