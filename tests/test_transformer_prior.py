@@ -1,6 +1,8 @@
 """Transformer priors: a Llama on disk, causality, the cached loop, prompts and guidance, and training."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -121,6 +123,36 @@ def test_greedy_sample_is_the_argmax_of_the_full_logits_and_keeps_known_codes(va
     drawn = prior.sample(**sizes, **conditions, temperature=0, known_codes=codes, known_mask=mask)
     assert torch.equal(drawn[mask], codes[mask])
     assert torch.equal(prior(drawn, **conditions).logits.argmax(-1)[~mask], drawn[~mask])
+
+
+@pytest.mark.parametrize("variant", ["image", "delayed with text", "llamagen"])
+@torch.no_grad()
+def test_compiled_steps_give_the_full_logits_also_with_new_weights(variant):
+    prior = make_prior(variant)
+    torch.compiler.reset()
+    prior.compile_sampling(backend="eager")  # inductor takes long
+    codes, conditions = make_codes(prior, 2)
+    for _ in range(2):
+        logits = cached_logits(prior, codes, **conditions)
+        torch.testing.assert_close(logits, prior(codes, **conditions).logits, **CLOSE)
+        state = prior.step_compiler.state
+        for parameter in prior.parameters():
+            parameter.mul_(0.8)
+    assert prior.step_compiler.state is state  # the memory that graphs are bound to
+    assert not any("compile" in name for name in prior.state_dict())
+
+
+@torch.no_grad()
+def test_compiled_steps_read_longer_caches_as_they_grow():
+    prior = make_prior(code_shape=(10, 14))
+    torch.compiler.reset()
+    prior.compile_sampling(backend="eager")
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(prior)))
+    codes, conditions = make_codes(prior, 1)
+    for one in (prior, copied):
+        logits = cached_logits(one, codes, **conditions)
+        torch.testing.assert_close(logits, prior(codes, **conditions).logits, **CLOSE)
+        assert one.step_compiler.state.num_positions == 140
 
 
 @guided

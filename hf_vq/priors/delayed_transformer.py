@@ -7,6 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaModel, LlamaPreTrained
 from transformers.utils import can_return_tuple
 
 from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
 from hf_vq.priors.transformer import start_decoder
 
@@ -32,7 +33,7 @@ class DelayedTransformerPriorConfig(DecoderConfig):
         return super().max_position_embeddings + self.num_levels
 
 
-class DelayedTransformerPrior(PromptMixin, LlamaPreTrainedModel):
+class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedModel):
     """MusicGen's delay pattern (https://arxiv.org/abs/2306.05284, section 2.2) over residual codes (levels, *space).
 
     In step t the decoder gives level l of place t - l, for all levels at once, from the sum of the embeddings of the

@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from transformers.utils import can_return_tuple
 
 from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.config import PriorConfig
-from hf_vq.priors.decoder_sampling import DecoderState
 
 
 class LlamaGenPriorConfig(PriorConfig):
@@ -81,7 +81,7 @@ class LlamaGenPriorConfig(PriorConfig):
         return self.hidden_size // self.num_heads
 
 
-class LlamaGenPrior(PriorMixin, PreTrainedModel):
+class LlamaGenPrior(CompiledSampling, PriorMixin, PreTrainedModel):
     """LlamaGen's class-conditional transformer (https://arxiv.org/abs/2406.06525, section 2.2).
 
     Llama layers over the class and then the codes in raster order. Half of the rotary frequencies turn with the row
@@ -182,7 +182,7 @@ class LlamaGenSamplingState:
 
     def __init__(self, prior: LlamaGenPrior, code_shape: tuple[int, ...], class_labels: torch.Tensor):
         angles = prior.rotary_angles(code_shape)
-        self.decoder = DecoderState(prior.layers, prior.norm, prior.head.weight, *angles, len(class_labels))
+        self.decoder = prior.make_decoder(prior.layers, prior.norm, prior.head.weight, *angles, len(class_labels))
         self.embedding, self.newest = prior.embedding.weight, prior.class_embedding(class_labels)[:, None]
 
     def prefill(self, codes: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from transformers.utils import can_return_tuple
 
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.decoder_sampling import DecoderState
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
 
@@ -64,7 +65,7 @@ class TransformerPriorConfig(DecoderConfig):
         return loaded
 
 
-class TransformerPrior(PromptMixin, LlamaForCausalLM):
+class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     """An autoregressive transformer over codes, with classes or text (https://arxiv.org/abs/2302.13971 on codes).
 
     Its sequence is `make_prompt`, then the codes: of a grid in raster order, of residual codes (levels, *space) all
@@ -74,7 +75,8 @@ class TransformerPrior(PromptMixin, LlamaForCausalLM):
     `generation_config.json` keeps stock `generate` to codes and to the length of `code_shape`; a server that ignores
     `suppress_tokens` must be given the allowed ids [0, codebook_size) itself.
 
-    `sample` does not use `generate`: its own loop (decoder_sampling.py) gives the same codes several times faster.
+    `sample` does not use `generate`: its own loop (decoder_sampling.py) gives the same codes several times faster, and
+    `compile_sampling` makes its steps graphs.
     """
 
     config_class = TransformerPriorConfig
@@ -204,4 +206,4 @@ def start_decoder(prior, num_rows: int, num_steps: int, head: torch.Tensor) -> D
     wide = torch.zeros((), dtype=torch.promote_types(head.dtype, torch.float32), device=head.device)
     angles = model.rotary_emb(wide, torch.arange(num_steps, device=head.device)[None])
     cosines, sines = (table[0].chunk(2, dim=-1)[0] for table in angles)
-    return DecoderState(model.layers, model.norm, head, cosines, sines, num_rows)
+    return prior.make_decoder(model.layers, model.norm, head, cosines, sines, num_rows)

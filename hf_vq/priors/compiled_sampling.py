@@ -1,0 +1,171 @@
+"""Sampling of Llama decoders where a step is one compiled graph, on a GPU a CUDA graph."""
+
+import torch
+import torch.nn.functional as F
+
+from hf_vq.priors.decoder_sampling import DecoderState, LayerWeights
+
+FIRST_LENGTH = 64  # positions that attention reads at first; then twice as many, and so on
+MOST_GRAPHS = 256  # for all batch sizes and lengths of a process
+
+
+class CompiledDecoderState(DecoderState):
+    """A `DecoderState` whose step is a graph compiled for 64 positions, then for 128, 256, ...
+
+    Attention reads as many positions as the graph was compiled for; a mask hides those without a token. The memory
+    stays the same from call to call, since CUDA graphs are bound to it: `restart` fills it with weights anew.
+
+    Args:
+        layers, norm, head, cosines, sines, num_rows: see `DecoderState`.
+        compiled_step: `decoder_step`, compiled.
+    """
+
+    def __init__(self, layers, norm, head, cosines, sines, num_rows, compiled_step):
+        super().__init__(layers, norm, head, cosines, sines, num_rows)
+        self.compiled_step, self.num_positions = compiled_step, len(cosines)
+        self.angles = torch.view_as_real(self.rotations).contiguous()
+        self.cache = [torch.zeros_like(layer) for layer in self.cache]  # graphs write whole tensors, not parts of one
+        self.matrices = [[w.attention_in, w.attention_out, w.mlp_in, w.mlp_out] for w in self.layers]
+        self.place = torch.zeros(1, dtype=torch.int64, device=head.device)
+        for tensor in (
+            self.place,
+            self.head,
+            self.angles,
+            *self.cache,
+            *(m for layer in self.matrices for m in layer),
+        ):
+            torch._dynamo.mark_static_address(tensor)
+
+    def fits(self, layers, head, cosines, num_rows) -> bool:
+        """Whether `restart` can serve these sizes."""
+        return (len(self.layers), self.num_rows, self.num_positions) == (len(layers), num_rows, len(cosines)) and (
+            (self.head.T.shape, self.head.dtype, self.head.device) == (head.shape, head.dtype, head.device)
+        )
+
+    def restart(self, layers, norm, head, cosines, sines) -> None:
+        """Forget all tokens and take the weights anew, in the same memory."""
+        for layer, matrices, cache in zip(layers, self.matrices, self.cache, strict=True):
+            new = LayerWeights.of(layer)
+            fresh = (new.attention_in, new.attention_out, new.mlp_in, new.mlp_out)
+            for matrix, values in zip(matrices, fresh, strict=True):
+                matrix.copy_(values)
+            cache.zero_()  # what the mask hides must be finite
+        self.head.copy_((head * norm.weight).T)
+        self.angles.copy_(torch.stack([cosines, sines], dim=-1))
+        self.rotations.copy_(torch.view_as_complex(self.angles))
+        self.position = 0
+
+    def step(self, features: torch.Tensor) -> None:
+        length = min(max(FIRST_LENGTH, 1 << self.position.bit_length()), self.num_positions)
+        self.place.fill_(self.position)
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
+            self.next_logits = self.compiled_step(
+                features,
+                self.place,
+                self.matrices,
+                self.cache,
+                self.angles,
+                self.head,
+                length,
+                self.scaling,
+                self.epsilon,
+            )
+        self.position += 1
+
+    def logits(self) -> torch.Tensor:
+        return self.next_logits
+
+
+def decoder_step(
+    features: torch.Tensor,
+    place: torch.Tensor,
+    matrices: list[list[torch.Tensor]],
+    cache: list[torch.Tensor],
+    angles: torch.Tensor,
+    head: torch.Tensor,
+    length: int,
+    scaling: float,
+    epsilon: float,
+) -> torch.Tensor:
+    """Logits (rows, num_logits) after one more token of every row, in operations that compile into one graph.
+
+    Args:
+        features: (rows, hidden_size), embedded.
+        place: (1,) int64, the position of the token.
+        matrices: of each layer, as in `LayerWeights`.
+        cache: of each layer, (2, rows * key heads, positions, head_dim); takes the token's keys and values.
+        angles: (positions, head_dim / 2, 2), cosines and sines.
+        head: (hidden_size, num_logits).
+        length: positions that attention reads, above `place`.
+        scaling: of the attention scores.
+        epsilon: of the norms.
+    """
+    rows, hidden_size = features.shape
+    head_dim = cache[0].shape[3]
+    num_keys = cache[0].shape[1] // rows
+    seen = torch.arange(length, device=features.device)[None] <= place
+    cosine, sine = angles.index_select(0, place)[:, None].unbind(-1)
+    for (attention_in, attention_out, mlp_in, mlp_out), states in zip(matrices, cache, strict=True):
+        heads = (F.rms_norm(features, (hidden_size,), eps=epsilon) @ attention_in).unflatten(1, (-1, head_dim))
+        first, second = heads[:, :-num_keys].to(angles.dtype).unflatten(2, (-1, 2)).unbind(3)
+        rotated = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=3)
+        rotated = rotated.flatten(2).to(heads.dtype)
+        new = torch.stack([rotated[:, -num_keys:], heads[:, -num_keys:]])  # (2, rows, key heads, head_dim)
+        states.index_copy_(2, place, new.flatten(1, 2)[:, :, None])
+        keys, values = states[:, :, :length].unflatten(1, (rows, num_keys)).unbind(0)
+        queries = rotated[:, :-num_keys, None]  # (rows, heads, 1, head_dim)
+        attended = F.scaled_dot_product_attention(queries, keys, values, seen, scale=scaling, enable_gqa=True)
+        features = features + attended.flatten(1) @ attention_out
+        gate, up = (F.rms_norm(features, (hidden_size,), eps=epsilon) @ mlp_in).chunk(2, dim=1)
+        features = features + (F.silu(gate) * up) @ mlp_out
+    return F.rms_norm(features, (hidden_size,), eps=epsilon) @ head
+
+
+class StepCompiler:
+    """What `compile_sampling` keeps: the compiled step, and the decoder of the last call, for calls of its sizes.
+
+    Args:
+        options: of `torch.compile`.
+    """
+
+    def __init__(self, options: dict):
+        self.options, self.state = options, None
+        self.compiled_step = torch.compile(decoder_step, fullgraph=True, dynamic=False, **options)
+
+    def start(self, layers, norm, head, cosines, sines, num_rows) -> CompiledDecoderState:
+        if self.state is not None and self.state.fits(layers, head, cosines, num_rows):
+            self.state.restart(layers, norm, head, cosines, sines)
+        else:
+            self.state = CompiledDecoderState(layers, norm, head, cosines, sines, num_rows, self.compiled_step)
+        return self.state
+
+    def __getstate__(self):
+        return self.options  # copies and pickles compile for themselves
+
+    def __setstate__(self, options):
+        self.__init__(options)
+
+
+class CompiledSampling:
+    """The part of a prior of Llama layers that lets its sampling be compiled."""
+
+    step_compiler: StepCompiler | None = None
+
+    def compile_sampling(self, mode: str | None = None, **options) -> None:
+        """Compile the steps of `sample` from now on; its codes stay the same up to the rounding of sums.
+
+        The first call with another batch size or grid compiles, for a minute or so; weights may change between calls.
+        A copy of the weights and the cache of the last call stay in memory.
+
+        Args:
+            mode: of `torch.compile`; by default "reduce-overhead" on a GPU, which is CUDA graphs.
+            options: others of `torch.compile`, such as `backend`.
+        """
+        if mode is None and not options and self.device.type == "cuda":
+            mode = "reduce-overhead"
+        self.step_compiler = StepCompiler({"mode": mode, **options})
+
+    def make_decoder(self, layers, norm, head, cosines, sines, num_rows) -> DecoderState:
+        start = DecoderState if self.step_compiler is None else self.step_compiler.start
+        return start(layers, norm, head, cosines, sines, num_rows)
