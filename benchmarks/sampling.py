@@ -18,6 +18,7 @@ the rows with a logits processor of five lines, the best that `generate` can do.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -84,6 +85,9 @@ def llama(args, batch_size):
     def sample(**options):
         return prior.sample(class_labels=class_labels, guidance_scale=GUIDANCE, **options).flatten(1)
 
+    known = torch.zeros(batch_size, args.grid, args.grid, dtype=torch.int64)
+    upper = (torch.arange(args.grid) < args.grid // 2)[:, None].expand_as(known)
+
     def generate(cache):
         return prior.generate(
             prompt, do_sample=False, guidance_scale=GUIDANCE, negative_prompt_ids=null, cache_implementation=cache
@@ -117,12 +121,23 @@ def llama(args, batch_size):
     contenders = [
         Contender("ours", lambda: sample(temperature=0)),
         Contender("ours, drawing by chance", lambda: sample() * 0 - 1),
+        Contender("ours, upper half known", lambda: sample(known_codes=known, known_mask=upper) * 0 - 1),
         Contender("generate, dynamic cache", lambda: generate(None)),
         Contender("generate, static cache", lambda: generate("static")),
         Contender("generate, dynamic cache, batched guidance", lambda: generate_batched(None)),
         Contender("generate, static cache, batched guidance", lambda: generate_batched("static")),
         Contender("no cache, as minGPT", without_cache, num_codes / args.recomputed),
     ]
+    if args.compile:
+        compiled = copy.deepcopy(prior)
+        compiled.compile_sampling()
+        contenders.insert(
+            1,
+            Contender(
+                "ours, compiled",
+                lambda: compiled.sample(class_labels=class_labels, guidance_scale=GUIDANCE, temperature=0).flatten(1),
+            ),
+        )
     return f"llama, {args.layers} layers of {args.hidden_size}, guidance {GUIDANCE}", contenders, floor
 
 
@@ -214,6 +229,7 @@ def main():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--recomputed", type=int, default=4, help="positions measured of what has no cache")
+    parser.add_argument("--compile", action="store_true", help="our loop with compiled steps too")
     parser.add_argument("--turns", type=int, default=3, help="alternations of the contenders")
     args = parser.parse_args()
     logging.set_verbosity_error()
