@@ -132,14 +132,34 @@ def test_compiled_steps_give_the_full_logits_also_with_new_weights(variant):
     torch.compiler.reset()
     prior.compile_sampling(backend="eager")  # inductor takes long
     codes, conditions = make_codes(prior, 2)
+    places = []
     for _ in range(2):
         logits = cached_logits(prior, codes, **conditions)
         torch.testing.assert_close(logits, prior(codes, **conditions).logits, **CLOSE)
         state = prior.step_compiler.state
+        places.append([tensor.data_ptr() for tensor in (state.head, *state.cache)])
         for parameter in prior.parameters():
             parameter.mul_(0.8)
-    assert prior.step_compiler.state is state  # the memory that graphs are bound to
-    assert not any("compile" in name for name in prior.state_dict())
+    assert places[0] == places[1]  # the memory that graphs are bound to
+
+
+@torch.no_grad()
+def test_sampling_compiles_once_whatever_is_known():
+    prior, graphs = make_prior(), []
+    torch.compiler.reset()
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    plain = make_prior()
+    prior.compile_sampling(backend=count)
+    codes, conditions = make_codes(prior, 2)
+    for known in (0, 2, 3, 7, 12):
+        mask = (torch.arange(12) < known).view(1, 3, 4).expand(2, -1, -1)
+        options = {"temperature": 0, "guidance_scale": 2.5, "known_codes": codes, "known_mask": mask}
+        assert torch.equal(prior.sample(**conditions, **options), plain.sample(**conditions, **options))
+    assert len(graphs) == 1
 
 
 @torch.no_grad()

@@ -27,20 +27,15 @@ class CompiledDecoderState(DecoderState):
         self.cache = [torch.zeros_like(layer) for layer in self.cache]  # graphs write whole tensors, not parts of one
         self.matrices = [[w.attention_in, w.attention_out, w.mlp_in, w.mlp_out] for w in self.layers]
         self.place = torch.zeros(1, dtype=torch.int64, device=head.device)
-        for tensor in (
-            self.place,
-            self.head,
-            self.angles,
-            *self.cache,
-            *(m for layer in self.matrices for m in layer),
-        ):
-            torch._dynamo.mark_static_address(tensor)
+        self.inputs = head.new_empty(num_rows, self.hidden_size)  # strides are part of what a graph is compiled for
+        for tensors in ((self.place, self.inputs, self.head, self.angles), self.cache, *self.matrices):
+            for tensor in tensors:
+                torch._dynamo.mark_static_address(tensor)
 
-    def fits(self, layers, head, cosines, num_rows) -> bool:
-        """Whether `restart` can serve these sizes."""
-        return (len(self.layers), self.num_rows, self.num_positions) == (len(layers), num_rows, len(cosines)) and (
-            (self.head.T.shape, self.head.dtype, self.head.device) == (head.shape, head.dtype, head.device)
-        )
+    def fits(self, head, cosines, num_rows) -> bool:
+        """Whether `restart` can serve a call of these sizes (layers stay those of the prior)."""
+        mine = (self.num_rows, self.num_positions, self.head.dtype, self.head.device, self.head.is_inference())
+        return mine == (num_rows, len(cosines), head.dtype, head.device, torch.is_inference_mode_enabled())
 
     def restart(self, layers, norm, head, cosines, sines) -> None:
         """Forget all tokens and take the weights anew, in the same memory."""
@@ -58,10 +53,11 @@ class CompiledDecoderState(DecoderState):
     def step(self, features: torch.Tensor) -> None:
         length = min(max(FIRST_LENGTH, 1 << self.position.bit_length()), self.num_positions)
         self.place.fill_(self.position)
+        self.inputs.copy_(features)
         torch.compiler.cudagraph_mark_step_begin()
         with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
             self.next_logits = self.compiled_step(
-                features,
+                self.inputs,
                 self.place,
                 self.matrices,
                 self.cache,
@@ -123,21 +119,24 @@ def decoder_step(
 
 
 class StepCompiler:
-    """What `compile_sampling` keeps: the compiled step, and the decoder of the last call, for calls of its sizes.
+    """What `compile_sampling` keeps: compiled steps, and the decoder of the last call, for the next one of its sizes.
 
     Args:
-        options: of `torch.compile`.
+        options: of `torch.compile`; without any, "reduce-overhead" on a GPU.
     """
 
     def __init__(self, options: dict):
-        self.options, self.state = options, None
-        self.compiled_step = torch.compile(decoder_step, fullgraph=True, dynamic=False, **options)
+        self.options, self.state, self.compiled = options, None, {}
 
     def start(self, layers, norm, head, cosines, sines, num_rows) -> CompiledDecoderState:
-        if self.state is not None and self.state.fits(layers, head, cosines, num_rows):
+        if self.state is not None and self.state.fits(head, cosines, num_rows):
             self.state.restart(layers, norm, head, cosines, sines)
-        else:
-            self.state = CompiledDecoderState(layers, norm, head, cosines, sines, num_rows, self.compiled_step)
+            return self.state
+        kind, self.state = head.device.type, None  # not two at once in memory
+        if kind not in self.compiled:
+            options = {"mode": "reduce-overhead"} if kind == "cuda" and not self.options else self.options
+            self.compiled[kind] = torch.compile(decoder_step, fullgraph=True, dynamic=False, **options)
+        self.state = CompiledDecoderState(layers, norm, head, cosines, sines, num_rows, self.compiled[kind])
         return self.state
 
     def __getstate__(self):
@@ -152,19 +151,17 @@ class CompiledSampling:
 
     step_compiler: StepCompiler | None = None
 
-    def compile_sampling(self, mode: str | None = None, **options) -> None:
+    def compile_sampling(self, **options) -> None:
         """Compile the steps of `sample` from now on; its codes stay the same up to the rounding of sums.
 
-        The first call with another batch size or grid compiles, for a minute or so; weights may change between calls.
-        A copy of the weights and the cache of the last call stay in memory.
+        Every new batch size or length of the sequence compiles, which takes a minute or so; weights may change between
+        calls. Calls share one cache: not for two at a time. It stays in memory with a copy of the weights.
 
         Args:
-            mode: of `torch.compile`; by default "reduce-overhead" on a GPU, which is CUDA graphs.
-            options: others of `torch.compile`, such as `backend`.
+            options: of `torch.compile`, such as `mode` or `backend`; none is "reduce-overhead" on a GPU, which is CUDA
+                graphs, and inductor's defaults elsewhere.
         """
-        if mode is None and not options and self.device.type == "cuda":
-            mode = "reduce-overhead"
-        self.step_compiler = StepCompiler({"mode": mode, **options})
+        self.step_compiler = StepCompiler(options)
 
     def make_decoder(self, layers, norm, head, cosines, sines, num_rows) -> DecoderState:
         start = DecoderState if self.step_compiler is None else self.step_compiler.start

@@ -47,7 +47,7 @@ def pair_neighbours(values: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 class DecoderState:
-    """The cache and the fused weights of a Llama decoder that takes one token of every row at a time.
+    """The cache and the fused weights of a Llama decoder that takes a prompt, then one token of every row at a time.
 
     Its attention reads the filled part of the cache only. The many small operations of a step cost more than its
     products where rows are few, so buffers and views of them are made once.
