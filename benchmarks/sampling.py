@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/sampling.py
     OMP_NUM_THREADS=1 python benchmarks/sampling.py --families pixelcnn --grid 16
 
-Every family is one function from the arguments to the contenders of a batch size; the first contender is ours. All but
-two of ours draw greedily, so that their codes can be compared; they alternate within one run, and times are the medians
-of the turns. What would take too long is measured at some positions and scaled up, which its line says: a full forward
-at the middle of each of equal stretches of the grid stands for its stretch.
+Every family is one function from the arguments to the contenders of a batch size; the first contender is ours. All
+but two of ours draw greedily, so that their codes can be compared; they alternate within one run, and times are the
+medians of the turns. What would take too long is measured at some positions and scaled up, which its line says: a full
+forward at the middle of each of equal stretches of the grid stands for its stretch.
 
 The floor is counted: weights and the filled part of the cache once per step at the bandwidth of a copy, or the
 multiplications at the rate of a product of ordinary size, whichever takes longer; both rates are measured in the run.

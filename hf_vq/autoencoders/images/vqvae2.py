@@ -255,8 +255,8 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             sample: (batch, channels, height, width) in [-1, 1].
 
         Returns:
-            AutoencoderOutput; `codes` is a tuple, the loss of the quantizers their sum (with that of the predictions in
-            the residual layout), its terms named by level.
+            AutoencoderOutput; `codes` is a tuple, the loss of the quantizers their sum, in the residual layout with
+            that of the predictions, its terms named by level.
         """
         outputs = []
 
