@@ -1,6 +1,7 @@
 """Facts about all quantizers: the contract, padding, precision, compilation, processes, surgery."""
 
 import copy
+import itertools
 import math
 import os
 import subprocess
@@ -548,14 +549,12 @@ def test_loading_a_bare_codebook_derives_the_averages():
 # Processes
 
 
-def _train_on_a_share(rank, world_size, variant, folder):
+def _train_on_a_share(rank, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
-    if world_size > 1:
-        dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    for dtype in (torch.float32, torch.float64):
-        torch.save(_train_twenty_steps(rank, world_size, variant, dtype), f"{folder}/{dtype}-{world_size}-{rank}.pt")
-    if world_size > 1:
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for variant, dtype in itertools.product(STATISTICS, DTYPES):
+        torch.save(_train_twenty_steps(rank, 2, variant, dtype), f"{folder}/{variant}-{dtype}-{rank}.pt")
+    dist.destroy_process_group()
 
 
 def _train_twenty_steps(rank, world_size, variant, dtype):
@@ -584,17 +583,27 @@ STATISTICS = {
 }  # fmt: skip
 
 
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5}  # and how near
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory):
+    """What two processes trained, each on its half: a process takes longer to start than to train."""
+    folder = tmp_path_factory.mktemp("shares")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
+        mp.spawn(_train_on_a_share, (str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.parametrize("variant", STATISTICS)
-def test_two_processes_equal_one(variant, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
-    mp.spawn(_train_on_a_share, (2, variant, str(tmp_path)), nprocs=2)
-    _train_on_a_share(0, 1, variant, str(tmp_path))
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
-        runs = (torch.load(tmp_path / f"{dtype}-{run}.pt", weights_only=True) for run in ("1-0", "2-0", "2-1"))
-        alone, *ranks = runs
-        for rank in ranks:
+def test_two_processes_equal_one(variant, shares):
+    for dtype, near in DTYPES.items():
+        alone = _train_twenty_steps(0, 1, variant, dtype)
+        for rank in (0, 1):
+            together = torch.load(shares / f"{variant}-{dtype}-{rank}.pt", weights_only=True)
             for key, value in alone.items():
-                torch.testing.assert_close(rank[key], value, rtol=tolerance, atol=tolerance, msg=key)
+                torch.testing.assert_close(together[key], value, rtol=near, atol=near, msg=key)
 
 
 def _train_sharded(rank, folder):
