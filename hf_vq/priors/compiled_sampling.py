@@ -154,6 +154,7 @@ class CompiledSampling:
     def compile_sampling(self, **options) -> None:
         """Compile the steps of `sample` from now on; its codes stay the same up to the rounding of sums.
 
+        Meant for GPUs: on a CPU the steps are about 1.2 times faster uncompiled (benchmarks/sampling.py --compile).
         Every new batch size or length of the sequence compiles, which takes a minute or so; weights may change between
         calls. Calls share one cache: not for two at a time. It stays in memory with a copy of the weights.
 
