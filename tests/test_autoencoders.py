@@ -13,6 +13,8 @@ from transformers import AutoModel
 import hf_vq
 from hf_vq import VQVAE, AutoVQModel, VQModel
 from hf_vq.autoencoders.images.dvae import logit_laplace_log_prob
+from hf_vq.autoencoders.images.levels import share_out
+from hf_vq.training.frozen_codes import freeze_codes
 
 from .conftest import FIXTURES, channels_first, fixture, no_complaints
 
@@ -276,12 +278,69 @@ def test_shortcuts_start_as_linear_codes_of_patches():
     torch.testing.assert_close(flat[1][..., 4:-4, 4:-4], torch.zeros(1, 16, 4, 4))  # nothing to add within a plane
     for build, message in [
         (lambda: VQVAE(1, 8, codebook_dim=None, shortcut=True), "shortcut=True.*None"),
+        (lambda: VQVAE(1, 8, shortcut="principle"), "shortcut.*principle"),
+        (lambda: VQVAE(1, 8, shortcut="principal", quantizer_config={"kmeans_init": False}), "principal.*kmeans_init"),
+        (lambda: VQVAE(1, 8, shortcut="principal", kernel_size=2), "principal.*kernel_size=2"),
         (lambda: VQVAE(1, 8, reconstruction_loss="softmax", shortcut=True), "shortcut=True.*softmax"),
         (lambda: hf_vq.VQVAE2(1, 8, residual=True, level_dropout=0.1), r"level_dropout.*0\.1"),
         (lambda: hf_vq.VQVAE2(1, 8, residual=True, reconstruction_loss="logistic"), "logistic.*residual"),
     ]:
         with pytest.raises(ValueError, match=message):
             build()
+
+
+def test_components_join_the_group_with_the_fewest_bits():
+    assert share_out([64.0, 16.0, 4.0, 1.0], groups=2, width=2, bits=20) == [0, 2, 3, 1]
+    assert share_out([256.0, 16.0, 1e-6, 1e-7], groups=2, width=2, bits=4) == [0, 2, 3, 1]  # the last two have none
+    assert share_out([9.0, 8.0, 7.0], groups=1, width=4, bits=3) == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_principal_patches_start_product_codes_and_the_scale_of_their_error():
+    torch.manual_seed(0)
+    sample = F.interpolate(torch.rand(40, 1, 8, 8) * 2 - 1, 32, mode="bicubic").clamp(-1, 1)
+    options = {"quantizer_type": "product", "quantizer_config": {"groups": 4}, "codebook_dim": 16, "codebook_size": 20}
+    models = {}
+    for shortcut in (True, "principal"):
+        torch.manual_seed(1)
+        models[shortcut] = VQVAE(1, 8, **options, shortcut=shortcut, reconstruction_loss="logistic").eval()
+        assert models[shortcut].initialize_codebook(sample)
+    model = models["principal"]
+    errors = {name: F.mse_loss(each.detokenize(each.tokenize(sample)), sample) for name, each in models.items()}
+    assert errors["principal"] < 0.7 * errors[True]
+    torch.testing.assert_close(model.decode(model.encode(sample).latents).sample, sample, atol=1e-5, rtol=0)
+    rows = model.encode(sample).latents.movedim(1, -1).flatten(0, 2)
+    moments = rows.T @ rows / len(rows)
+    torch.testing.assert_close(moments, moments.diag().diag(), atol=1e-5 * moments.max().item(), rtol=0)
+
+    nats, bias = [], model.upsample[-1].conv.bias
+    for shift in (0.0, -0.5, 1.0):  # a scale of the error's own is better than another
+        bias[1] += shift
+        nats.append(model(sample).reconstruction_loss)
+    assert nats[0] < min(nats[1:])
+
+    before = model.patches.encoder.weight.clone()
+    model.last_layer.add_(0.01)  # trained
+    model.quantizer.levels[0].reset()
+    assert model.initialize_codebook(sample)
+    assert torch.equal(model.patches.encoder.weight, before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_codes_stay_while_the_decoder_learns(name):
+    model, sample = build(name)
+    codes, decoded = model.tokenize(sample), model.detokenize(model.tokenize(sample))
+    frozen = freeze_codes(model, sample[:1])
+    assert frozen
+    assert not any(parameter.requires_grad for parameter in frozen)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()(sample).reconstruction_loss.backward()
+    with torch.no_grad():
+        for parameter in learning:
+            parameter.add_(parameter.grad.sign(), alpha=-0.01)
+    model.update_codebook()
+    assert same_codes(model.eval().tokenize(sample), codes)
+    assert (model.detokenize(codes) - decoded).abs().max() > 1e-3
 
 
 def test_hierarchy_levels_may_differ_and_be_more_than_two():

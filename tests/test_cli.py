@@ -358,6 +358,18 @@ def test_training_starts_from_a_model_with_its_codebook_and_averages(here, capsy
     assert 0 < moved < 0.1  # one step of a moving average, no new k-means
     torch.testing.assert_close(tuned.downsample[0].conv.weight, start.downsample[0].conv.weight)
 
+    finer = ["--freeze_codes", "true", "--model_config.reconstruction_loss", "logistic", "--learning_rate", "1e-2"]
+    assert run("train", "autoencoder", *source, *flags, *finer, "--output", "finer") == 0
+    finer = hf_vq.AutoVQModel.from_pretrained("finer")
+    sample = torch.rand(2, 1, 8, 8) * 2 - 1
+    assert torch.equal(finer.tokenize(sample), start.tokenize(sample))
+    assert torch.equal(finer.quantizer.embedding.weight, start.quantizer.embedding.weight)
+    assert not torch.equal(finer.decoder_middle.weight, start.decoder_middle.weight)
+    assert finer.config.reconstruction_loss == "logistic"
+    fails(
+        capsys, here, "freeze_codes=True", "train", "autoencoder", "a.yaml", "--freeze_codes", "true", "--output", "w"
+    )
+
     prior = hf_vq.AutoVQPrior.from_pretrained("quickstart/prior")
     flags = ["--codes", "quickstart/codes", *flags, "--init_from", "quickstart/prior", "--output", "tuned-prior"]
     assert run("train", "prior", *flags) == 0

@@ -18,11 +18,11 @@ import hf_vq_cli
 from hf_vq.data.decoding import is_lossless
 from hf_vq.data.images import load_images
 from hf_vq.data.slices import slice_rows
-from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
+from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob, discretized_logistic_log_probs
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
 
 datasets = pytest.importorskip("datasets")
-DISTRIBUTIONS = ("softmax", "logistic")
+DISTRIBUTIONS = ("softmax", "logistic", "logistic_softmax")
 ALL_VALUES = torch.arange(256) * 2 / 255 - 1
 
 
@@ -98,11 +98,35 @@ def test_the_sample_is_the_mean_of_the_softmax_and_the_median_of_the_logistic():
             ]
         )
         sample = model.detokenize(codes)
-        if distribution == "softmax":
+        if distribution.endswith("softmax"):
             torch.testing.assert_close(sample, torch.tensordot(probs, ALL_VALUES, ([0], [0])))
         else:
             median = ALL_VALUES[(probs.cumsum(0) < 0.5).sum(0)]
             assert (sample - median).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize("build", [small, hierarchy])
+@torch.no_grad()
+def test_a_decoder_that_takes_another_distribution_keeps_codes_and_places(build):
+    images = Pixels(3).samples
+    plain = build("mse").eval()
+    codes = plain.tokenize(images)
+    logistic = plain.with_reconstruction_loss("logistic")
+    torch.testing.assert_close(logistic.detokenize(codes), plain.detokenize(codes).clamp(-1, 1))
+    for parameter in logistic.parameters():
+        parameter.add_(0.01 * torch.randn_like(parameter))
+    both = logistic.with_reconstruction_loss("logistic_softmax")
+    torch.testing.assert_close(
+        both.reconstruction_log_prob(images, codes), logistic.reconstruction_log_prob(images, codes)
+    )
+    both.last_layer.add_(0.1 * torch.randn_like(both.last_layer))
+    assert not torch.allclose(
+        both.reconstruction_log_prob(images, codes), logistic.reconstruction_log_prob(images, codes), rtol=1e-3
+    )
+    assert type(both)(**{k: v for k, v in both.config.items() if k[0] != "_"}).config == both.config
+    assert plain.half().with_reconstruction_loss("l1").dtype == torch.float16
+    with pytest.raises(ValueError, match=r"'logistic'.*'softmax'"):
+        logistic.with_reconstruction_loss("softmax")
 
 
 def test_discretized_logistic_is_the_difference_of_two_sigmoids():
@@ -115,6 +139,9 @@ def test_discretized_logistic_is_the_difference_of_two_sigmoids():
         expected = torch.as_tensor(above - below)
         found = discretized_logistic_log_prob(x.expand(500), location, log_scale).exp()
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+    each = discretized_logistic_log_prob(ALL_VALUES.double(), location[:, None], log_scale[:, None])
+    together = discretized_logistic_log_probs(location[:, None], log_scale[:, None])
+    torch.testing.assert_close(together, each, rtol=1e-5, atol=1e-5)
     far = torch.tensor(30.0, requires_grad=True)  # where both sigmoids are 1 in float32
     log_prob = discretized_logistic_log_prob(torch.tensor(0.0), far, torch.tensor(-3.0))
     log_prob.backward()

@@ -554,6 +554,7 @@ def _train_on_a_share(rank, folder):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for variant, dtype in itertools.product(STATISTICS, DTYPES):
         torch.save(_train_twenty_steps(rank, 2, variant, dtype), f"{folder}/{variant}-{dtype}-{rank}.pt")
+    torch.save(_start_principal_patches(rank, 2), f"{folder}/principal-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -569,6 +570,16 @@ def _train_twenty_steps(rank, world_size, variant, dtype):
     for step, mask in zip(latents, masks, strict=True):
         quantizer(step.chunk(world_size)[rank], mask.chunk(world_size)[rank])
     return quantizer.state_dict()
+
+
+def _start_principal_patches(rank, world_size):
+    torch.manual_seed(5)
+    product = {"codebook_size": 8, "codebook_dim": 16, "quantizer_type": "product", "quantizer_config": {"groups": 2}}
+    model = VQVAE(1, 8, 0, **product, shortcut="principal", reconstruction_loss="logistic")
+    sample = torch.randn(8, 1, 32, 32) * torch.arange(1, 17).view(4, 4).repeat(8, 8) / 16  # no two variances alike
+    torch.manual_seed(7 + 1000 * rank)
+    model.initialize_codebook(sample.chunk(world_size)[rank])
+    return model.state_dict()
 
 
 RESTARTING = {"restart_threshold": 0.5}
@@ -604,6 +615,14 @@ def test_two_processes_equal_one(variant, shares):
             together = torch.load(shares / f"{variant}-{dtype}-{rank}.pt", weights_only=True)
             for key, value in alone.items():
                 torch.testing.assert_close(together[key], value, rtol=near, atol=near, msg=key)
+
+
+def test_two_processes_start_patches_and_scale_like_one(shares):
+    alone = _start_principal_patches(0, 1)
+    first, second = (torch.load(shares / f"principal-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("patches.encoder.weight", "upsample.1.conv.bias"):
+        torch.testing.assert_close(first[name].abs(), alone[name].abs(), rtol=1e-4, atol=1e-4)  # signs are free
 
 
 def _train_sharded(rank, folder):

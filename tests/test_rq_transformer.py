@@ -11,6 +11,7 @@ import hf_vq
 import hf_vq_cli
 from hf_vq.converters import convert
 from hf_vq.priors import RQTransformer, RQTransformerConfig
+from hf_vq.quantizers import make_quantizer
 
 from .conftest import FIXTURES, fixture
 from .test_gpt import CLOSE, cached_logits, check_no_leak, check_prefill
@@ -47,6 +48,59 @@ def condition(prior, batch_size):
         return {"prompt_ids": torch.arange(3 * batch_size).view(batch_size, 3) % 7}
     classes = prior.config.num_class_embeddings
     return {"class_labels": torch.arange(batch_size) % classes} if classes else {}
+
+
+# What it reads
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("residual", {"num_levels": 3}),
+        ("residual", {"num_levels": 3, "shared_codebook": True, "level_type": "vector"}),
+        ("residual", {"num_levels": 3, "level_type": "lookup_free"}),
+        ("product", {"groups": 3}),
+        ("product", {"groups": 2, "group_type": "residual", "group_config": {"num_levels": 2}}),
+    ],
+)
+def test_code_vectors_of_all_levels_add_up_to_the_latents(kind, options):
+    quantizer = make_quantizer(kind, 64, 6, options).eval()
+    codes = torch.randint(64, (2, quantizer.num_levels, 5))
+    vectors = quantizer.code_vectors()
+    total = sum(vectors[level][codes[:, level]] for level in range(quantizer.num_levels))
+    torch.testing.assert_close(total.movedim(-1, 1), quantizer.detokenize(codes))
+
+
+def test_training_takes_the_code_vectors_of_the_tokenizer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = {"quantizer_type": "product", "quantizer_config": {"groups": 2, "group_config": {"kmeans_init": False}}}
+    model = hf_vq.VQVAE(1, 8, 0, codebook_size=11, codebook_dim=6, **options)
+    model.save_pretrained("autoencoder")
+    data = ["--data", "digits", "--image_size", "8"]
+    assert hf_vq_cli.main(["tokenize", "autoencoder", *data, "--output", "codes"]) == 0
+    config = {"num_levels": 2, "hidden_size": 8, "num_spatial_layers": 1, "num_depth_layers": 1}
+    config |= {"num_spatial_heads": 2, "num_depth_heads": 2}
+    command = [
+        "train",
+        "prior",
+        "--codes",
+        "codes",
+        "--prior",
+        "RQTransformer",
+        "--output",
+        "prior",
+        "--max_steps",
+        "1",
+    ]
+    command += [word for name, value in config.items() for word in (f"--prior_config.{name}", str(value))]
+    assert hf_vq_cli.main(command) == 2
+    assert "give it as autoencoder" in capsys.readouterr().err
+    command += ["--autoencoder", "autoencoder", "--use_cpu", "true", "--disable_tqdm", "true"]
+    assert hf_vq_cli.main([*command, "--prior_config.code_vector_dim", "5"]) == 2
+    assert "code_vector_dim=5" in capsys.readouterr().err
+    assert hf_vq_cli.main(command) == 0
+    prior = RQTransformer.from_pretrained("prior")
+    assert torch.equal(prior.code_vectors, model.quantizer.code_vectors())
 
 
 # The network

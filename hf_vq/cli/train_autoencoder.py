@@ -9,6 +9,7 @@ import transformers
 
 from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.autoencoders.images.pixel_distributions import PixelDecoder
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
@@ -68,6 +69,8 @@ def run(options, data, args, given):
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
+    if args.freeze_codes and not (options.init_from or options.resume):
+        raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
     initial = load_initial(options, given) if options.init_from else None
@@ -94,7 +97,7 @@ def run(options, data, args, given):
 
 
 def load_initial(options, given):
-    """The autoencoder to start from, codebook and averages included.
+    """The autoencoder to start from, codebook and averages included; its `reconstruction_loss` may change.
 
     Raises:
         ValueError: no autoencoder there, or the recipe or flags ask for another class or another config.
@@ -104,9 +107,10 @@ def load_initial(options, given):
     model = AutoVQModel.from_pretrained(folder)
     if "model" in given and options.model != type(model).__name__:
         raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
-    check_same_config(
-        "model_config", as_mapping("model_config", options.model_config), model.config, options.init_from
-    )
+    config = as_mapping("model_config", options.model_config)
+    if isinstance(model, PixelDecoder):
+        model = model.with_reconstruction_loss(config.get("reconstruction_loss", model.config.reconstruction_loss))
+    check_same_config("model_config", config, model.config, options.init_from)
     return model
 
 

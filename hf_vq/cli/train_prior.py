@@ -90,9 +90,12 @@ def run(options, args, given):
         train.labels = None
         if validation is not None:
             validation.labels = None
+    vectors = take_code_vectors(options, config, autoencoder) if initial is None else None
     transformers.set_seed(args.seed)
     prior_class = PRIORS[options.prior]
     prior = initial or prior_class(prior_class.config_class(**config))
+    if vectors is not None:
+        prior.set_code_vectors(vectors)
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
@@ -172,6 +175,28 @@ def check_prior_config(options, codes):
             f"{codes.num_classes} classes (0 ignores them)"
         )
     return {"num_classes": codes.num_classes, **config, **facts}
+
+
+def take_code_vectors(options, config, autoencoder):
+    """The autoencoder's code vectors for a prior that reads them, None for others; the config takes their shape.
+
+    Raises:
+        ValueError: no autoencoder given, or its vectors have another width.
+    """
+    if not getattr(PRIORS[options.prior].config_class(**config), "uses_vectors", False):
+        return None
+    if autoencoder is None:
+        raise ValueError(
+            f"prior={options.prior!r} reads the code vectors of the tokenizer: give it as autoencoder, or take "
+            "spatial_inputs and depth_inputs 'embeddings' in prior_config"
+        )
+    vectors = autoencoder.quantizer.code_vectors()
+    shape = {"code_vector_dim": vectors.shape[-1], "shared_code_vectors": False}
+    for name, value in shape.items():
+        if name in as_mapping("prior_config", options.prior_config) and config[name] != value:
+            raise ValueError(f"prior_config has {name}={config[name]}, but that of {options.autoencoder} is {value}")
+    config.update(shape)
+    return vectors
 
 
 def make_pipeline(autoencoder, prior, coarser, class_names):

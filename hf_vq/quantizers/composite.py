@@ -61,6 +61,21 @@ class CompositeQuantizer(Quantizer):
         self.codebook_size = codebook_size
         return origins.flatten(0, -2)
 
+    @torch.no_grad()
+    def code_vectors(self):
+        """What the codes of each level add to the latents, (num_levels, codebook_size, dim).
+
+        Raises:
+            ValueError: levels behind a linear map, whose sum is not yet the latents.
+        """
+        if not isinstance(self.project_out, nn.Identity):
+            raise ValueError("codes have no vectors that add up to latents where the quantizer has a code_dim")
+        return self._level_vectors(torch.arange(self.codebook_size, device=self._one.device))
+
+    def _level_vectors(self, codes):
+        """Vectors (num_levels, n, dim) of codes (n,) at every level."""
+        raise NotImplementedError
+
     def _check_levels(self, count):
         if count != self.num_levels:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got {count} levels")

@@ -1,6 +1,7 @@
 """Product quantization: the channels are split into groups, each with its own codebook."""
 
 import torch
+import torch.nn.functional as F
 
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
@@ -30,6 +31,7 @@ class ProductQuantizer(CompositeQuantizer):
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")
         super().__init__(codebook_size, dim, groups, dim // groups, group_type, group_config)
+        self.groups = groups
         self.num_levels = sum(group.num_levels for group in self.levels)
         self.lowest_code = getattr(self.levels[0], "lowest_code", 0)
 
@@ -46,6 +48,14 @@ class ProductQuantizer(CompositeQuantizer):
         return torch.cat(
             [group.detokenize(part if group.num_levels > 1 else part[:, 0]) for group, part in parts], dim=1
         )
+
+    def _level_vectors(self, codes):
+        blocks = []
+        for index, group in enumerate(self.levels):
+            own = group.code_vectors() if group.num_levels > 1 else group.detokenize(codes)[None]
+            width = own.shape[-1]
+            blocks.append(F.pad(own, (index * width, self.dim - (index + 1) * width)))
+        return torch.cat(blocks)
 
     def _initialize(self, rows):
         started = [group.initialize(part) for group, part in self._split(rows)]

@@ -121,6 +121,11 @@ class ResidualQuantizer(CompositeQuantizer):
             total = total + vectors.masked_fill((level_codes < 0)[:, None], 0)
         return total
 
+    def _level_vectors(self, codes):
+        return torch.stack(
+            [level.detokenize(codes) * scale for level, scale in map(self._level, range(self.num_levels))]
+        )
+
     def _initialize(self, rows):
         rows, started = self.levels[0].residual_input(rows), False
         for index in range(self.num_levels):

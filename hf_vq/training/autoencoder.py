@@ -26,6 +26,7 @@ from hf_vq.training.checkpoints import (
     writing_checkpoint,
 )
 from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.frozen_codes import freeze_codes
 from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.sampling import ShuffledStream
@@ -62,6 +63,9 @@ class AutoencoderTrainingArguments:
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay"})
     adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm to this; 0: no clipping"})
+    freeze_codes: bool = field(
+        default=False, metadata={"help": "train what decodes alone: the codes stay as they are"}
+    )
     weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
     fp16: bool = field(default=False, metadata={"help": "float16 mixed precision (GPU)"})
@@ -149,9 +153,10 @@ class AutoencoderTrainer:
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch_steps)
         self.state = {"step": 0, "history": [], "sums": {}, "seconds": 0.0, "stream": self.stream.identity}
 
-        if self.checkpoint is None:
+        if self.checkpoint is None and not args.freeze_codes:
             self.initialize_codebook()  # before any forward is compiled
         model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
+        self.frozen = self._freeze_codes() if args.freeze_codes else []
         optimizer = self._build_optimizer()
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.max_steps)
         self.weight_ema = WeightEMA(model, args.weight_ema_decay) if args.weight_ema_decay is not None else None
@@ -173,6 +178,11 @@ class AutoencoderTrainer:
         )
         accelerator.sync_gradients = True  # this loop accumulates by itself
         return accelerator
+
+    def _freeze_codes(self):
+        if self.checkpoint is None and not self.autoencoder.codebook_initialized:
+            raise ValueError("freeze_codes=True needs an autoencoder with a trained codebook, to start from")
+        return freeze_codes(self.autoencoder, self.train_dataset[0]["sample"][None].to(self.accelerator.device))
 
     def _build_optimizer(self):
         args, decayed, spared = self.args, [], []
@@ -368,6 +378,8 @@ class AutoencoderTrainer:
             self.save_checkpoint()
         if self.weight_ema is not None:
             self.weight_ema.copy_to_model()
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
         self.autoencoder.set_codebook_updates("forward")
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off the model's forward
         self.accelerator.end_training()

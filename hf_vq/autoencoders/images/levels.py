@@ -1,5 +1,6 @@
 """The networks between the levels of a hierarchy of codes, and linear ways around networks."""
 
+import math
 from itertools import pairwise
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
+from hf_vq.quantizers.distributed import sum_over_processes
 
 
 class LevelEncoder(CheckpointedLayers):
@@ -64,12 +66,66 @@ class PatchShortcut(nn.Module):
         channels: of the samples.
         dim: of the latents.
         stride: side of a patch.
+        overlap: pixels by which a patch reaches beyond its sides; it begins at zero there.
     """
 
-    def __init__(self, channels, dim, stride):
+    def __init__(self, channels, dim, stride, overlap=0):
         super().__init__()
-        self.encoder = nn.Conv2d(channels, dim, stride, stride=stride, bias=False)
-        self.decoder = nn.ConvTranspose2d(dim, channels, stride, stride=stride, bias=False)
-        with torch.no_grad():  # orthogonal patches, and the same back
-            nn.init.orthogonal_(self.encoder.weight.flatten(1))
-            self.decoder.weight.copy_(self.encoder.weight)
+        self.stride, self.overlap = stride, overlap
+        options = {"kernel_size": stride + 2 * overlap, "stride": stride, "padding": overlap, "bias": False}
+        self.encoder = nn.Conv2d(channels, dim, **options)
+        self.decoder = nn.ConvTranspose2d(dim, channels, **options)
+        self.set_patches(nn.init.orthogonal_(torch.empty(dim, channels * stride**2, dtype=torch.float32)))
+
+    @torch.no_grad()
+    def set_patches(self, patches):
+        """Takes these patches, (dim, channels x stride x stride), and the same back."""
+        patches = patches.unflatten(1, (-1, self.stride, self.stride))
+        self.encoder.weight.copy_(F.pad(patches, (self.overlap,) * 4))
+        self.decoder.weight.copy_(self.encoder.weight)
+
+    @torch.no_grad()
+    def start_at_principal_directions(self, sample, groups, bits):
+        """Starts at the principal directions of a sample's patches; groups of latents share them out.
+
+        Args:
+            sample: (batch, channels, height, width), of this process; all processes together count.
+            groups: of latents that are quantized apart; they divide `dim`.
+            bits: of all groups together.
+        """
+        patches = F.unfold(sample.float(), self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)
+        moments = sum_over_processes(patches.T @ patches) / sum_over_processes(patches.new_tensor(float(len(patches))))
+        variances, directions = torch.linalg.eigh(moments)
+        dim = len(self.encoder.weight)
+        variances, directions = variances.flip(0)[:dim].clamp_min(1e-12), directions.T.flip(0)[:dim]
+        start = directions.new_zeros(dim, directions.shape[1])
+        start[share_out(variances.tolist(), groups, dim // groups, bits)] = directions
+        self.set_patches(start)
+
+
+def share_out(variances, groups, width, bits):
+    """Places of components in groups, such that every group has about as much to say.
+
+    Bits go to components as reverse water-filling has it: half the binary logarithm of a variance over a level below
+    which there are none. From the largest on, each joins the group with the fewest bits so far ("eigenvalue
+    allocation" of optimized product quantization, https://doi.org/10.1109/TPAMI.2013.240).
+
+    Args:
+        variances: of the components, above 0, descending; at most `groups` x `width`.
+        groups: how many.
+        width: components that a group has room for.
+        bits: of all components together.
+
+    Returns:
+        list of the place of each component: `width` x its group + its place there.
+    """
+    logs = [math.log2(variance) / 2 for variance in variances]
+    levels = [(sum(logs[:n]) - bits) / n for n in range(1, len(logs) + 1)]
+    level = max(levels)  # the water rises as long as the next component is above it
+    sizes, loads, places = [0] * groups, [0.0] * groups, []
+    for log in logs:
+        group = min((group for group in range(groups) if sizes[group] < width), key=loads.__getitem__)
+        places.append(group * width + sizes[group])
+        sizes[group] += 1
+        loads[group] += max(0.0, log - level)
+    return places

@@ -1,10 +1,13 @@
-"""Decoders that give every pixel a distribution over its 256 values: a softmax, or a discretised logistic."""
+"""Decoders that give every pixel a distribution over its 256 values: a softmax, a discretised logistic, or both."""
+
+import math
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.base import ReconstructionOutput
-from hf_vq.metrics.pixels import discretized_logistic_log_prob, pixel_values
+from hf_vq.metrics.pixels import discretized_logistic_log_prob, discretized_logistic_log_probs, pixel_values
+from hf_vq.quantizers.distributed import sum_over_processes
 
 NUM_VALUES = 256
 START_LOG_SCALE = -1.5  # of an output of 0: training that had to move there from 0 would lose its first steps
@@ -28,15 +31,7 @@ class SoftmaxPixels:
         Returns:
             The mean, (batch, channels, height, width) in [-1, 1], and nats of the same shape, None without a sample.
         """
-        logits = parameters.movedim(1, -1).unflatten(-1, (-1, NUM_VALUES)).float()
-        log_probs = logits.log_softmax(dim=-1)  # (batch, height, width, channels, 256)
-        values = torch.linspace(-1, 1, NUM_VALUES, device=logits.device)
-        mean = (log_probs.exp() * values).sum(dim=-1)  # not a product of matrices, which autocast would round
-        mean = mean.movedim(-1, 1).to(parameters.dtype)
-        if sample is None:
-            return mean, None
-        pixels = pixel_values(sample).movedim(1, -1)[..., None]
-        return mean, log_probs.gather(-1, pixels)[..., 0].movedim(-1, 1)
+        return evaluate_logits(parameters.movedim(1, -1).unflatten(-1, (-1, NUM_VALUES)), sample, parameters.dtype)
 
 
 class LogisticPixels:
@@ -59,12 +54,62 @@ class LogisticPixels:
         log_scale = (log_scale.float() + START_LOG_SCALE).clamp_min(MIN_LOG_SCALE)
         return median, discretized_logistic_log_prob(sample, location.float(), log_scale, NUM_VALUES)
 
+    @staticmethod
+    @torch.no_grad()
+    def start_scale(bias, error):
+        """Sets the bias of a last layer such that scales start at those of an error.
 
-PIXEL_DISTRIBUTIONS = {"logistic": LogisticPixels, "softmax": SoftmaxPixels}
+        Args:
+            bias: (channels x parameters of a channel,).
+            error: (batch, channels, *space) of this process, sample minus location; all processes together count.
+        """
+        total = sum_over_processes(error.abs().transpose(0, 1).flatten(1).sum(dim=1))
+        count = sum_over_processes(total.new_tensor(error.numel() / error.shape[1]))
+        scale = total / count / (2 * math.log(2))  # of a logistic, whose mean absolute value is 2 ln 2 of them
+        bias.unflatten(0, (error.shape[1], -1))[:, 1] = scale.log().clamp_min(MIN_LOG_SCALE) - START_LOG_SCALE
+
+
+class LogisticSoftmaxPixels(LogisticPixels):
+    """A softmax whose logits are the log-probabilities of a discretised logistic, plus 256 free ones.
+
+    Free logits of 0 leave the logistic; they learn what it lacks, such as values that data prefers. A softmax alone
+    has to learn that neighbouring values are alike.
+    """
+
+    num_parameters = 2 + NUM_VALUES
+    description = "256-way softmax for each channel of each pixel, around a discretised logistic"
+
+    @staticmethod
+    def evaluate(parameters, sample=None):
+        """As `SoftmaxPixels.evaluate`; the parameters of a channel: location, log scale + 1.5 and 256 logits."""
+        each = parameters.movedim(1, -1).unflatten(-1, (-1, 2 + NUM_VALUES)).float()
+        location, log_scale, free = each.split([1, 1, NUM_VALUES], dim=-1)
+        log_scale = (log_scale + START_LOG_SCALE).clamp_min(MIN_LOG_SCALE)
+        logits = discretized_logistic_log_probs(location, log_scale, NUM_VALUES) + free
+        return evaluate_logits(logits, sample, parameters.dtype)
+
+
+def evaluate_logits(logits, sample, dtype):
+    """`SoftmaxPixels.evaluate` of logits (batch, height, width, channels, 256), the mean in this dtype."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    values = torch.linspace(-1, 1, NUM_VALUES, device=logits.device)
+    mean = (log_probs.exp() * values).sum(dim=-1)  # not a product of matrices, which autocast would round
+    mean = mean.movedim(-1, 1).to(dtype)
+    if sample is None:
+        return mean, None
+    pixels = pixel_values(sample).movedim(1, -1)[..., None]
+    return mean, log_probs.gather(-1, pixels)[..., 0].movedim(-1, 1)
+
+
+PIXEL_DISTRIBUTIONS = {
+    "logistic": LogisticPixels,
+    "logistic_softmax": LogisticSoftmaxPixels,
+    "softmax": SoftmaxPixels,
+}
 
 
 class PixelDecoder:
-    """For an autoencoder whose `reconstruction_loss` may be "logistic" or "softmax"; stands before its mixin.
+    """For an autoencoder whose `reconstruction_loss` may be one of `PIXEL_DISTRIBUTIONS`; stands before its mixin.
 
     It gives `decode_parameters(latents)`, what its decoder ends in, and `vectors(codes)`, the latents of codes.
     """
@@ -113,6 +158,41 @@ class PixelDecoder:
         reconstruction, log_prob = self._evaluate(latents, sample)
         loss = None if log_prob is None else -log_prob.mean()
         return self.training_output(sample, reconstruction, quantized, reconstruction_loss=loss)
+
+    @torch.no_grad()
+    def with_reconstruction_loss(self, reconstruction_loss):
+        """A copy whose pixels have another distribution, or for the first time one; its codes are the same.
+
+        What the last layer gave for a pixel stays, further parameters start at 0: a decoder trained with "mse" becomes
+        the location of a logistic, a "logistic" one the "logistic_softmax" with the same probabilities.
+
+        Args:
+            reconstruction_loss: as of the constructor.
+
+        Raises:
+            ValueError: to or from "softmax", which shares nothing with the others.
+        """
+        losses = (self.config.reconstruction_loss, reconstruction_loss)
+        if "softmax" in losses and losses[0] != losses[1]:
+            raise ValueError(f"a decoder of reconstruction_loss={losses[0]!r} cannot become one of {losses[1]!r}")
+        config = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        model = type(self)(**{**config, "reconstruction_loss": reconstruction_loss}).to(self.device)
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for name, tensor in model.state_dict().items():  # those of the last layer differ, along one axis
+            for axis in [axis for axis, size in enumerate(tensor.shape) if state[name].shape[axis] != size]:
+                given = state[name].movedim(axis, 0).unflatten(0, (self.config.in_channels, -1))
+                state[name] = torch.zeros_like(tensor, dtype=given.dtype)
+                taken = state[name].movedim(axis, 0).unflatten(0, (self.config.in_channels, -1))
+                shared = min(given.shape[1], taken.shape[1])
+                taken[:, :shared] = given[:, :shared]
+        model.load_state_dict(state, assign=True)
+        return model.train(self.training)
+
+    def add_places(self, parameters, places):
+        """Adds (batch, channels, height, width) to the first of the parameters of each channel: pixel or location."""
+        first = parameters.unflatten(1, (places.shape[1], -1))[:, :, 0]
+        first += places  # in place: a softmax has 258 parameters
+        return parameters
 
     def _evaluate(self, latents, sample=None):
         parameters = self.decode_parameters(latents)

@@ -20,6 +20,7 @@ from hf_vq.quantizers.checks import check_positive_int
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")
+SHORTCUTS = (False, True, "principal")
 
 
 class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
@@ -52,11 +53,15 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         output_activation: "none" or "tanh".
         reconstruction_loss: "mse" or "l1", on [-1, 1]; or the negative log-likelihood, nats for each channel of a
             pixel, of a decoder that gives 8-bit pixels a distribution: "softmax" over their 256 values, of which the
-            sample is the mean, or "logistic", cut at them, with the location as sample.
+            sample is the mean; "logistic", cut at them, with the location as sample; or "logistic_softmax", a softmax
+            over their logits under a logistic plus free ones. `with_reconstruction_loss` changes it.
         reconstruction_weight: its weight in `loss`, above 0. Sonnet and Keras minimise the mean squared error on
             [-0.5, 0.5] over the variance of the data there: 1 / (4 x that variance).
         shortcut: a linear code of patches beside encoder and decoder, which then start at zero: training is far ahead
-            for its first thousands of steps (after DC-AE, https://arxiv.org/abs/2410.10733).
+            for its first thousands of steps (after DC-AE, https://arxiv.org/abs/2410.10733). True: the patches are
+            random directions. "principal": they overlap by half, and start with the codebook, at the principal
+            directions of the training images, which the groups of a product quantizer share out; a "logistic"
+            decoder then starts at the scale of the error that is left.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
 
     Raises:
@@ -89,7 +94,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         reconstruction_weight: float = 1.0,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
-        shortcut: bool = False,
+        shortcut: bool | str = False,
     ):
         super().__init__()
         check_positive_int(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
@@ -159,13 +164,21 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
             else nn.Identity()
         )
         self.apply(initialize_like_sonnet)
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut must be one of {SHORTCUTS}, got {shortcut!r}")
         if shortcut:
-            if codebook_dim is None or reconstruction_loss in PIXEL_DISTRIBUTIONS:
+            if codebook_dim is None or reconstruction_loss == "softmax":
                 raise ValueError(
-                    "shortcut=True needs a codebook_dim, and a decoder that ends in pixels; got codebook_dim="
-                    f"{codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
+                    f"shortcut={shortcut!r} needs a codebook_dim, and a decoder that ends in a place for each pixel; "
+                    f"got codebook_dim={codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
                 )
-            self.patches = PatchShortcut(in_channels, dim, self.downsample_factor)
+            if shortcut == "principal" and (self.quantizer.initialized or kernel_size < 3):
+                raise ValueError(
+                    "shortcut='principal' needs a quantizer that k-means starts and a kernel_size of 3 or more; got "
+                    f"quantizer_type={quantizer_type!r}, quantizer_config={quantizer_config!r}, {kernel_size=}"
+                )
+            stride = self.downsample_factor
+            self.patches = PatchShortcut(in_channels, dim, stride, stride // 2 if shortcut == "principal" else 0)
             nn.init.zeros_(self.to_latents.weight)
             nn.init.zeros_(self.last_layer)
 
@@ -176,7 +189,24 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
     @property
     def last_layer(self):
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
-        return (self.output if self.config.output_kernel_size else self.upsample[-1].conv).weight
+        return self._last_convolution.weight
+
+    @property
+    def _last_convolution(self):
+        return self.output if self.config.output_kernel_size else self.upsample[-1].conv
+
+    @torch.no_grad()
+    def initialize_codebook(self, sample):
+        untrained = not self.codebook_initialized and not self.last_layer.any()
+        if self.config.shortcut == "principal" and untrained:
+            self.patches.start_at_principal_directions(
+                self._inputs(sample), getattr(self.quantizer, "groups", 1), self.quantizer.bits_per_token
+            )
+        started = super().initialize_codebook(sample)
+        if started and self.config.shortcut == "principal" and untrained and self.pixel_distribution is not None:
+            error = self.detokenize(self.tokenize(sample)) - sample
+            self.pixel_distribution.start_scale(self._last_convolution.bias, error)
+        return started
 
     @apply_forward_hook
     def encode(self, sample, return_dict=True):
@@ -213,7 +243,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         )
 
     def _encode(self, sample):
-        inputs = hidden = sample * self.config.input_scale + self.config.input_shift
+        inputs = hidden = self._inputs(sample)
         for layer in self.downsample:
             hidden = F.relu(self.run(layer, hidden))
         if self.config.middle_kernel_size:
@@ -221,22 +251,29 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         latents = self.to_latents(self.encoder_residual(hidden))
         return latents + self.patches.encoder(inputs) if self.config.shortcut else latents
 
+    def _inputs(self, sample):
+        return sample * self.config.input_scale + self.config.input_shift
+
+    def _outputs(self, hidden):
+        return (hidden - self.config.input_shift) / self.config.input_scale
+
     def _decode(self, latents):
         hidden = self.decoder_residual(self.decoder_middle(latents))
         for index, layer in enumerate(self.upsample):
             hidden = self.run(layer, hidden)
             if index + 1 < len(self.upsample) or self.config.output_kernel_size:
                 hidden = F.relu(hidden)
-        if self.config.reconstruction_loss == "softmax":  # the 256 logits side by side: half the time on a CPU
+        if self.config.reconstruction_loss.endswith("softmax"):  # the 256 logits side by side: half the time on a CPU
             hidden = hidden.contiguous(memory_format=torch.channels_last)
         hidden = self.output(hidden)
         if self.config.shortcut:
-            hidden = hidden + self.patches.decoder(latents)
+            places = self.patches.decoder(latents)
+            hidden = self.add_places(hidden, places if self.pixel_distribution is None else self._outputs(places))
         if self.pixel_distribution is not None:
             return hidden
         if self.config.output_activation == "tanh":
             hidden = hidden.tanh()
-        return (hidden - self.config.input_shift) / self.config.input_scale
+        return self._outputs(hidden)
 
 
 def _stage_channels(stage_channels, hidden_channels):
