@@ -14,7 +14,6 @@ import hf_vq
 from hf_vq import VQVAE, AutoVQModel, VQModel
 from hf_vq.autoencoders.images.dvae import logit_laplace_log_prob
 from hf_vq.autoencoders.images.levels import share_out
-from hf_vq.training.frozen_codes import freeze_codes
 
 from .conftest import FIXTURES, channels_first, fixture, no_complaints
 
@@ -36,6 +35,7 @@ def build(name):
         "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
         "vqvae_shortcut": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type, shortcut=True),
         "vqvae2": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type),
+        "vqvae2_three": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, strides=(2, 2, 2), quantizer_type=quantizer_type),
         "vqvae2_residual": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 16, quantizer_type=quantizer_type, residual=True),
         "dvae": lambda: hf_vq.DVAE(1, (8, 8, 12), 1, 20, 6, quantizer_type, reconstruction_loss="mse"),
         "rqvae": lambda: hf_vq.RQVAE(
@@ -326,13 +326,29 @@ def test_principal_patches_start_product_codes_and_the_scale_of_their_error():
     assert torch.equal(model.patches.encoder.weight, before)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def reached(model, outputs):
+    """Names of the parameters that outputs depend on."""
+    parameters = dict(model.named_parameters())
+    total = sum(output.sum() for output in as_tuple(outputs))
+    gradients = torch.autograd.grad(total, tuple(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "vqvae2_three-ema"])
 def test_frozen_codes_stay_while_the_decoder_learns(name):
     model, sample = build(name)
     codes, decoded = model.tokenize(sample), model.detokenize(model.tokenize(sample))
-    frozen = freeze_codes(model, sample[:1])
-    assert frozen
-    assert not any(parameter.requires_grad for parameter in frozen)
+    names = dict(model.named_parameters())
+    encoding = reached(model, model.encode(sample).latents)
+    latents = tuple(
+        quantizer.detokenize(grid).detach() for quantizer, grid in zip(model.quantizers, as_tuple(codes), strict=True)
+    )
+    decoding = reached(model, model.decode(latents if model.hierarchical else latents[0]).sample)
+    decodes_only = {
+        name for name in decoding - encoding if not name.startswith("conditioners")
+    }  # whose way is detached
+    assert {name for name in names if model.only_decodes(name)} == decodes_only
+    assert model.freeze_codes() == [parameter for name, parameter in names.items() if not model.only_decodes(name)]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()(sample).reconstruction_loss.backward()
     with torch.no_grad():

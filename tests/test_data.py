@@ -256,10 +256,23 @@ def test_codes_know_their_tokenizer_also_after_it_was_saved_and_loaded(tmp_path)
     load_codes(tmp_path / "codes", tokenizer=VQVAE.from_pretrained(tmp_path / "model"))
     with torch.no_grad():
         model.quantizer.embedding.weight[0, 0] += 1e-3
-    with pytest.raises(ValueError, match=r"made by another tokenizer .*weights_sha256"):
+    with pytest.raises(ValueError, match=r"made by another tokenizer .*codes_sha256"):
         load_codes(tmp_path / "codes", tokenizer=model)
-    with pytest.raises(ValueError, match=r"made by another tokenizer .*config_sha256"):
-        load_codes(tmp_path / "codes", tokenizer=tiny_model(reconstruction_weight=2.0))
+    with pytest.raises(ValueError, match=r"made by another tokenizer .*codes_sha256"):
+        load_codes(tmp_path / "codes", tokenizer=tiny_model(input_scale=2.0))
+
+
+def test_codes_remain_those_of_a_tokenizer_with_another_decoder(tmp_path):
+    model, images = tiny_model(), load_images("digits", split="validation")
+    tokenize_dataset(model, images, tmp_path / "codes")
+    finer = model.with_reconstruction_loss("logistic")
+    with torch.no_grad():
+        finer.last_layer.add_(1)
+    load_codes(tmp_path / "codes", tokenizer=finer)
+    with torch.no_grad():
+        finer.to_latents.weight.add_(1)
+    with pytest.raises(ValueError, match=r"made by another tokenizer .*codes_sha256"):
+        load_codes(tmp_path / "codes", tokenizer=finer)
 
 
 def test_interrupted_tokenizing_continues_to_the_same_bytes(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import split_torch_state_dict_into_shards
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_vq.autoencoders.tiling import TilingMixin
 from hf_vq.hub import PushMixin, auto_map, write_shim
@@ -69,11 +70,13 @@ class AutoencoderMixin(TilingMixin, PushMixin):
 
     Class attributes:
         face_type: the `model_type` under which transformers finds the saved folder.
+        decoder_modules: names of the modules that only decode: codes do not depend on them.
         hierarchical: whether codes are a tuple.
     """
 
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     face_type = None
+    decoder_modules = ("post_quant_conv", "decoder")
     hierarchical = False
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
@@ -195,6 +198,27 @@ class AutoencoderMixin(TilingMixin, PushMixin):
             raise ValueError(f"mode must be 'forward', 'deferred' or 'off', got {mode!r}")
         for quantizer in self.quantizers:
             quantizer.codebook_updates = mode
+
+    def only_decodes(self, name):
+        """Whether a parameter or buffer of this name has no say in the codes."""
+        return name.startswith(tuple(f"{module}." for module in self.decoder_modules))
+
+    def freeze_codes(self):
+        """Leaves a gradient to parameters that only decode, and stops codebook updates: `tokenize` stays as it is.
+
+        Tokenized data and priors then remain good for what training makes of the decoder.
+
+        Returns:
+            list of the parameters that lost their gradient.
+
+        Raises:
+            ValueError: a model with BatchNorm, whose statistics move in training.
+        """
+        if any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise ValueError("freeze_codes does not go with BatchNorm, whose statistics move in training")
+        self.set_codebook_updates("off")
+        learning = [item for item in self.named_parameters() if item[1].requires_grad]
+        return [parameter.requires_grad_(False) for name, parameter in learning if not self.only_decodes(name)]
 
     def resize_codebook(self, codebook_size):
         """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+DECODER_OPTIONS = ("reconstruction_loss", "reconstruction_weight")  # codes do not depend on them
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
 
@@ -22,7 +23,8 @@ def tokenizer_identity(autoencoder, path=None):
         path: where it came from, for people; default the path it was loaded from.
 
     Returns:
-        dict with `class`, `path`, `config_sha256` (of the options that are not at their defaults), `weights_sha256`.
+        dict with `class`, `path`, `config_sha256` (of the options that are not at their defaults), `weights_sha256`
+        and `codes_sha256`, of those options and weights that codes depend on.
     """
     defaults = {name: option.default for name, option in inspect.signature(type(autoencoder)).parameters.items()}
     config = {
@@ -31,14 +33,18 @@ def tokenizer_identity(autoencoder, path=None):
         if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
     }  # an option that a later version adds changes nothing where it is at its default
     weights = hashlib.sha256()
+    encoding = {name: value for name, value in config.items() if name not in DECODER_OPTIONS}
+    codes = hashlib.sha256(json.dumps(encoding, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
         "class": type(autoencoder).__name__,
         "path": str(path or autoencoder.config.get("_name_or_path") or ""),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "weights_sha256": weights.hexdigest(),
+        "codes_sha256": codes.hexdigest(),
     }
 
 
@@ -161,9 +167,14 @@ def _pick_level(plan, level, folder):
 
 
 def check_tokenizer(identity, autoencoder, folder):
-    """Raise a ValueError unless codes with this `tokenizer_identity` come from the given autoencoder."""
+    """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`.
+
+    Its decoder may be another. Where folders do not say `codes_sha256`, all must be the same.
+    """
     given = tokenizer_identity(autoencoder)
-    for key in ("class", "config_sha256", "weights_sha256"):
+    for key in (
+        ("class", "codes_sha256") if "codes_sha256" in identity else ("class", "config_sha256", "weights_sha256")
+    ):
         if given[key] != identity[key]:
             raise ValueError(
                 f"the codes in {folder} were made by another tokenizer ({identity['path'] or identity['class']}): "

@@ -26,7 +26,6 @@ from hf_vq.training.checkpoints import (
     writing_checkpoint,
 )
 from hf_vq.training.evaluation import evaluate_autoencoder
-from hf_vq.training.frozen_codes import freeze_codes
 from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.sampling import ShuffledStream
@@ -138,6 +137,8 @@ class AutoencoderTrainer:
         self.checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
         self.accelerator = self._build_accelerator()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if args.freeze_codes and self.checkpoint is None and not model.codebook_initialized:
+            raise ValueError("freeze_codes=True needs an autoencoder that has been trained, to start from")
         set_seed(args.seed)
         model.to(self.accelerator.device)
 
@@ -153,10 +154,10 @@ class AutoencoderTrainer:
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch_steps)
         self.state = {"step": 0, "history": [], "sums": {}, "seconds": 0.0, "stream": self.stream.identity}
 
-        if self.checkpoint is None and not args.freeze_codes:
+        if self.checkpoint is None:
             self.initialize_codebook()  # before any forward is compiled
         model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
-        self.frozen = self._freeze_codes() if args.freeze_codes else []
+        self.frozen = model.freeze_codes() if args.freeze_codes else []
         optimizer = self._build_optimizer()
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.max_steps)
         self.weight_ema = WeightEMA(model, args.weight_ema_decay) if args.weight_ema_decay is not None else None
@@ -178,11 +179,6 @@ class AutoencoderTrainer:
         )
         accelerator.sync_gradients = True  # this loop accumulates by itself
         return accelerator
-
-    def _freeze_codes(self):
-        if self.checkpoint is None and not self.autoencoder.codebook_initialized:
-            raise ValueError("freeze_codes=True needs an autoencoder with a trained codebook, to start from")
-        return freeze_codes(self.autoencoder, self.train_dataset[0]["sample"][None].to(self.accelerator.device))
 
     def _build_optimizer(self):
         args, decayed, spared = self.args, [], []

@@ -54,6 +54,7 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
     """
 
     face_type = "hf_vq_dvae"
+    decoder_modules = ("decoder_groups", "decoder_output")
     _supports_gradient_checkpointing = True
 
     @register_to_config

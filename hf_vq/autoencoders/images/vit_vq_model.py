@@ -102,6 +102,7 @@ class ViTVQModel(AutoencoderMixin, ModelMixin, ConfigMixin):
     """
 
     face_type = "hf_vq_vit_vq_model"
+    decoder_modules = ("from_latents", "decoder", "to_pixels")
     _supports_gradient_checkpointing = True
 
     @register_to_config

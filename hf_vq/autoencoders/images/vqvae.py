@@ -69,6 +69,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
     """
 
     face_type = "hf_vq_vqvae"
+    decoder_modules = ("decoder_middle", "decoder_residual", "upsample", "output", "patches.decoder")
     _supports_gradient_checkpointing = True
 
     @register_to_config

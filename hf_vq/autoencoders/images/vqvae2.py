@@ -149,6 +149,10 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         return self._modules["quantizers"]
 
     @property
+    def decoder_modules(self):
+        return ("decoder", "shortcut.decoder", f"upsamplers.{len(self.upsamplers) - 1}")  # those before it condition
+
+    @property
     def level_names(self):
         """Names of the levels, coarse to fine."""
         count = len(self.quantizers)
