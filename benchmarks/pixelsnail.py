@@ -1,6 +1,7 @@
 """Time and work of sampling a grid of codes with `PixelSNAIL`: cached, against one full forward per code.
 
     python benchmarks/pixelsnail.py
+    python benchmarks/pixelsnail.py --device cuda --batch-sizes 1 8 64
 
 Both run on the same codes and the same randomness within one run, and their draws are compared. The full forwards are
 measured at some positions, spread over the grid, and scaled up: each is the same work, wherever it is. Floating-point
@@ -42,21 +43,32 @@ def count_flops(prior):
     return totals[0], totals[1] * height * width
 
 
+def timed(function):
+    """Seconds that a call takes, and its result."""
+    wait()
+    start = time.perf_counter()
+    result = function()
+    wait()
+    return time.perf_counter() - start, result
+
+
+def wait():
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def measure(name, prior, batch_size, num_recomputed):
     height, width = prior.config.code_shape
     num_codes = height * width
     positions = torch.linspace(0, num_codes - 1, num_recomputed).long().tolist()
     prior.sample(batch_size, (1, width))  # warm-up
-    start = time.perf_counter()
-    codes = prior.sample(batch_size, generator=torch.Generator().manual_seed(0))
-    cached = time.perf_counter() - start
+    cached, codes = timed(lambda: prior.sample(batch_size, generator=torch.Generator().manual_seed(0)))
     uniforms = draw_uniforms(num_codes, batch_size, torch.Generator().manual_seed(0), prior.device)
-    start = time.perf_counter()
-    equal = recompute(prior, codes, uniforms, positions)
-    full = (time.perf_counter() - start) * num_codes / num_recomputed
+    taken, equal = timed(lambda: recompute(prior, codes, uniforms, positions))
+    full = taken * num_codes / num_recomputed
     print(
-        f"{name}, batch {batch_size}: cached {cached:.2f} s, full recompute {full:.0f} s (scaled up from "
-        f"{num_recomputed} of {num_codes} codes), ratio {full / cached:.0f}; "
+        f"{name}, batch {batch_size}: cached {cached:.2f} s ({codes.numel() / cached:,.0f} codes/s), full recompute "
+        f"{full:.0f} s (scaled up from {num_recomputed} of {num_codes} codes), ratio {full / cached:.0f}; "
         f"equal draws {equal} of {num_recomputed * batch_size}",
         flush=True,
     )
@@ -71,10 +83,12 @@ def main():
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--residual-layers", type=int, default=4, help="in each block")
     parser.add_argument("--recomputed", type=int, default=16, help="codes of each grid that are recomputed")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_default_device(args.device)
     torch.set_num_threads(args.threads)
-    print(f"grid {args.grid[0]}x{args.grid[1]}, {args.threads} threads", flush=True)
+    print(f"grid {args.grid[0]}x{args.grid[1]}, {args.device}, {args.threads} threads", flush=True)
     for attention in (True, False):
         torch.manual_seed(0)
         config = PixelSNAILConfig(

@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sampling.py
     OMP_NUM_THREADS=1 python benchmarks/sampling.py --families pixelcnn --grid 16
+    python benchmarks/sampling.py --families llama --device cuda --dtype bfloat16 --compile --batch-sizes 1 8 64 \
+        --grid 16 --codebook-size 16384 --layers 12 --hidden-size 768 --heads 12
 
 Every family is one function from the arguments to the contenders of a batch size; the first contender is ours. All
 but two of ours draw greedily, so that their codes can be compared; they alternate within one run, and times are the
@@ -75,9 +77,9 @@ def llama(args, batch_size):
         code_shape=(args.grid, args.grid),
         hidden_size=args.hidden_size,
         num_layers=args.layers,
-        num_heads=args.hidden_size // 32,
+        num_heads=args.heads or args.hidden_size // 32,
     )
-    prior = TransformerPrior(config).eval()
+    prior = TransformerPrior(config).eval().to(args.dtype)
     class_labels = torch.arange(batch_size) % 10
     prompt = prior.make_prompt(class_labels=class_labels)
     null = torch.full_like(prompt, config.null_token)
@@ -117,7 +119,7 @@ def llama(args, batch_size):
     weights = sum(p.numel() for p in prior.model.layers.parameters()) + args.codebook_size * args.hidden_size
     rows = 2 * batch_size  # guided
     cached = 2 * rows * args.layers * args.hidden_size * sum(range(1, num_codes + 1))
-    floor = Floor(4 * (weights * num_codes + cached), rows * weights * num_codes + cached)
+    floor = Floor(args.dtype.itemsize * (weights * num_codes + cached), rows * weights * num_codes + cached)
     contenders = [
         Contender("ours", lambda: sample(temperature=0)),
         Contender("ours, drawing by chance", lambda: sample() * 0 - 1),
@@ -159,6 +161,7 @@ def pixelcnn(args, batch_size):
     torch.manual_seed(0)
     shape, num_codes = (args.grid, args.grid), args.grid**2
     prior = PixelCNN(PixelCNNConfig(codebook_size=args.codebook_size, code_shape=shape, num_layers=12)).eval()
+    prior.to(args.dtype)
     codes = torch.zeros(batch_size, *shape, dtype=torch.int64)
 
     @torch.no_grad()
@@ -175,7 +178,7 @@ def pixelcnn(args, batch_size):
     return (
         "pixelcnn, 12 gated layers of 64",
         contenders,
-        Floor(4 * weights * num_codes, batch_size * weights * num_codes),
+        Floor(args.dtype.itemsize * weights * num_codes, batch_size * weights * num_codes),
     )
 
 
@@ -185,19 +188,26 @@ FAMILIES = {"llama": llama, "pixelcnn": pixelcnn}
 # Measuring
 
 
-def rates():
+def rates(dtype):
     """Bytes per second of a copy (read and written), and multiply-adds per second of a product."""
     source, target = torch.randn(2**25), torch.empty(2**25)
-    left, right = torch.randn(32, 1024), torch.randn(1024, 1024)
+    left, right = torch.randn(32, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
     copy = min(timed(lambda: target.copy_(source))[0] for _ in range(5))
     product = min(timed(lambda: [left @ right for _ in range(50)])[0] for _ in range(5)) / 50
     return 2 * source.nbytes / copy, 32 * 1024 * 1024 / product
 
 
 def timed(function):
+    wait()
     start = time.perf_counter()
     result = function()
+    wait()
     return time.perf_counter() - start, result
+
+
+def wait():
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure(name, contenders, floor, batch_size, turns, bandwidth, multiply_rate):
@@ -209,7 +219,10 @@ def measure(name, contenders, floor, batch_size, turns, bandwidth, multiply_rate
     ours = statistics.median(seconds[contenders[0].name])
     lowest = max(floor.num_bytes / bandwidth, floor.multiply_adds / multiply_rate)
     kind = "bytes" if floor.num_bytes / bandwidth == lowest else "multiplications"
-    print(f"\n{name}, batch {batch_size}; floor {lowest:.3f} s ({kind}), ours is {ours / lowest:.1f} times that")
+    print(
+        f"\n{name}, batch {batch_size}; floor {lowest:.3f} s ({kind}), ours is {ours / lowest:.1f} times that: "
+        f"{codes[contenders[0].name].numel() / ours:,.0f} codes/s"
+    )
     for one in contenders:
         median, fastest, slowest = (f(seconds[one.name]) for f in (statistics.median, min, max))
         drawn, agree = codes[one.name], ""
@@ -228,15 +241,20 @@ def main():
     parser.add_argument("--codebook-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--heads", type=int, help="default: of 32 channels each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--recomputed", type=int, default=4, help="positions measured of what has no cache")
     parser.add_argument("--compile", action="store_true", help="our loop with compiled steps too")
     parser.add_argument("--turns", type=int, default=3, help="alternations of the contenders")
     args = parser.parse_args()
     logging.set_verbosity_error()
-    bandwidth, multiply_rate = rates()
+    args.dtype = getattr(torch, args.dtype)
+    torch.set_default_device(args.device)
+    bandwidth, multiply_rate = rates(args.dtype)
     print(
-        f"grid {args.grid}x{args.grid}, {torch.get_num_threads()} threads; a copy moves {bandwidth / 1e9:.1f} GB/s, "
-        f"a product makes {multiply_rate / 1e9:.1f} G multiply-adds/s"
+        f"grid {args.grid}x{args.grid}, {args.device}, {args.dtype}, {torch.get_num_threads()} threads; a copy moves "
+        f"{bandwidth / 1e9:.1f} GB/s, a product makes {multiply_rate / 1e9:.1f} G multiply-adds/s"
     )
     for family in args.families:
         for batch_size in args.batch_sizes:

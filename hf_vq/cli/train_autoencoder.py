@@ -108,8 +108,9 @@ def load_initial(options, given):
     if "model" in given and options.model != type(model).__name__:
         raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
-    if isinstance(model, PixelDecoder):
-        model = model.with_reconstruction_loss(config.get("reconstruction_loss", model.config.reconstruction_loss))
+    wanted = config.get("reconstruction_loss", model.config.reconstruction_loss)
+    if isinstance(model, PixelDecoder) and wanted != model.config.reconstruction_loss:
+        model = model.with_reconstruction_loss(wanted)
     check_same_config("model_config", config, model.config, options.init_from)
     return model
 

@@ -172,9 +172,8 @@ def check_tokenizer(identity, autoencoder, folder):
     Its decoder may be another. Where folders do not say `codes_sha256`, all must be the same.
     """
     given = tokenizer_identity(autoencoder)
-    for key in (
-        ("class", "codes_sha256") if "codes_sha256" in identity else ("class", "config_sha256", "weights_sha256")
-    ):
+    hashes = ["codes_sha256"] if "codes_sha256" in identity else ["config_sha256", "weights_sha256"]
+    for key in ["class", *hashes]:
         if given[key] != identity[key]:
             raise ValueError(
                 f"the codes in {folder} were made by another tokenizer ({identity['path'] or identity['class']}): "
