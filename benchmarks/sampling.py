@@ -191,10 +191,11 @@ FAMILIES = {"llama": llama, "pixelcnn": pixelcnn}
 def rates(dtype):
     """Bytes per second of a copy (read and written), and multiply-adds per second of a product."""
     source, target = torch.randn(2**25), torch.empty(2**25)
-    left, right = torch.randn(32, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+    rows, width = (32, 1024) if torch.get_default_device().type == "cpu" else (256, 8192)  # past what launches cost
+    left, right = torch.randn(rows, width, dtype=dtype), torch.randn(width, width, dtype=dtype)
     copy = min(timed(lambda: target.copy_(source))[0] for _ in range(5))
     product = min(timed(lambda: [left @ right for _ in range(50)])[0] for _ in range(5)) / 50
-    return 2 * source.nbytes / copy, 32 * 1024 * 1024 / product
+    return 2 * source.nbytes / copy, rows * width**2 / product
 
 
 def timed(function):

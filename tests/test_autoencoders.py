@@ -34,6 +34,7 @@ def build(name):
         "vqvae": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type),
         "vqmodel": lambda: VQModel(**SMALL_VQMODEL, quantizer_type=quantizer_type),
         "vqvae_shortcut": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type, shortcut=True),
+        "vqvae_principal": lambda: VQVAE(**SMALL, quantizer_type=quantizer_type, shortcut="principal"),
         "vqvae2": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, quantizer_type=quantizer_type),
         "vqvae2_three": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 6, strides=(2, 2, 2), quantizer_type=quantizer_type),
         "vqvae2_residual": lambda: hf_vq.VQVAE2(1, 8, 1, 4, 20, 16, quantizer_type=quantizer_type, residual=True),
@@ -49,7 +50,7 @@ def build(name):
             1, (16, 8), 4, *(8, 1, 2, 4, 12) * 2, codebook_size=20, codebook_dim=6, quantizer_type=quantizer_type
         ),
     }[family]()  # fmt: skip
-    if family.endswith(("shortcut", "residual")):  # whose networks begin at zero
+    if family.endswith(("shortcut", "principal", "residual")):  # whose networks begin at zero
         for parameter in model.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
     sample = torch.rand(4, model.config.in_channels, 16, 8) * 2 - 1
@@ -59,7 +60,7 @@ def build(name):
 
 FAMILIES = [
     "vqvae-ema", "vqvae-vector", "vqmodel-vector", "vqmodel-ema", "vqvae2-ema", "vqvae2-residual",
-    "vqvae_shortcut-ema", "vqvae2_residual-ema", "dvae-gumbel", "dvae-ema",
+    "vqvae_shortcut-ema", "vqvae_principal-product", "vqvae2_residual-ema", "dvae-gumbel", "dvae-ema",
     "rqvae-residual", "magvit2-lookup_free", "vitvq-vector",
 ]  # fmt: skip
 
@@ -291,8 +292,10 @@ def test_shortcuts_start_as_linear_codes_of_patches():
 
 def test_components_join_the_group_with_the_fewest_bits():
     assert share_out([64.0, 16.0, 4.0, 1.0], groups=2, width=2, bits=20) == [0, 2, 3, 1]
-    assert share_out([256.0, 16.0, 1e-6, 1e-7], groups=2, width=2, bits=4) == [0, 2, 3, 1]  # the last two have none
     assert share_out([9.0, 8.0, 7.0], groups=1, width=4, bits=3) == [0, 1, 2]
+    components = [1024.0, 4.0, 4.0, 4.0]
+    assert share_out(components, groups=2, width=3, bits=4) == [0, 3, 4, 5]  # all bits go to the first
+    assert share_out(components, groups=2, width=3, bits=60) == [0, 3, 4, 1]  # 18 bits, then 14 each
 
 
 @torch.no_grad()
@@ -303,8 +306,10 @@ def test_principal_patches_start_product_codes_and_the_scale_of_their_error():
     models = {}
     for shortcut in (True, "principal"):
         torch.manual_seed(1)
-        models[shortcut] = VQVAE(1, 8, **options, shortcut=shortcut, reconstruction_loss="logistic").eval()
-        assert models[shortcut].initialize_codebook(sample)
+        models[shortcut] = VQVAE(1, 8, **options, shortcut=shortcut, reconstruction_loss="logistic")
+        models[shortcut].set_codebook_updates("off")
+        models[shortcut].train()(sample)  # a forward starts what `initialize_codebook` does
+        assert not models[shortcut].eval().initialize_codebook(sample)
     model = models["principal"]
     errors = {name: F.mse_loss(each.detokenize(each.tokenize(sample)), sample) for name, each in models.items()}
     assert errors["principal"] < 0.7 * errors[True]
@@ -319,8 +324,8 @@ def test_principal_patches_start_product_codes_and_the_scale_of_their_error():
         nats.append(model(sample).reconstruction_loss)
     assert nats[0] < min(nats[1:])
 
-    before = model.patches.encoder.weight.clone()
     model.last_layer.add_(0.01)  # trained
+    before = model.patches.encoder.weight.mul_(0.9).clone()
     model.quantizer.levels[0].reset()
     assert model.initialize_codebook(sample)
     assert torch.equal(model.patches.encoder.weight, before)
@@ -332,6 +337,13 @@ def reached(model, outputs):
     total = sum(output.sum() for output in as_tuple(outputs))
     gradients = torch.autograd.grad(total, tuple(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def test_only_started_codes_without_batch_statistics_can_be_frozen():
+    with pytest.raises(ValueError, match="not started"):
+        VQVAE(**SMALL).freeze_codes()
+    with pytest.raises(ValueError, match="BatchNorm"):
+        VQVAE(**SMALL, norm="batch", quantizer_config={"kmeans_init": False}).freeze_codes()
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "vqvae2_three-ema"])
@@ -348,14 +360,17 @@ def test_frozen_codes_stay_while_the_decoder_learns(name):
         name for name in decoding - encoding if not name.startswith("conditioners")
     }  # whose way is detached
     assert {name for name in names if model.only_decodes(name)} == decodes_only
-    assert model.freeze_codes() == [parameter for name, parameter in names.items() if not model.only_decodes(name)]
+    frozen = {id(parameter) for parameter in model.freeze_codes()}
+    assert frozen == {id(parameter) for name, parameter in names.items() if not model.only_decodes(name)}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not model.only_decodes(name)}
     model.train()(sample).reconstruction_loss.backward()
     with torch.no_grad():
         for parameter in learning:
             parameter.add_(parameter.grad.sign(), alpha=-0.01)
     model.update_codebook()
     assert same_codes(model.eval().tokenize(sample), codes)
+    assert all(torch.equal(tensor, before.get(name, tensor)) for name, tensor in model.state_dict().items())
     assert (model.detokenize(codes) - decoded).abs().max() > 1e-3
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_vq import VQVAE
-from hf_vq.data.codes import code_splits, load_codes
+from hf_vq.data.codes import code_splits, differing_hash, load_codes, tokenizer_identity
 from hf_vq.data.decoding import decode, read_header
 from hf_vq.data.images import load_images
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
@@ -265,10 +265,14 @@ def test_codes_know_their_tokenizer_also_after_it_was_saved_and_loaded(tmp_path)
 def test_codes_remain_those_of_a_tokenizer_with_another_decoder(tmp_path):
     model, images = tiny_model(), load_images("digits", split="validation")
     tokenize_dataset(model, images, tmp_path / "codes")
-    finer = model.with_reconstruction_loss("logistic")
+    finer = model.with_reconstruction_loss("logistic", reconstruction_weight=2.0)
     with torch.no_grad():
         finer.last_layer.add_(1)
     load_codes(tmp_path / "codes", tokenizer=finer)
+    tokenize_dataset(finer, images, tmp_path / "codes", resume=True)
+    old = {key: value for key, value in tokenizer_identity(model).items() if key != "codes_sha256"}
+    assert differing_hash(old, tokenizer_identity(model)) is None
+    assert differing_hash(old, tokenizer_identity(finer)) == "config_sha256"
     with torch.no_grad():
         finer.to_latents.weight.add_(1)
     with pytest.raises(ValueError, match=r"made by another tokenizer .*codes_sha256"):
@@ -296,7 +300,7 @@ def test_interrupted_tokenizing_continues_to_the_same_bytes(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="exists and is not empty"):
         tokenize_dataset(model, images, tmp_path / "cut", shard_size=400)
     with pytest.raises(ValueError, match=r"cannot resume: .* was made with tokenizer="):
-        tokenize_dataset(tiny_model(reconstruction_weight=2.0), images, tmp_path / "cut", shard_size=400, resume=True)
+        tokenize_dataset(tiny_model(input_scale=2.0), images, tmp_path / "cut", shard_size=400, resume=True)
     before = os.stat(tmp_path / "cut" / "data" / "train-00000-of-00004.parquet").st_mtime_ns
     tokenize_dataset(model, images, tmp_path / "cut", shard_size=400, resume=True)
     files = [

@@ -36,8 +36,8 @@ def small(distribution="mse", **options):
     return hf_vq.VQVAE(**{"in_channels": 1, "reconstruction_loss": distribution, "stage_channels": (8,), **options})
 
 
-def hierarchy(distribution="mse"):
-    return hf_vq.VQVAE2(1, 8, 1, 4, (5, 6), 4, strides=(2, 2), reconstruction_loss=distribution)
+def hierarchy(distribution="mse", **options):
+    return hf_vq.VQVAE2(1, 8, 1, 4, (5, 6), 4, strides=(2, 2), reconstruction_loss=distribution, **options)
 
 
 def small_prior(code_shape, **options):
@@ -109,10 +109,12 @@ def test_the_sample_is_the_mean_of_the_softmax_and_the_median_of_the_logistic():
 @torch.no_grad()
 def test_a_decoder_that_takes_another_distribution_keeps_codes_and_places(build):
     images = Pixels(3).samples
-    plain = build("mse").eval()
+    plain = build("mse", input_scale=0.5, input_shift=0.1).eval()
     codes = plain.tokenize(images)
     logistic = plain.with_reconstruction_loss("logistic")
     torch.testing.assert_close(logistic.detokenize(codes), plain.detokenize(codes).clamp(-1, 1))
+    torch.testing.assert_close(logistic.with_reconstruction_loss("l1").detokenize(codes), plain.detokenize(codes))
+    assert logistic.quantizers[0].initialized == plain.quantizers[0].initialized
     for parameter in logistic.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
     both = logistic.with_reconstruction_loss("logistic_softmax")

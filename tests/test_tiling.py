@@ -90,6 +90,9 @@ def other(name, width=12):
         "VQVAE2": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=4),
         "VQVAE2 of three": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=4, strides=(2, 2, 2)),
         "residual VQVAE2": lambda: VQVAE2(1, 8, 1, 4, codebook_size=16, codebook_dim=16, residual=True),
+        "VQVAE with overlapping shortcut": lambda: VQVAE(
+            1, 8, 0, codebook_size=16, codebook_dim=4, shortcut="principal", middle_kernel_size=None, kernel_size=3,
+        ),
         "VQVAE with shortcut": lambda: VQVAE(1, 8, 1, codebook_size=16, codebook_dim=4, shortcut=True),
         "DVAE": lambda: DVAE(1, (8, 8, 12), 2, 16, 6),
         "RQVAE": lambda: RQVAE(1, (8, 8, 8), 1, (False, False, True), latent_channels=4, norm_num_groups=4,
@@ -97,11 +100,24 @@ def other(name, width=12):
         "MAGVIT2": lambda: MAGVIT2Model(1, (8, 8, 12), 1, norm_num_groups=4, codebook_size=64),
     }[name]()  # fmt: skip
     model.train()(torch.rand(4, 1, 32, 32))
+    if name == "VQVAE with overlapping shortcut":  # which begins without
+        for layer in (model.patches.encoder, model.patches.decoder):
+            torch.nn.init.normal_(layer.weight, std=0.2)
     return model.eval()
 
 
 @pytest.mark.parametrize(
-    "name", ["VQVAE2", "VQVAE2 of three", "residual VQVAE2", "VQVAE with shortcut", "DVAE", "RQVAE", "MAGVIT2"]
+    "name",
+    [
+        "VQVAE with overlapping shortcut",
+        "VQVAE2",
+        "VQVAE2 of three",
+        "residual VQVAE2",
+        "VQVAE with shortcut",
+        "DVAE",
+        "RQVAE",
+        "MAGVIT2",
+    ],
 )
 @torch.no_grad()
 def test_other_families_in_tiles_agree_with_the_whole(name):

@@ -70,13 +70,15 @@ class AutoencoderMixin(TilingMixin, PushMixin):
 
     Class attributes:
         face_type: the `model_type` under which transformers finds the saved folder.
-        decoder_modules: names of the modules that only decode: codes do not depend on them.
+        decoder_modules, decoder_options: names of the modules and of the config's options that only decode: codes do
+            not depend on them.
         hierarchical: whether codes are a tuple.
     """
 
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     face_type = None
     decoder_modules = ("post_quant_conv", "decoder")
+    decoder_options = ("reconstruction_loss", "reconstruction_weight")
     hierarchical = False
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
@@ -206,19 +208,26 @@ class AutoencoderMixin(TilingMixin, PushMixin):
     def freeze_codes(self):
         """Leaves a gradient to parameters that only decode, and stops codebook updates: `tokenize` stays as it is.
 
-        Tokenized data and priors then remain good for what training makes of the decoder.
+        Tokenized data and priors then remain good for what training makes of the decoder. In training mode a quantizer
+        that draws its codes (Gumbel) or leaves levels out still does so.
 
         Returns:
             list of the parameters that lost their gradient.
 
         Raises:
-            ValueError: a model with BatchNorm, whose statistics move in training.
+            ValueError: see `check_freezable`.
         """
-        if any(isinstance(module, _BatchNorm) for module in self.modules()):
-            raise ValueError("freeze_codes does not go with BatchNorm, whose statistics move in training")
+        self.check_freezable()
         self.set_codebook_updates("off")
         learning = [item for item in self.named_parameters() if item[1].requires_grad]
         return [parameter.requires_grad_(False) for name, parameter in learning if not self.only_decodes(name)]
+
+    def check_freezable(self):
+        """Raise a ValueError for a codebook that has not started, and for BatchNorm, whose statistics would move."""
+        if not self.codebook_initialized:
+            raise ValueError("freeze_codes needs a trained autoencoder: its codebook has not started yet")
+        if any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise ValueError("freeze_codes does not go with BatchNorm, whose statistics move in training")
 
     def resize_codebook(self, codebook_size):
         """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.

@@ -69,11 +69,13 @@ def run(options, data, args, given):
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
-    if args.freeze_codes and not (options.init_from or options.resume):
+    if args.freeze_codes and not options.init_from:
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
     initial = load_initial(options, given) if options.init_from else None
+    if args.freeze_codes:
+        initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
     train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
     transformers.set_seed(args.seed)
@@ -97,7 +99,7 @@ def run(options, data, args, given):
 
 
 def load_initial(options, given):
-    """The autoencoder to start from, codebook and averages included; its `reconstruction_loss` may change.
+    """The autoencoder to start from, codebook and averages included; its reconstruction loss may change.
 
     Raises:
         ValueError: no autoencoder there, or the recipe or flags ask for another class or another config.
@@ -108,9 +110,13 @@ def load_initial(options, given):
     if "model" in given and options.model != type(model).__name__:
         raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
-    wanted = config.get("reconstruction_loss", model.config.reconstruction_loss)
-    if isinstance(model, PixelDecoder) and wanted != model.config.reconstruction_loss:
-        model = model.with_reconstruction_loss(wanted)
+    wanted = {
+        name: config[name]
+        for name in model.decoder_options
+        if config.get(name, model.config[name]) != model.config[name]
+    }
+    if isinstance(model, PixelDecoder) and wanted:
+        model = model.with_reconstruction_loss(**{"reconstruction_loss": model.config.reconstruction_loss, **wanted})
     check_same_config("model_config", config, model.config, options.init_from)
     return model
 

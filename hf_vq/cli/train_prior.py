@@ -90,7 +90,7 @@ def run(options, args, given):
         train.labels = None
         if validation is not None:
             validation.labels = None
-    vectors = take_code_vectors(options, config, autoencoder) if initial is None else None
+    vectors = take_code_vectors(options, config, autoencoder, level) if initial is None else None
     transformers.set_seed(args.seed)
     prior_class = PRIORS[options.prior]
     prior = initial or prior_class(prior_class.config_class(**config))
@@ -177,11 +177,11 @@ def check_prior_config(options, codes):
     return {"num_classes": codes.num_classes, **config, **facts}
 
 
-def take_code_vectors(options, config, autoencoder):
+def take_code_vectors(options, config, autoencoder, level):
     """The autoencoder's code vectors for a prior that reads them, None for others; the config takes their shape.
 
     Raises:
-        ValueError: no autoencoder given, or its vectors have another width.
+        ValueError: no autoencoder given, one without levels, or vectors of another shape than the config's.
     """
     if not getattr(PRIORS[options.prior].config_class(**config), "uses_vectors", False):
         return None
@@ -190,11 +190,18 @@ def take_code_vectors(options, config, autoencoder):
             f"prior={options.prior!r} reads the code vectors of the tokenizer: give it as autoencoder, or take "
             "spatial_inputs and depth_inputs 'embeddings' in prior_config"
         )
-    vectors = autoencoder.quantizer.code_vectors()
-    shape = {"code_vector_dim": vectors.shape[-1], "shared_code_vectors": False}
+    quantizer = autoencoder.quantizers[level or 0]
+    if not hasattr(quantizer, "code_vectors"):
+        raise ValueError(
+            f"prior={options.prior!r} draws codes of several levels, but autoencoder={options.autoencoder} has one "
+            "code at a position"
+        )
+    vectors = quantizer.code_vectors()
+    shape = {"code_vector_dim": vectors.shape[-1], "shared_code_vectors": len(vectors) == 1}
+    given = as_mapping("prior_config", options.prior_config)
     for name, value in shape.items():
-        if name in as_mapping("prior_config", options.prior_config) and config[name] != value:
-            raise ValueError(f"prior_config has {name}={config[name]}, but that of {options.autoencoder} is {value}")
+        if given.get(name, value) != value:
+            raise ValueError(f"prior_config has {name}={given[name]}, but that of {options.autoencoder} is {value}")
     config.update(shape)
     return vectors
 

@@ -86,7 +86,7 @@ def get_code_vectors(source, config):
             f"first_stage has codebook_size={sizes[0]}, num_levels={sizes[1]} and codebook_dim={sizes[2]}, but the "
             f"transformer needs {config.codebook_size}, {config.num_levels} and {config.code_vector_dim}"
         )
-    return torch.stack([level.embedding.weight.detach() for level in model.quantizer.levels])
+    return model.quantizer.code_vectors()
 
 
 def _read_stacks(tensors, told):

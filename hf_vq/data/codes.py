@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-DECODER_OPTIONS = ("reconstruction_loss", "reconstruction_weight")  # codes do not depend on them
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
 
@@ -33,7 +32,7 @@ def tokenizer_identity(autoencoder, path=None):
         if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
     }  # an option that a later version adds changes nothing where it is at its default
     weights = hashlib.sha256()
-    encoding = {name: value for name, value in config.items() if name not in DECODER_OPTIONS}
+    encoding = {name: value for name, value in config.items() if name not in autoencoder.decoder_options}
     codes = hashlib.sha256(json.dumps(encoding, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
         for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
@@ -166,19 +165,24 @@ def _pick_level(plan, level, folder):
     return names[level], plan["codebook_size"][level], plan["code_shape"][level]
 
 
-def check_tokenizer(identity, autoencoder, folder):
-    """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`.
+def differing_hash(one, other):
+    """Which entry shows that two `tokenizer_identity` are of tokenizers that make different codes; None: none does.
 
-    Its decoder may be another. Where folders do not say `codes_sha256`, all must be the same.
+    Where one of them has no `codes_sha256`, as older files have not, decoders count too.
     """
+    hashes = ["codes_sha256"] if {"codes_sha256"} <= one.keys() & other.keys() else ["config_sha256", "weights_sha256"]
+    return next((key for key in ["class", *hashes] if one[key] != other[key]), None)
+
+
+def check_tokenizer(identity, autoencoder, folder):
+    """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`."""
     given = tokenizer_identity(autoencoder)
-    hashes = ["codes_sha256"] if "codes_sha256" in identity else ["config_sha256", "weights_sha256"]
-    for key in ["class", *hashes]:
-        if given[key] != identity[key]:
-            raise ValueError(
-                f"the codes in {folder} were made by another tokenizer ({identity['path'] or identity['class']}): "
-                f"{key} is {identity[key]}, that of the given one {given[key]}"
-            )
+    key = differing_hash(identity, given)
+    if key is not None:
+        raise ValueError(
+            f"the codes in {folder} were made by another tokenizer ({identity['path'] or identity['class']}): "
+            f"{key} is {identity[key]}, that of the given one {given[key]}"
+        )
 
 
 class CodesDataset(Dataset):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_vq.data.codes import SCHEMA_KEY, column_names, read_metadata, tokenizer_identity
+from hf_vq.data.codes import SCHEMA_KEY, column_names, differing_hash, read_metadata, tokenizer_identity
 
 
 def storage_dtype(codebook_size):
@@ -134,9 +134,8 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
             raise ValueError(f"cannot resume: {present} is not one of the shards of this run")
         found = read_metadata(present)
         for key, value in expected[present].items():
-            if key == "tokenizer":  # the path is for people: the same weights may have moved
-                found[key], value = ({k: v for k, v in d.items() if k != "path"} for d in (found[key], value))
-            if found[key] != value:
+            same = differing_hash(found[key], value) is None if key == "tokenizer" else found[key] == value
+            if not same:
                 raise ValueError(f"cannot resume: {present} was made with {key}={found[key]}, this run has {value}")
     return folder
 

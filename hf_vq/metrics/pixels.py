@@ -45,7 +45,7 @@ def discretized_logistic_log_probs(location, log_scale, num_values=256):
         num_values: how many values a pixel can have, at least 2.
     """
     half, precision = 1 / (num_values - 1), (-log_scale).exp()
-    edges = torch.linspace(half - 1, 1 - half, num_values - 1, device=location.device)
+    edges = torch.linspace(half - 1, 1 - half, num_values - 1, device=location.device, dtype=location.dtype)
     scaled = (edges - location) * precision
     below = F.logsigmoid(scaled)
     above = below - scaled

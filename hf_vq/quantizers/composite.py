@@ -65,12 +65,15 @@ class CompositeQuantizer(Quantizer):
     def code_vectors(self):
         """What the codes of each level add to the latents, (num_levels, codebook_size, dim).
 
+        Where it is the same at all levels, as of one codebook for all, (1, codebook_size, dim).
+
         Raises:
             ValueError: levels behind a linear map, whose sum is not yet the latents.
         """
         if not isinstance(self.project_out, nn.Identity):
             raise ValueError("codes have no vectors that add up to latents where the quantizer has a code_dim")
-        return self._level_vectors(torch.arange(self.codebook_size, device=self._one.device))
+        vectors = self._level_vectors(torch.arange(self.codebook_size, device=self._one.device))
+        return vectors[:1] if torch.equal(vectors, vectors[:1].expand_as(vectors)) else vectors
 
     def _level_vectors(self, codes):
         """Vectors (num_levels, n, dim) of codes (n,) at every level."""

@@ -31,7 +31,6 @@ class ProductQuantizer(CompositeQuantizer):
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")
         super().__init__(codebook_size, dim, groups, dim // groups, group_type, group_config)
-        self.groups = groups
         self.num_levels = sum(group.num_levels for group in self.levels)
         self.lowest_code = getattr(self.levels[0], "lowest_code", 0)
 

@@ -115,7 +115,8 @@ def train_autoencoder(model, train_dataset, args, eval_dataset=None):
         The report: `metrics` (final), `history` (list of dicts with `step`), `best`, `wall_time_seconds`, `settings`.
 
     Raises:
-        ValueError: an output folder that cannot be used, an unusable checkpoint, an empty data set.
+        ValueError: an output folder that cannot be used, an unusable checkpoint, an empty data set, or codes to freeze
+            of a model that has none yet or has BatchNorm.
         DivergenceError: the loss or its gradient became NaN or infinite.
     """
     return AutoencoderTrainer(model, train_dataset, args, eval_dataset).train()
@@ -137,8 +138,6 @@ class AutoencoderTrainer:
         self.checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
         self.accelerator = self._build_accelerator()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if args.freeze_codes and self.checkpoint is None and not model.codebook_initialized:
-            raise ValueError("freeze_codes=True needs an autoencoder that has been trained, to start from")
         set_seed(args.seed)
         model.to(self.accelerator.device)
 
@@ -154,10 +153,11 @@ class AutoencoderTrainer:
         self.max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch_steps)
         self.state = {"step": 0, "history": [], "sums": {}, "seconds": 0.0, "stream": self.stream.identity}
 
-        if self.checkpoint is None:
-            self.initialize_codebook()  # before any forward is compiled
-        model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
         self.frozen = model.freeze_codes() if args.freeze_codes else []
+        if not args.freeze_codes:
+            if self.checkpoint is None:
+                self.initialize_codebook()  # before any forward is compiled
+            model.set_codebook_updates("deferred")  # once an optimizer step, and not for a step that diverges
         optimizer = self._build_optimizer()
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, self.max_steps)
         self.weight_ema = WeightEMA(model, args.weight_ema_decay) if args.weight_ema_decay is not None else None

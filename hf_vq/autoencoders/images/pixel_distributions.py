@@ -61,9 +61,9 @@ class LogisticPixels:
 
         Args:
             bias: (channels x parameters of a channel,).
-            error: (batch, channels, *space) of this process, sample minus location; all processes together count.
+            error: (batch, channels, *space) of this process, location minus sample; all processes together count.
         """
-        total = sum_over_processes(error.abs().transpose(0, 1).flatten(1).sum(dim=1))
+        total = sum_over_processes(error.float().abs().transpose(0, 1).flatten(1).sum(dim=1))
         count = sum_over_processes(total.new_tensor(error.numel() / error.shape[1]))
         scale = total / count / (2 * math.log(2))  # of a logistic, whose mean absolute value is 2 ln 2 of them
         bias.unflatten(0, (error.shape[1], -1))[:, 1] = scale.log().clamp_min(MIN_LOG_SCALE) - START_LOG_SCALE
@@ -106,6 +106,7 @@ PIXEL_DISTRIBUTIONS = {
     "logistic_softmax": LogisticSoftmaxPixels,
     "softmax": SoftmaxPixels,
 }
+BY_VALUE = (SoftmaxPixels, LogisticSoftmaxPixels)  # with a logit for each value
 
 
 class PixelDecoder:
@@ -160,7 +161,7 @@ class PixelDecoder:
         return self.training_output(sample, reconstruction, quantized, reconstruction_loss=loss)
 
     @torch.no_grad()
-    def with_reconstruction_loss(self, reconstruction_loss):
+    def with_reconstruction_loss(self, reconstruction_loss, reconstruction_weight=None):
         """A copy whose pixels have another distribution, or for the first time one; its codes are the same.
 
         What the last layer gave for a pixel stays, further parameters start at 0: a decoder trained with "mse" becomes
@@ -168,15 +169,24 @@ class PixelDecoder:
 
         Args:
             reconstruction_loss: as of the constructor.
+            reconstruction_weight: the same; None: it stays.
 
         Raises:
-            ValueError: to or from "softmax", which shares nothing with the others.
+            ValueError: to or from "softmax", which shares nothing with the others; what the constructor refuses.
         """
         losses = (self.config.reconstruction_loss, reconstruction_loss)
         if "softmax" in losses and losses[0] != losses[1]:
             raise ValueError(f"a decoder of reconstruction_loss={losses[0]!r} cannot become one of {losses[1]!r}")
         config = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        model = type(self)(**{**config, "reconstruction_loss": reconstruction_loss}).to(self.device)
+        config["reconstruction_loss"] = reconstruction_loss
+        if reconstruction_weight is not None:
+            config["reconstruction_weight"] = reconstruction_weight
+        model = type(self)(**config).to(self.device)
+        factor, shift = 1.0, 0.0  # of the network's pixels, to what the last layer gives for them
+        if self.pixel_distribution is None and model.pixel_distribution is not None:
+            factor, shift = 1 / config["input_scale"], -config["input_shift"] / config["input_scale"]
+        elif self.pixel_distribution is not None and model.pixel_distribution is None:
+            factor, shift = config["input_scale"], config["input_shift"]
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         for name, tensor in model.state_dict().items():  # those of the last layer differ, along one axis
             for axis in [axis for axis, size in enumerate(tensor.shape) if state[name].shape[axis] != size]:
@@ -185,14 +195,12 @@ class PixelDecoder:
                 taken = state[name].movedim(axis, 0).unflatten(0, (self.config.in_channels, -1))
                 shared = min(given.shape[1], taken.shape[1])
                 taken[:, :shared] = given[:, :shared]
+                taken[:, 0] = taken[:, 0] * factor + (shift if name.endswith("bias") else 0)
         model.load_state_dict(state, assign=True)
+        for ours, theirs in zip(self.modules(), model.modules(), strict=True):
+            if "initialized" in vars(ours):  # a codebook that has not started has not started in the copy either
+                theirs.initialized = ours.initialized
         return model.train(self.training)
-
-    def add_places(self, parameters, places):
-        """Adds (batch, channels, height, width) to the first of the parameters of each channel: pixel or location."""
-        first = parameters.unflatten(1, (places.shape[1], -1))[:, :, 0]
-        first += places  # in place: a softmax has 258 parameters
-        return parameters
 
     def _evaluate(self, latents, sample=None):
         parameters = self.decode_parameters(latents)

@@ -13,7 +13,7 @@ from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_recon
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ConvNorm, ResidualStack, TransposedConvNorm
 from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
 from hf_vq.autoencoders.images.levels import PatchShortcut
-from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
+from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.tiling import LocalPart
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
@@ -61,7 +61,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
             for its first thousands of steps (after DC-AE, https://arxiv.org/abs/2410.10733). True: the patches are
             random directions. "principal": they overlap by half, and start with the codebook, at the principal
             directions of the training images, which the groups of a product quantizer share out; a "logistic"
-            decoder then starts at the scale of the error that is left.
+            decoder then starts at the scale of the error that is left. It needs a quantizer that k-means starts and
+            a `kernel_size` of 3 or more; neither goes with "softmax".
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
 
     Raises:
@@ -173,7 +174,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
                     f"shortcut={shortcut!r} needs a codebook_dim, and a decoder that ends in a place for each pixel; "
                     f"got codebook_dim={codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
                 )
-            if shortcut == "principal" and (self.quantizer.initialized or kernel_size < 3):
+            if shortcut == "principal" and (self.quantizer.initialized or kernel_size < 3):  # tiles reach so far
                 raise ValueError(
                     "shortcut='principal' needs a quantizer that k-means starts and a kernel_size of 3 or more; got "
                     f"quantizer_type={quantizer_type!r}, quantizer_config={quantizer_config!r}, {kernel_size=}"
@@ -198,15 +199,15 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
 
     @torch.no_grad()
     def initialize_codebook(self, sample):
-        untrained = not self.codebook_initialized and not self.last_layer.any()
-        if self.config.shortcut == "principal" and untrained:
-            self.patches.start_at_principal_directions(
-                self._inputs(sample), getattr(self.quantizer, "groups", 1), self.quantizer.bits_per_token
-            )
+        fresh = not self.codebook_initialized and not self.last_layer.any()  # which training makes other than zero
+        if self.config.shortcut != "principal" or not fresh:
+            return super().initialize_codebook(sample)
+        groups = len(self.quantizer.levels) if self.config.quantizer_type == "product" else 1
+        self.patches.start_at_principal_directions(self._inputs(sample), groups, self.quantizer.bits_per_token)
         started = super().initialize_codebook(sample)
-        if started and self.config.shortcut == "principal" and untrained and self.pixel_distribution is not None:
-            error = self.detokenize(self.tokenize(sample)) - sample
-            self.pixel_distribution.start_scale(self._last_convolution.bias, error)
+        if started and self.pixel_distribution is not None:
+            locations = [self._locations(self.vectors(self.tokenize(part))) for part in sample.split(16)]
+            self.pixel_distribution.start_scale(self._last_convolution.bias, torch.cat(locations) - sample)
         return started
 
     @apply_forward_hook
@@ -232,6 +233,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         Returns:
             AutoencoderOutput.
         """
+        if self.training and not self.codebook_initialized and not torch.compiler.is_compiling():
+            self.initialize_codebook(sample)  # a shortcut may start with it
         quantized = self.quantizer(self.encode(sample).latents)
         return self.decoded_output(sample, quantized.latents, quantized)
 
@@ -255,6 +258,9 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
     def _inputs(self, sample):
         return sample * self.config.input_scale + self.config.input_shift
 
+    def _locations(self, latents):
+        return self._outputs(self.patches.decoder(latents))
+
     def _outputs(self, hidden):
         return (hidden - self.config.input_shift) / self.config.input_scale
 
@@ -264,12 +270,14 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
             hidden = self.run(layer, hidden)
             if index + 1 < len(self.upsample) or self.config.output_kernel_size:
                 hidden = F.relu(hidden)
-        if self.config.reconstruction_loss.endswith("softmax"):  # the 256 logits side by side: half the time on a CPU
+        if self.pixel_distribution in BY_VALUE:  # the 256 logits side by side: half the time on a CPU
             hidden = hidden.contiguous(memory_format=torch.channels_last)
         hidden = self.output(hidden)
-        if self.config.shortcut:
-            places = self.patches.decoder(latents)
-            hidden = self.add_places(hidden, places if self.pixel_distribution is None else self._outputs(places))
+        if self.config.shortcut and self.pixel_distribution is None:
+            hidden = hidden + self.patches.decoder(latents)
+        elif self.config.shortcut:
+            first = hidden.unflatten(1, (self.config.in_channels, -1))[:, :, 0]
+            first += self._locations(latents)  # in place: a softmax has 258 parameters
         if self.pixel_distribution is not None:
             return hidden
         if self.config.output_activation == "tanh":

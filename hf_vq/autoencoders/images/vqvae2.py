@@ -47,7 +47,8 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         quantizer_config: its other options.
         reconstruction_loss: "mse" or "l1", on [-1, 1]; or the negative log-likelihood, nats for each channel of a
             pixel, of a decoder that gives 8-bit pixels a distribution: "softmax" over their 256 values, of which the
-            sample is the mean, or "logistic", cut at them, with the location as sample.
+            sample is the mean; "logistic", cut at them, with the location as sample; or "logistic_softmax", a softmax
+            over their logits under a logistic plus free ones. `with_reconstruction_loss` changes it.
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
         level_dropout: probability that a training item is decoded without its finest levels, a number drawn uniformly,
