@@ -15,7 +15,6 @@ import hf_vq
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.converters import convert
 from hf_vq.hub.shims import modeling_files
-from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 from .conftest import FIXTURES
 from .hub_client import EVALUATION
@@ -198,11 +197,11 @@ def test_model_cards_are_complete_and_their_code_runs(card, client, hub):
     recipes = {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
     model = AUTOENCODERS[recipes["autoencoder"]["model"]](**recipes["autoencoder"]["model_config"])
     if "prior" in recipes:
-        shape = model.code_shape((model.config.in_channels, 28, 28))
-        config = PixelCNNConfig(
-            codebook_size=model.codebook_size, code_shape=shape, **recipes["prior"]["prior_config"]
-        )
-        model = hf_vq.VQPipeline(model, PixelCNN(config))
+        side = 28 if "mnist" in card else 32
+        shape = model.code_shape((model.config.in_channels, side, side))
+        prior_class = getattr(hf_vq, recipes["prior"].get("prior", "PixelCNN"))
+        options = {"codebook_size": model.codebook_size, "code_shape": shape, **recipes["prior"]["prior_config"]}
+        model = hf_vq.VQPipeline(model, prior_class(prior_class.config_class(**options)))
     model.save_pretrained(client.work / card)
     code, _, errors = client.push(client.work / card, f"hf-vq/{card}", "--card", folder)
     assert code == 0, errors
