@@ -8,23 +8,12 @@ line measures every recompute; the second, a network of ordinary size, measures 
 """
 
 import argparse
-import time
 
 import torch
+from timing import recompute, timed
 
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
-from hf_vq.priors.sampling import draw_uniforms, sample_codes
-
-
-@torch.no_grad()
-def recompute(prior, codes, uniforms, positions):
-    """Draw the codes at some positions of a finished grid again, each from a full forward; how many come out equal."""
-    width, equal = codes.shape[2], 0
-    for position in positions:
-        row, column = divmod(position, width)
-        logits = prior(codes, return_loss=False).logits[:, row, column]
-        equal += int((sample_codes(logits, uniforms[position]) == codes[:, row, column]).sum())
-    return equal
+from hf_vq.priors.sampling import draw_uniforms
 
 
 def measure(name, options, args, num_recomputed):
@@ -34,14 +23,16 @@ def measure(name, options, args, num_recomputed):
     positions = torch.linspace(0, num_codes - 1, num_recomputed).long().tolist()
     prior.sample(args.batch_size, (1, args.grid[1]))  # warm-up
     cached_seconds, full_seconds, equal = [], 0.0, 0
+
+    def draw(generator):
+        return prior.sample(args.batch_size, generator=generator)
+
     for turn in range(args.turns):
-        start = time.perf_counter()
-        codes = prior.sample(args.batch_size, generator=torch.Generator().manual_seed(turn))
-        cached_seconds.append(time.perf_counter() - start)
+        seconds, codes = timed(draw, torch.Generator().manual_seed(turn))
+        cached_seconds.append(seconds)
         uniforms = draw_uniforms(num_codes, args.batch_size, torch.Generator().manual_seed(turn), prior.device)
-        start = time.perf_counter()
-        equal += recompute(prior, codes, uniforms, positions[turn :: args.turns])
-        full_seconds += time.perf_counter() - start
+        seconds, same = timed(recompute, prior, codes, uniforms, positions[turn :: args.turns])
+        full_seconds, equal = full_seconds + seconds, equal + same
     cached, full = sum(cached_seconds) / args.turns, full_seconds * num_codes / num_recomputed
     how = "measured whole" if num_recomputed == num_codes else f"scaled up from {num_recomputed} of {num_codes} codes"
     print(

@@ -10,25 +10,14 @@ each way computes, masked or not. Under three minutes on one CPU core.
 """
 
 import argparse
-import time
 
 import torch
+from timing import recompute, timed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
-from hf_vq.priors.sampling import draw_uniforms, sample_codes
-
-
-@torch.no_grad()
-def recompute(prior, codes, uniforms, positions):
-    """Draw the codes at some positions of a finished grid again, each from a full forward; how many come out equal."""
-    width, equal = codes.shape[2], 0
-    for position in positions:
-        row, column = divmod(position, width)
-        logits = prior(codes, return_loss=False).logits[:, row, column]
-        equal += int((sample_codes(logits, uniforms[position]) == codes[:, row, column]).sum())
-    return equal
+from hf_vq.priors.sampling import draw_uniforms
 
 
 @torch.no_grad()
@@ -41,20 +30,6 @@ def count_flops(prior):
             run()
         totals.append(counter.get_total_flops())
     return totals[0], totals[1] * height * width
-
-
-def timed(function):
-    """Seconds that a call takes, and its result."""
-    wait()
-    start = time.perf_counter()
-    result = function()
-    wait()
-    return time.perf_counter() - start, result
-
-
-def wait():
-    if torch.get_default_device().type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(name, prior, batch_size, num_recomputed):

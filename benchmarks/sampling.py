@@ -22,11 +22,11 @@ the rows with a logits processor of five lines, the best that `generate` can do.
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from timing import timed
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
@@ -196,19 +196,6 @@ def rates(dtype):
     copy = min(timed(lambda: target.copy_(source))[0] for _ in range(5))
     product = min(timed(lambda: [left @ right for _ in range(50)])[0] for _ in range(5)) / 50
     return 2 * source.nbytes / copy, rows * width**2 / product
-
-
-def timed(function):
-    wait()
-    start = time.perf_counter()
-    result = function()
-    wait()
-    return time.perf_counter() - start, result
-
-
-def wait():
-    if torch.get_default_device().type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(name, contenders, floor, batch_size, turns, bandwidth, multiply_rate):

@@ -61,6 +61,10 @@ def condition(prior, batch_size):
         ("residual", {"num_levels": 3, "level_type": "lookup_free"}),
         ("product", {"groups": 3}),
         ("product", {"groups": 2, "group_type": "residual", "group_config": {"num_levels": 2}}),
+        (
+            "product",
+            {"groups": 2, "group_type": "residual", "group_config": {"num_levels": 2, "shared_codebook": True}},
+        ),
     ],
 )
 def test_code_vectors_of_all_levels_add_up_to_the_latents(kind, options):

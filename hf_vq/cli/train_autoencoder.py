@@ -110,13 +110,11 @@ def load_initial(options, given):
     if "model" in given and options.model != type(model).__name__:
         raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
-    wanted = {
-        name: config[name]
-        for name in model.decoder_options
-        if config.get(name, model.config[name]) != model.config[name]
-    }
-    if isinstance(model, PixelDecoder) and wanted:
-        model = model.with_reconstruction_loss(**{"reconstruction_loss": model.config.reconstruction_loss, **wanted})
+    if isinstance(model, PixelDecoder):
+        options_now = {name: model.config[name] for name in model.decoder_options}
+        wanted = {name: config.get(name, value) for name, value in options_now.items()}
+        if wanted != options_now:
+            model = model.with_reconstruction_loss(**wanted)
     check_same_config("model_config", config, model.config, options.init_from)
     return model
 

@@ -165,16 +165,21 @@ def check_prior_config(options, codes):
                 f"{' or '.join(takers)}"
             )
         facts[CONTEXT] = codes.context_codebook_sizes
-    for name, fact in facts.items():
-        given = config.get(name, fact)
-        if (tuple(given) if isinstance(fact, tuple) else given) != fact:
-            raise ValueError(f"prior_config has {name}={given}, but the codes in {options.codes} have {fact}")
+    check_facts(config, facts, f"the codes in {options.codes}")
     if config.get("num_classes", codes.num_classes) not in (0, codes.num_classes):
         raise ValueError(
             f"prior_config has num_classes={config['num_classes']}, but the codes in {options.codes} have "
             f"{codes.num_classes} classes (0 ignores them)"
         )
     return {"num_classes": codes.num_classes, **config, **facts}
+
+
+def check_facts(config, facts, owners):
+    """Raise a ValueError for the first option of a prior's config that is not as its owners have it."""
+    for name, fact in facts.items():
+        given = config.get(name, fact)
+        if (tuple(given) if isinstance(fact, tuple) else given) != fact:
+            raise ValueError(f"prior_config has {name}={given}, but {owners} have {fact}")
 
 
 def take_code_vectors(options, config, autoencoder, level):
@@ -197,12 +202,11 @@ def take_code_vectors(options, config, autoencoder, level):
             "code at a position"
         )
     vectors = quantizer.code_vectors()
-    shape = {"code_vector_dim": vectors.shape[-1], "shared_code_vectors": len(vectors) == 1}
-    given = as_mapping("prior_config", options.prior_config)
-    for name, value in shape.items():
-        if given.get(name, value) != value:
-            raise ValueError(f"prior_config has {name}={given[name]}, but that of {options.autoencoder} is {value}")
-    config.update(shape)
+    facts = {"code_vector_dim": vectors.shape[-1], "shared_code_vectors": len(vectors) == 1}
+    check_facts(
+        as_mapping("prior_config", options.prior_config), facts, f"the vectors of autoencoder={options.autoencoder}"
+    )
+    config.update(facts)
     return vectors
 
 

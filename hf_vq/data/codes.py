@@ -35,9 +35,11 @@ def tokenizer_identity(autoencoder, path=None):
     encoding = {name: value for name, value in config.items() if name not in autoencoder.decoder_options}
     codes = hashlib.sha256(json.dumps(encoding, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
+        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(described)
+            digest.update(content)
     return {
         "class": type(autoencoder).__name__,
         "path": str(path or autoencoder.config.get("_name_or_path") or ""),

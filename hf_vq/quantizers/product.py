@@ -52,6 +52,7 @@ class ProductQuantizer(CompositeQuantizer):
         blocks = []
         for index, group in enumerate(self.levels):
             own = group.code_vectors() if group.num_levels > 1 else group.detokenize(codes)[None]
+            own = own.expand(group.num_levels, -1, -1)  # one codebook may serve all levels of a group
             width = own.shape[-1]
             blocks.append(F.pad(own, (index * width, self.dim - (index + 1) * width)))
         return torch.cat(blocks)
