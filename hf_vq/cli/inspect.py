@@ -11,7 +11,8 @@ from safetensors import safe_open
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
 from hf_vq.cli.options import parse_options
-from hf_vq.data.codes import code_levels, code_splits, load_codes
+from hf_vq.data.codes import load_codes
+from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 
 
@@ -155,8 +156,8 @@ def _describe_usage(folder):
 def _describe_codes(folder):
     facts = {"splits": {}}
     for split in code_splits(folder):
-        facts["splits"][split] = len(load_codes(folder, split, level=0))
-    levels = [load_codes(folder, split, level=level) for level in range(code_levels(folder))]
+        facts["splits"][split] = len(load_codes(folder, split, grid=0))
+    levels = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]
     codes = levels[0]
     return {
         **facts,
