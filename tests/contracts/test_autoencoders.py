@@ -1,5 +1,7 @@
 """What every autoencoder answers, in one, two and three dimensions: codes, losses, padding, folders."""
 
+import json
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def make(name):
 
 
 def public(config):
-    return {name: value for name, value in config.items() if not name.startswith("_")}
+    return json.loads(json.dumps({name: value for name, value in config.items() if not name.startswith("_")}))
 
 
 def halved(sample):
