@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from hf_vq import AutoVQModel
 from hf_vq.data.images import load_images
+from hf_vq.modalities.image_pictures import save_code_maps, save_comparison
 from hf_vq.training.evaluation import evaluate_autoencoder
-from hf_vq.training.pictures import save_code_maps, save_comparison
 
 
 def describe(model, images):

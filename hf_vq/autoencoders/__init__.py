@@ -24,11 +24,12 @@ from hf_vq.autoencoders.pretrained import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
+from hf_vq.registry import AUTOENCODERS
 
-AUTOENCODERS = {
-    autoencoder_class.__name__: autoencoder_class
+AUTOENCODERS.update(
+    (autoencoder_class.__name__, autoencoder_class)
     for autoencoder_class in (DVAE, MAGVIT2Model, RQVAE, ViTVQModel, VQModel, VQVAE, VQVAE2)
-}
+)
 
 __all__ = [
     "AUTOENCODERS",

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
 
 from hf_vq.cli.checks import (
     check_class_labels,
@@ -119,15 +117,3 @@ def draw(pipeline, labels, num, batch_size, generator, **options):
         images = pipeline(**condition, generator=generator, output_type="pt", **options).images  # in [0, 1]
         batches.append(images.float().cpu() * 2 - 1)
     return torch.cat(batches)
-
-
-def save_rows(path, samples, columns):
-    """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
-    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    height, width = pixels.shape[1:3]
-    zoom = max(1, 48 // max(height, width))
-    images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
-    images = [ImageOps.expand(image, border=2, fill="white") for image in images]
-    images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
-    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)
