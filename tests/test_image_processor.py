@@ -121,7 +121,7 @@ def test_postprocessing_gives_the_pictures_back(white, channels):
     assert np.array_equal(np.asarray(shown), np.asarray(picture))
     assert torch.equal(processor(processor.postprocess(sample, "np")), sample)
     assert processor.postprocess(sample, "pt").shape == sample.shape
-    with pytest.raises(ValueError, match="output_type .* 'codes'"):
+    with pytest.raises(ValueError, match="output_type must be one of"):
         processor.postprocess(sample, "codes")
 
 

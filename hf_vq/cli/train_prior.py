@@ -12,6 +12,7 @@ from hf_vq.cli.checks import (
     check_output_folder,
     check_same_config,
     check_weights,
+    find_modality,
     local_folder,
     say,
     start_output_folder,
@@ -19,8 +20,9 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.levels import load_coarser, pick_level
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
-from hf_vq.cli.sample import draw, save_rows
+from hf_vq.cli.sample import draw
 from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
+from hf_vq.modalities import MODALITIES
 from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
@@ -29,7 +31,8 @@ from hf_vq.training.prior import PriorTrainingArguments, train_prior
 PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+SAMPLES = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", *SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
 
 
 @dataclass
@@ -45,7 +48,7 @@ class PriorOptions:
         default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
     )
     autoencoder: str | None = field(
-        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
+        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples and a pipeline/"}
     )
     top_prior: str | None = field(
         default=None, metadata={"help": "trained prior of the top level: with the bottom one it makes the pipeline"}
@@ -222,9 +225,10 @@ def make_pipeline(autoencoder, prior, coarser, class_names):
 
 
 def save_pipeline(pipeline, folder, seed):
-    """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
+    """Write pipeline/ and samples: a row of samples of every class, or 64 samples without classes."""
     pipeline.save_pretrained(folder / "pipeline")
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-    save_rows(folder / "samples.png", samples, columns=8)
+    modality = find_modality(type(pipeline.autoencoder).__name__)
+    modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)

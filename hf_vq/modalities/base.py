@@ -22,8 +22,8 @@ class Modality:
         loader: data set of a source: `loader(source, split=, label_column=, config_name=, validation_fraction=,
             skip_bad=, **loader options)`, or of a list of files. It has `sample_shape`, `labels`, `class_names`,
             `num_classes`, `skipped` and `without(other)`.
-        fit_options: `fit_options(options, config, processor)`: the loader options, a dict, completed by what a model
-            takes: its config, and its processor or None. A ValueError where they contradict each other.
+        fit_options: `fit_options(options, channels, processor)`: the loader options, a dict, completed by what a
+            model takes: its channels and its processor, None each where not known. A ValueError where they disagree.
         space_of: `space_of(options)`: space of the samples that options ask for, None where they leave it open.
         describe_data: `describe_data(dataset)`: what a report must say of the samples for likelihoods to compare, a
             dict, and a list of warnings.

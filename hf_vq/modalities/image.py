@@ -28,9 +28,8 @@ class ImageOptions(ImageSize):
     image_column: str | None = field(default=None, metadata={"help": "column of the images"})
 
 
-def fit_options(options, config, processor):
+def fit_options(options, channels, processor):
     """Options of `load_images` for a model: as many channels as it has, and its size where none is asked for."""
-    channels = config.get("in_channels")
     if channels is not None and options["channels"] not in (None, channels):
         raise ValueError(f"channels={options['channels']}, but the model takes {channels}")
     options = {**options, "channels": channels or options["channels"]}

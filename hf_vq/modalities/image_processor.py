@@ -13,8 +13,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from hf_vq.data.decoding import decode
+from hf_vq.hub import PROCESSOR
 
-FILE = "preprocessor_config.json"
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
 LANCZOS = int(Image.Resampling.LANCZOS)
 RESIZE_RULES = ("center_crop", "none")
@@ -115,7 +115,9 @@ class ImageProcessor:
     def save_pretrained(self, folder):
         """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` reads without hf_vq."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / FILE).write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (Path(folder) / PROCESSOR).write_text(
+            json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def from_pretrained(
@@ -135,12 +137,12 @@ class ImageProcessor:
             ImageProcessor; None where there is no `preprocessor_config.json`, or one of another meaning.
         """
         if Path(path_or_repo).is_dir():
-            path = Path(path_or_repo, subfolder or "", FILE)
+            path = Path(path_or_repo, subfolder or "", PROCESSOR)
         else:
             options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
             options |= {"subfolder": subfolder, "revision": revision, "force_download": force_download}
             try:
-                path = Path(hf_hub_download(str(path_or_repo), FILE, **options))
+                path = Path(hf_hub_download(str(path_or_repo), PROCESSOR, **options))
             except EntryNotFoundError:  # not there, or offline and not in the cache
                 return None
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
