@@ -13,7 +13,7 @@ from transformers import AutoModel
 import hf_vq
 from hf_vq import VQVAE, AutoVQModel, VQModel
 from hf_vq.autoencoders.images.dvae import logit_laplace_log_prob
-from hf_vq.autoencoders.images.levels import share_out
+from hf_vq.autoencoders.images.grid_networks import share_out
 
 from .conftest import FIXTURES, channels_first, fixture, no_complaints
 

@@ -232,7 +232,7 @@ def test_integers_stay_integers_in_half_precision(tmp_path):
 @pytest.mark.parametrize(
     ("build", "arguments", "message"),
     [
-        (hf_vq.RQVAE, {"block_out_channels": (), "attention_levels": None}, "block_out_channels"),
+        (hf_vq.RQVAE, {"block_out_channels": (), "attention_stages": None}, "block_out_channels"),
         (hf_vq.RQVAE, {"stem_channels": 33}, "stem_channels.*33"),
         (hf_vq.VQModel, {"stem_channels": 0}, "stem_channels.*0"),
         (hf_vq.VQModel, {"decoder_block_out_channels": (40,)}, r"decoder_block_out_channels\[0\].*40"),

@@ -307,7 +307,7 @@ def test_a_converted_first_stage_and_the_command_line(tmp_path, capsys):
 
 
 def _first_stage(folder, **options):
-    network = {"block_out_channels": (32,), "layers_per_block": 1, "attention_levels": None, "latent_channels": 8}
+    network = {"block_out_channels": (32,), "layers_per_block": 1, "attention_stages": None, "latent_channels": 8}
     hf_vq.RQVAE(**{**network, "codebook_dim": 12, **options}).save_pretrained(folder)
     return folder
 

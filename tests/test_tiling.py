@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_vq import DVAE, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, VQModel
-from hf_vq.autoencoders.tiles import tiled
+from hf_vq.autoencoders.images.tiles import tiled
 
 from .test_autoencoders import SMALL
 

@@ -1,6 +1,7 @@
 """Sample <-> codes."""
 
-from hf_vq.autoencoders.base import AutoencoderMixin, AutoencoderOutput
+from hf_vq.autoencoders.base import AutoencoderMixin
+from hf_vq.autoencoders.grids import as_grids
 from hf_vq.autoencoders.images.dvae import DVAE
 from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
 from hf_vq.autoencoders.images.rqvae import RQVAE
@@ -8,6 +9,7 @@ from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel
 from hf_vq.autoencoders.images.vq_model import VQModel, VQModelOutput
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
+from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
 from hf_vq.autoencoders.pretrained import (
     DVAEConfig,
     DVAEForAutoModel,
@@ -35,6 +37,8 @@ __all__ = [
     "AUTOENCODERS",
     "AutoencoderMixin",
     "AutoencoderOutput",
+    "TokenizerOutput",
+    "as_grids",
     "DVAE",
     "DVAEConfig",
     "DVAEForAutoModel",

@@ -1,187 +1,110 @@
-"""What every autoencoder answers: sample <-> codes, a loss that trains, a folder that both libraries read."""
+"""What every autoencoder answers: sample <-> codes, and a loss that trains."""
 
-import json
-import os
-from dataclasses import dataclass
-
-import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, BaseOutput, _add_variant
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from huggingface_hub import split_torch_state_dict_into_shards
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_vq.autoencoders.tiling import TilingMixin
-from hf_vq.hub import PushMixin, auto_map, write_shim
-from hf_vq.quantizers import Quantizer
-from hf_vq.version import __version__
+from hf_vq.autoencoders.codebooks import CodebookControl
+from hf_vq.autoencoders.folders import SavedFolder
+from hf_vq.autoencoders.grids import Geometry, mean_distance
+from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
 
 RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
-@dataclass
-class EncoderOutput(BaseOutput):
-    """Latents of a sample.
+class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
+    """For a diffusers ModelMixin around a `quantizer`, with any number of axes of space.
 
-    Attributes:
-        latents: (batch, dim, *grid), before quantization; of a hierarchy a tuple of them, coarse to fine.
-    """
-
-    latents: torch.Tensor | tuple[torch.Tensor, ...]
-
-
-@dataclass
-class ReconstructionOutput(BaseOutput):
-    """A decoded sample.
-
-    Attributes:
-        sample: (batch, channels, *space) in [-1, 1].
-    """
-
-    sample: torch.Tensor
-
-
-@dataclass
-class AutoencoderOutput(BaseOutput):
-    """Result of an autoencoder's forward.
-
-    Attributes:
-        sample: (batch, channels, *space) reconstruction in [-1, 1].
-        codes: (batch, *grid) int64; (batch, num_levels, *grid) where there are levels; of a hierarchy a tuple.
-        loss: scalar, reconstruction_weight x reconstruction_loss + quantizer_loss.
-        reconstruction_loss: scalar.
-        quantizer_loss: scalar, as the quantizer weighs its terms.
-        losses: every term by name, before weighting.
-    """
-
-    sample: torch.Tensor
-    codes: torch.Tensor
-    loss: torch.Tensor
-    reconstruction_loss: torch.Tensor
-    quantizer_loss: torch.Tensor
-    losses: dict[str, torch.Tensor]
-
-
-class AutoencoderMixin(TilingMixin, PushMixin):
-    """For a diffusers ModelMixin with one quantizer; `quantizer` names it, `downsample_factor` is a property.
-
-    A hierarchy has `quantizers` and `downsample_factors`, coarse to fine; its codes are tuples in that order.
+    A subclass gives `space_dims`, `downsample_factor`, `encode` and `decode`. A hierarchy has `quantizers` and
+    `downsample_factors`, coarse to fine, and its own `tokenize_sample` and `decode_codes`; its codes are tuples in
+    that order.
 
     Class attributes:
-        face_type: the `model_type` under which transformers finds the saved folder.
-        decoder_modules, decoder_options: names of the modules and of the config's options that only decode: codes do
-            not depend on them.
-        hierarchical: whether codes are a tuple.
+        modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
 
-    _keep_in_fp32_modules = ["quantize", "quantizer"]
-    face_type = None
-    decoder_modules = ("post_quant_conv", "decoder")
-    decoder_options = ("reconstruction_loss", "reconstruction_weight")
-    hierarchical = False
-    _weights_name = SAFETENSORS_WEIGHTS_NAME
+    modality = None
 
     @property
     def quantizers(self):
         """Every quantizer, coarse to fine."""
         return (self.quantizer,)
 
-    @property
-    def downsample_factors(self):
-        """Of every quantizer, coarse to fine."""
-        return (self.downsample_factor,)
-
-    @property
-    def codebook_sizes(self):
-        """Number of codes of every quantizer, coarse to fine."""
-        return tuple(quantizer.codebook_size for quantizer in self.quantizers)
-
-    @property
-    def codebook_size(self):
-        """Number of codes; a tuple where the levels of a hierarchy differ."""
-        sizes = self.codebook_sizes
-        return sizes[0] if len(set(sizes)) == 1 else sizes
-
-    @property
-    def num_levels(self):
-        """Codes per grid position; with more than one, codes have a levels axis after the batch."""
-        return self.quantizers[0].num_levels
-
-    @property
-    def codebook_initialized(self):
-        """Whether k-means has run, is switched off, or the codebook was loaded."""
-        return all(quantizer.initialized for quantizer in self.quantizers)
-
-    def code_shape(self, sample_shape):
-        """Shape of the codes of one sample: the grid, after the number of levels where there are several.
-
-        Of a hierarchy, a tuple of such shapes, coarse to fine.
-
-        Args:
-            sample_shape: (channels, *space), without the batch.
-
-        Raises:
-            ValueError: another number of channels, or a side that the downsampling does not divide.
-        """
-        channels, *space = sample_shape
-        factor = self.downsample_factor
-        if channels != self.config.in_channels:
-            raise ValueError(f"sample must have {self.config.in_channels} channels, got shape {tuple(sample_shape)}")
-        if len(space) != 2 or any(side < 1 or side % factor for side in space):
-            raise ValueError(
-                f"sample must be (channels, height, width) with sides that {factor}, the downsampling, divides; "
-                f"got shape {tuple(sample_shape)}"
-            )
-        levels = () if self.num_levels == 1 else (self.num_levels,)
-        shapes = tuple((*levels, *(side // factor for side in space)) for factor in self.downsample_factors)
-        return shapes if self.hierarchical else shapes[0]
-
-    def code_shapes(self, sample_shape):
-        """`code_shape` of every quantizer, coarse to fine: a tuple also where there is one."""
-        shape = self.code_shape(sample_shape)
-        return shape if self.hierarchical else (shape,)
-
-    def check_sample(self, sample):
-        if not sample.is_floating_point() or sample.ndim != 4:
-            raise ValueError(
-                f"sample must be floating point, (batch, channels, height, width) in [-1, 1]; got {sample.dtype} of "
-                f"shape {tuple(sample.shape)}"
-            )
-        self.code_shape(tuple(sample.shape[1:]))
-
     @torch.no_grad()
-    def tokenize(self, sample, **options):
-        """Samples (batch, channels, *space) in [-1, 1] to codes (batch, *grid) or (batch, num_levels, *grid) int64.
+    @apply_forward_hook
+    def tokenize(self, sample, padding_mask=None, return_dict=False, **options):
+        """Samples to codes (batch, *grid) or (batch, num_levels, *grid) int64; of a hierarchy a tuple of them.
 
         Args:
-            num_levels: of a residual quantizer, take only so many levels.
+            sample: (batch, channels, *space) float in [-1, 1].
+            padding_mask: (batch, *space) bool, True = real. What is padding says nothing of the codes, those of cells
+                without anything real mean nothing.
+            return_dict: a `TokenizerOutput`, with what the way back needs besides codes.
+            options: `num_levels`, of a residual quantizer: take only so many levels.
         """
-        return self.quantizer.tokenize(self.encode(sample).latents, **options)
+        sample, masks = self.without_padding(sample, padding_mask)
+        sample, scales = self.normalize(sample, padding_mask)
+        codes = self.tokenize_sample(sample, masks, **options)
+        if not return_dict:
+            return codes
+        return TokenizerOutput(codes=codes, scales=scales, length=self.real_length(padding_mask))
+
+    def tokenize_sample(self, sample, grid_masks, **options):
+        """`tokenize` of a normalised sample and the masks of its grids, see `without_padding`."""
+        return self.quantizer.tokenize(self.encode(sample).latents, grid_masks[0], **options)
 
     @torch.no_grad()
     @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) or (batch, levels, *grid) to samples (batch, channels, *space) in [-1, 1].
+    def detokenize(self, codes, scales=None, length=None):
+        """Codes to samples (batch, channels, *space) in [-1, 1].
 
-        Of a residual quantizer the first levels alone decode to a coarser sample.
+        Of a residual quantizer the first levels alone decode to a coarser sample. Of a hierarchy, None for a finer
+        grid decodes without it.
+
+        Args:
+            codes: (batch, *grid) or (batch, levels, *grid); of a hierarchy a tuple of them, coarse to fine.
+            scales: as `tokenize` gave them, of a model that normalises its input.
+            length: as `tokenize` gave it: the sample ends there, shorter ones of the batch are 0 from there on.
         """
+        sample = self.denormalize(self.decode_codes(codes), scales)
+        return sample if length is None else self.cut_to_length(sample, length)
+
+    def decode_codes(self, codes):
+        """`detokenize` to a normalised sample."""
         return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
 
-    def forward(self, sample):
+    def normalize(self, sample, padding_mask):
+        """A sample as the encoder takes it, and the scales that undo it; here as it is, and None."""
+        return sample, None
+
+    def denormalize(self, sample, scales):
+        """Undoes `normalize`.
+
+        Raises:
+            ValueError: scales for a model that does not normalise.
+        """
+        if scales is not None:
+            raise ValueError(f"scales given, but {type(self).__name__} does not normalise its input")
+        return sample
+
+    def forward(self, sample, padding_mask=None):
         """Reconstructs a sample.
 
         Args:
             sample: (batch, channels, *space) in [-1, 1].
+            padding_mask: (batch, *space) bool, True = real: the rest counts in no loss and no statistic.
 
         Returns:
             AutoencoderOutput.
         """
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.training_output(sample, self.decode(quantized.latents).sample, quantized)
+        sample, masks = self.without_padding(sample, padding_mask)
+        normalized, scales = self.normalize(sample, padding_mask)
+        quantized = self.quantizer(self.encode(normalized).latents, masks[0])
+        reconstruction = self.denormalize(self.decode(quantized.latents).sample, scales)
+        return self.training_output(sample, reconstruction, quantized, padding_mask)
 
     @torch.no_grad()
-    def initialize_codebook(self, sample):
+    def initialize_codebook(self, sample, padding_mask=None):
         """Starts the codebook by k-means on the latents of these samples, unless it has started or was loaded.
 
         Returns:
@@ -189,78 +112,31 @@ class AutoencoderMixin(TilingMixin, PushMixin):
         """
         if self.codebook_initialized:
             return False
-        return self.quantizer.initialize(self.encode(sample).latents)
-
-    def set_codebook_updates(self, mode):
-        """When training forwards move the codebook by statistics: "forward", "deferred" or "off".
-
-        Deferred, they gather until `update_codebook()`: once per optimizer step under gradient accumulation.
-        """
-        if mode not in ("forward", "deferred", "off"):
-            raise ValueError(f"mode must be 'forward', 'deferred' or 'off', got {mode!r}")
-        for quantizer in self.quantizers:
-            quantizer.codebook_updates = mode
-
-    def only_decodes(self, name):
-        """Whether a parameter or buffer of this name has no say in the codes."""
-        return name.startswith(tuple(f"{module}." for module in self.decoder_modules))
-
-    def freeze_codes(self):
-        """Leaves a gradient to parameters that only decode, and stops codebook updates: `tokenize` stays as it is.
-
-        Tokenized data and priors then remain good for what training makes of the decoder. In training mode a quantizer
-        that draws its codes (Gumbel) or leaves levels out still does so.
-
-        Returns:
-            list of the parameters that lost their gradient.
-
-        Raises:
-            ValueError: see `check_freezable`.
-        """
-        self.check_freezable()
-        self.set_codebook_updates("off")
-        learning = [item for item in self.named_parameters() if item[1].requires_grad]
-        return [parameter.requires_grad_(False) for name, parameter in learning if not self.only_decodes(name)]
-
-    def check_freezable(self):
-        """Raise a ValueError for a codebook that has not started, and for BatchNorm, whose statistics would move."""
-        if not self.codebook_initialized:
-            raise ValueError("freeze_codes needs a trained autoencoder: its codebook has not started yet")
-        if any(isinstance(module, _BatchNorm) for module in self.modules()):
-            raise ValueError("freeze_codes does not go with BatchNorm, whose statistics move in training")
-
-    def resize_codebook(self, codebook_size):
-        """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.
-
-        Returns:
-            (codebook_size,) int64, the old index that every code comes from; a tuple of them for a hierarchy.
-
-        Raises:
-            ValueError: a quantizer without a learned codebook, or one that does not count the use of its codes.
-        """
-        origins = tuple(quantizer.resize(codebook_size) for quantizer in self.quantizers)
-        name = "num_vq_embeddings" if "num_vq_embeddings" in self.config else "codebook_size"
-        self.register_to_config(**{name: codebook_size})
-        return origins if self.hierarchical else origins[0]
-
-    def update_codebook(self):
-        """Applies the statistics gathered since the last update."""
-        for quantizer in self.quantizers:
-            quantizer.update_codebook()
+        sample, masks = self.without_padding(sample, padding_mask)
+        sample, _ = self.normalize(sample, padding_mask)
+        return self.quantizer.initialize(self.encode(sample).latents, masks[0])
 
     def training_output(
-        self, sample, reconstruction, quantized, output_class=AutoencoderOutput, reconstruction_loss=None, **more
+        self,
+        sample,
+        reconstruction,
+        quantized,
+        padding_mask=None,
+        output_class=AutoencoderOutput,
+        reconstruction_loss=None,
+        **more,
     ):
         """The output of `forward`, with its losses.
 
         Args:
             sample, reconstruction: (batch, channels, *space).
             quantized: QuantizerOutput.
+            padding_mask: (batch, *space) bool, True = real, or None.
             reconstruction_loss: scalar, of a decoder with a likelihood; None: the config's distance.
         """
         if reconstruction_loss is None:
             distance = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
-            reconstruction_loss = distance(reconstruction.float(), sample.float())
+            reconstruction_loss = mean_distance(distance, reconstruction.float(), sample.float(), padding_mask)
         return output_class(
             sample=reconstruction,
             codes=quantized.codes,
@@ -270,68 +146,6 @@ class AutoencoderMixin(TilingMixin, PushMixin):
             losses={"reconstruction": reconstruction_loss, **quantized.losses},
             **more,
         )
-
-    # Folders
-
-    def finish_loading(self, missing):
-        """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
-        for prefix, module in self.named_modules():
-            if isinstance(module, Quantizer):
-                start = prefix + "."
-                module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
-
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a model of this class, without writing anything.
-
-        Args:
-            path: a file of weights, or a folder with one.
-            config: the original's config file; None: the one beside the weights, where there is one.
-            format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: a checkpoint that is broken, not safe, of no known format, or of another class.
-        """
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        model.finish_loading(info["missing_keys"])
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, save_directory, *, max_shard_size="10GB", variant=None, **kwargs):
-        """As diffusers, but a file where the folder should be is an error."""
-        if os.path.isfile(save_directory):
-            raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
-        shards = split_torch_state_dict_into_shards(self.state_dict(), max_shard_size=max_shard_size)
-        name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
-        self._weights_name = _add_variant(name, variant)
-        super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
-
-    def save_config(self, save_directory, **kwargs):
-        super().save_config(save_directory, **kwargs)
-        write_shim(save_directory)
-
-    def to_json_string(self):
-        """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
-        config = json.loads(super().to_json_string())
-        config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
-        name = type(self).__name__
-        classes = {"AutoConfig": f"{name}Config"}
-        if not hasattr(diffusers, name):  # where stock has the class, its AutoModel needs no trust
-            classes["AutoModel"] = name
-        hidden = {
-            "auto_map": auto_map(**classes),
-            "model_type": self.face_type,
-            "transformers_weights": self._weights_name,
-        }
-        config.update(hidden, _use_default_values=sorted(hidden), _hf_vq_version=__version__)
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def check_reconstruction(reconstruction_loss, reconstruction_weight, distributions=()):

@@ -12,6 +12,7 @@ from hf_vq.autoencoders.images.vq_model import VQModel
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
 from hf_vq.hub import HubConfigMixin, PushMixin
+from hf_vq.renaming import with_new_names
 
 
 class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
@@ -22,6 +23,13 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
     """
 
     autoencoder_class = None
+
+    def __post_init__(self, **kwargs):
+        renamed = self.autoencoder_class.renamed_options() if self.autoencoder_class else {}
+        given = with_new_names(kwargs, renamed, type(self).__name__)
+        for name in renamed.values() & given.keys():
+            setattr(self, name, given.pop(name))
+        super().__post_init__(**given)
 
     def autoencoder_arguments(self):
         names = list(inspect.signature(self.autoencoder_class.__init__).parameters)[1:]
@@ -68,8 +76,8 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     def _init_weights(self, module):
         """The autoencoder initialised itself when it was built."""
 
-    def forward(self, sample):
-        return self.autoencoder(sample)
+    def forward(self, sample, padding_mask=None):
+        return self.autoencoder(sample, padding_mask=padding_mask)
 
     def encode(self, sample):
         return self.autoencoder.encode(sample)
@@ -77,11 +85,11 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     def decode(self, latents):
         return self.autoencoder.decode(latents)
 
-    def tokenize(self, sample, **options):
-        return self.autoencoder.tokenize(sample, **options)
+    def tokenize(self, sample, padding_mask=None, **options):
+        return self.autoencoder.tokenize(sample, padding_mask, **options)
 
-    def detokenize(self, codes):
-        return self.autoencoder.detokenize(codes)
+    def detokenize(self, codes, **options):
+        return self.autoencoder.detokenize(codes, **options)
 
 
 def make_face(autoencoder_class):

@@ -1,7 +1,7 @@
 """Levels of a hierarchy of codes, as options name them, and the trained priors of the coarser ones."""
 
 import hf_vq
-from hf_vq.autoencoders.images.vqvae2 import LEVEL_NAMES
+from hf_vq.autoencoders.images.vqvae2 import GRID_NAMES
 from hf_vq.cli.checks import check_weights, local_folder
 from hf_vq.data.codes import code_levels, load_codes
 
@@ -13,7 +13,7 @@ def pick_level(options):
         ValueError: a level that is missing, not wanted or unknown.
     """
     count = code_levels(options.codes)
-    names = LEVEL_NAMES.get(count, ())
+    names = GRID_NAMES.get(count, ())
     if count == 1:
         if options.level is not None:
             raise ValueError(f"level={options.level!r}: {options.codes} holds codes of one level")

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from hf_vq.auto import AutoVQModel
-from hf_vq.autoencoders import AUTOENCODERS
+from hf_vq.autoencoders import AUTOENCODERS, as_grids
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
@@ -159,7 +159,7 @@ def save_pictures(model, modality, dataset, report, folder):
     modality.save_code_maps(code_maps, samples, output.codes, model.codebook_size)
     usage = usage_metric(model).to(device)
     for batch in torch.utils.data.DataLoader(dataset, 64):
-        usage.update(model.tokenize(batch["sample"].to(device)))
+        usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
     save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
     save_loss_curve(folder / "loss_curve.png", report["history"])
 

@@ -24,16 +24,16 @@ _LAYERS = (
 )
 
 
-def original_name(name, num_levels):
+def original_name(name, num_stages):
     """The name in taming's checkpoints of a tensor of diffusers' Encoder or Decoder.
 
     Args:
         name: such as "encoder.down_blocks.0.resnets.1.conv1.weight".
-        num_levels: levels of the network; taming counts those of the decoder from the finest.
+        num_stages: stages of the network; taming counts those of the decoder from the finest.
     """
     up = re.match(r"decoder\.up_blocks\.(\d+)\.", name)
     if up:
-        name = f"decoder.up.{num_levels - 1 - int(up[1])}." + name[up.end() :]
+        name = f"decoder.up.{num_stages - 1 - int(up[1])}." + name[up.end() :]
     for pattern, replacement in _PARTS:
         name = re.sub("^" + pattern, replacement, name)
     for ours, theirs in _LAYERS:
@@ -50,26 +50,26 @@ def network_arguments(tensors, config):
 
     Returns:
         dict of `in_channels`, `out_channels`, `widths` and `decoder_widths` (fine to coarse), `attention` (of each
-        level), `mid_block_add_attention`, `layers_per_block`, `latent_channels`, `stem_channels`.
+        stage), `mid_block_add_attention`, `layers_per_block`, `latent_channels`, `stem_channels`.
 
     Raises:
         ValueError: a tensor that is missing, or a config that disagrees with the weights, naming the key.
     """
     stem, in_channels, *_ = shape_of(tensors, "encoder.conv_in.weight", 4)
     latent_channels = shape_of(tensors, "encoder.conv_out.weight", 4)[0]
-    levels, layers = count(tensors, "encoder.down"), count(tensors, "encoder.down.0.block")
-    widths = [shape_of(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
-    decoder_widths = [shape_of(tensors, f"decoder.up.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
-    attention = [f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(levels)]
-    for level, there in enumerate(attention):
-        if (f"decoder.up.{level}.attn.0.q.weight" in tensors) != there:
-            raise ValueError(f"encoder.down.{level} and decoder.up.{level} must both have attention, or neither")
+    stages, layers = count(tensors, "encoder.down"), count(tensors, "encoder.down.0.block")
+    widths = [shape_of(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)]
+    decoder_widths = [shape_of(tensors, f"decoder.up.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)]
+    attention = [f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(stages)]
+    for stage, there in enumerate(attention):
+        if (f"decoder.up.{stage}.attn.0.q.weight" in tensors) != there:
+            raise ValueError(f"encoder.down.{stage} and decoder.up.{stage} must both have attention, or neither")
     middle = "encoder.mid.attn_1.q.weight" in tensors
     if ("decoder.mid.attn_1.q.weight" in tensors) != middle:
         raise ValueError("encoder.mid and decoder.mid must both have attention (attn_1), or neither")
     for width in {stem, *widths, *decoder_widths}:
         if width % 32:
-            raise ValueError(f"the norms have 32 groups, but a level has {width} channels")
+            raise ValueError(f"the norms have 32 groups, but a stage has {width} channels")
     out_channels = shape_of(tensors, "decoder.conv_out.weight", 4)[0]
     check_agrees(
         config, "ddconfig.", in_channels=in_channels, out_ch=out_channels, ch=stem, num_res_blocks=layers,
@@ -78,11 +78,11 @@ def network_arguments(tensors, config):
     if "ch_mult" in config:
         check_agrees({"widths": [stem * factor for factor in config["ch_mult"]]}, "ch x ch_mult, ", widths=widths)
     if "attn_resolutions" in config and "resolution" in config and config.get("attn_type", "vanilla") != "none":
-        sides = {config["resolution"] // 2**level for level, there in enumerate(attention) if there}
+        sides = {config["resolution"] // 2**stage for stage, there in enumerate(attention) if there}
         told = {
             side
             for side in config["attn_resolutions"]
-            if side in {config["resolution"] // 2**i for i in range(levels)}
+            if side in {config["resolution"] // 2**i for i in range(stages)}
         }
         check_agrees({"attn_resolutions": sorted(told)}, "ddconfig.", attn_resolutions=sorted(sides))
     return {

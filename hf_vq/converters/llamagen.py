@@ -19,11 +19,11 @@ def _recognises(source):
 def plan_llamagen(source):
     tensors, config = source.tensors, source.config
     told = config.get("model_args", config)
-    levels = count(tensors, "encoder.conv_blocks")
+    stages = count(tensors, "encoder.conv_blocks")
     stem, in_channels, *_ = shape_of(tensors, "encoder.conv_in.weight", 4)
-    widths = [shape_of(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(levels)]
+    widths = [shape_of(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(stages)]
     decoder = [
-        shape_of(tensors, f"decoder.conv_blocks.{levels - 1 - i}.res.0.conv1.weight", 4)[0] for i in range(levels)
+        shape_of(tensors, f"decoder.conv_blocks.{stages - 1 - i}.res.0.conv1.weight", 4)[0] for i in range(stages)
     ]
     size, dim = shape_of(tensors, "quantize.embedding.weight", 2)
     network = {
@@ -31,7 +31,7 @@ def plan_llamagen(source):
         "out_channels": shape_of(tensors, "decoder.conv_out.weight", 4)[0],
         "widths": tuple(widths),
         "decoder_widths": tuple(decoder),
-        "attention": tuple(f"encoder.conv_blocks.{i}.attn.0.q.weight" in tensors for i in range(levels)),
+        "attention": tuple(f"encoder.conv_blocks.{i}.attn.0.q.weight" in tensors for i in range(stages)),
         "mid_block_add_attention": "encoder.mid.1.q.weight" in tensors,
         "layers_per_block": count(tensors, "encoder.conv_blocks.0.res"),
         "latent_channels": shape_of(tensors, "encoder.conv_out.weight", 4)[0],
@@ -62,18 +62,18 @@ def plan_llamagen(source):
     def weight(name, take):
         if name.startswith(("quantize.", "quantizer.")):
             return take("quantize.embedding.weight")
-        return take(_llamagen_name(original_name(name, levels), levels))
+        return take(_llamagen_name(original_name(name, stages), stages))
 
     return Plan(lambda: VQModel(**arguments), weight, IGNORED)
 
 
-def _llamagen_name(name, levels):
-    """From taming's name: middle parts are counted, blocks are `res`, the decoder's levels begin with the coarsest."""
+def _llamagen_name(name, stages):
+    """From taming's name: middle parts are counted, blocks are `res`, the decoder's stages begin with the coarsest."""
     name = (
         name.replace(".mid.block_1.", ".mid.0.").replace(".mid.attn_1.", ".mid.1.").replace(".mid.block_2.", ".mid.2.")
     )
     up = re.match(r"decoder\.up\.(\d+)\.", name)
     if up:
-        name = f"decoder.conv_blocks.{levels - 1 - int(up[1])}." + name[up.end() :]
+        name = f"decoder.conv_blocks.{stages - 1 - int(up[1])}." + name[up.end() :]
     name = name.replace("encoder.down.", "encoder.conv_blocks.")
     return name.replace(".block.", ".res.")

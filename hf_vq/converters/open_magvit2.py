@@ -65,11 +65,11 @@ def open_magvit2_config(tensors, config):
     if out_channels != in_channels:
         raise ValueError(f"decoder.conv_out.weight makes {out_channels} channels of samples that have {in_channels}")
     widths = [
-        shape_of(tensors, f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
-        for level in range(count(tensors, "encoder.down"))
+        shape_of(tensors, f"encoder.down.{stage}.block.0.conv1.weight", 4)[0]
+        for stage in range(count(tensors, "encoder.down"))
     ]
     num_layers = count(tensors, "encoder.mid_block")
-    stacks = [f"{side}.{level}.block" for side in ("encoder.down", "decoder.up") for level in range(len(widths))]
+    stacks = [f"{side}.{stage}.block" for side in ("encoder.down", "decoder.up") for stage in range(len(widths))]
     for stack in ("decoder.mid_block", *stacks):
         if count(tensors, stack) != num_layers:
             raise ValueError(f"{stack} has {count(tensors, stack)} blocks, but encoder.mid_block has {num_layers}")

@@ -7,7 +7,7 @@ from hf_vq.converters.base import Plan, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/rosinality/vq-vae-2-pytorch"
-LEVELS = ("t", "b")  # top and bottom
+GRIDS = ("t", "b")  # top and bottom
 FIRST_RESIDUAL = 5  # after three convolutions with a relu after all but the last
 EMA = {"embedding.weight": "embed", "embedding_sum": "embed_avg", "cluster_size": "cluster_size"}
 
@@ -43,7 +43,7 @@ def plan_rosinality(source):
     def weight(name, take):
         quantizer = re.fullmatch(r"quantizers\.(\d)\.(.+)", name)
         if quantizer:
-            tensor = take(f"quantize_{LEVELS[int(quantizer[1])]}.{EMA[quantizer[2]]}")
+            tensor = take(f"quantize_{GRIDS[int(quantizer[1])]}.{EMA[quantizer[2]]}")
             return tensor.T if tensor.ndim == 2 else tensor
         return take(_original_name(name, convolutions))
 

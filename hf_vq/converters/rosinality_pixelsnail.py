@@ -93,10 +93,10 @@ def _read_config(tensors):
 def _check_config(config, args, sections):
     """The arguments of the training script, which are in the file, and those of a config beside it."""
     conditioned = "context_codebook_sizes" in config
-    level = args.get("hier") or ("bottom" if conditioned else "top")
-    if level == "bottom" and not conditioned:
+    grid = args.get("hier") or ("bottom" if conditioned else "top")
+    if grid == "bottom" and not conditioned:
         raise ValueError("args.hier is 'bottom', but there is no tensor 'cond_resnet.blocks.0.conv.weight_v'")
-    if level == "top" and conditioned:
+    if grid == "top" and conditioned:
         raise ValueError("args.hier is 'top', but there are tensors 'cond_resnet.'")
     shared = {"channel": config["hidden_channels"], "n_res_block": config["num_residual_layers"]}
     context = {"n_cond_res_block": config["num_context_layers"]} if conditioned else {}
@@ -106,8 +106,8 @@ def _check_config(config, args, sections):
         context["cond_res_channel"] = config["condition_channels"]
         context["cond_res_kernel"] = config["context_kernel_size"]
     check_agrees(
-        sections.get(level) or {},
-        f"{level}.",
+        sections.get(grid) or {},
+        f"{grid}.",
         shape=list(config["code_shape"]),
         n_class=config["codebook_size"],
         kernel_size=config["kernel_size"],

@@ -20,7 +20,7 @@ def plan_rqvae(source):
     tensors, arch = source.tensors, source.config.get("arch", source.config)
     told, network_config = arch.get("hparams") or {}, arch.get("ddconfig") or {}
     network = network_arguments(tensors, network_config)
-    levels, num_codebooks = count(tensors, "encoder.down"), count(tensors, "quantizer.codebooks")
+    stages, num_codebooks = count(tensors, "encoder.down"), count(tensors, "quantizer.codebooks")
     rows = [shape_of(tensors, f"quantizer.codebooks.{i}.weight", 2) for i in range(num_codebooks)]
     if len(set(rows)) > 1:
         raise ValueError(f"quantizer.codebooks have the shapes {rows}: levels of different sizes are not supported")
@@ -56,7 +56,7 @@ def plan_rqvae(source):
         "in_channels": network["in_channels"],
         "block_out_channels": network["widths"],
         "layers_per_block": network["layers_per_block"],
-        "attention_levels": network["attention"],
+        "attention_stages": network["attention"],
         "mid_block_add_attention": network["mid_block_add_attention"],
         "latent_channels": network["latent_channels"],
         "stem_channels": network["stem_channels"],
@@ -73,7 +73,7 @@ def plan_rqvae(source):
 
     def weight(name, take):
         if not name.startswith("quantizer."):
-            return take(original_name(name, levels))
+            return take(original_name(name, stages))
         _, _, level, part = name.split(".", 3)
         if part not in CODEBOOK:
             return None

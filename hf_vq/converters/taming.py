@@ -134,13 +134,13 @@ def _plan(source, inner, params, sizes, quantizer_type, options, quantizer_names
         "quantizer_type": quantizer_type,
         "quantizer_config": options,
     }
-    prefix, levels = FIRST_STAGE if inner is not source else "", count(inner.tensors, "encoder.down")
+    prefix, stages = FIRST_STAGE if inner is not source else "", count(inner.tensors, "encoder.down")
     averaged = inner.starts("model_ema.") and params.get("use_ema", True)  # what the authors of SEED-Voken evaluate
 
     def weight(name, take):
         beginning, _, end = name.partition(".")
         quantizer = beginning in ("quantize", "quantizer")
-        theirs = quantizer_names.get(end) if quantizer else original_name(name, levels)
+        theirs = quantizer_names.get(end) if quantizer else original_name(name, stages)
         if theirs is None:
             return None
         tensor = take(prefix + theirs)

@@ -41,8 +41,11 @@ class CodebookUsage(nn.Module):
         self.counts.zero_()
 
     @torch.no_grad()
-    def update(self, codes):
+    def update(self, codes, mask=None):
         """Adds codes, (batch, *grid) or (batch, levels, *grid) int64.
+
+        Args:
+            mask: (batch, *grid) bool, the cells that count; None: all.
 
         Raises:
             ValueError: codes outside [0, codebook_size), or another number of levels.
@@ -55,7 +58,8 @@ class CodebookUsage(nn.Module):
             )
         levels = codes.movedim(1, 0) if self.num_levels > 1 else codes[None]
         for counts, level in zip(self.counts, levels, strict=True):
-            counts += torch.bincount(level.reshape(-1), minlength=self.codebook_size).to(counts.device)
+            counted = level.reshape(-1) if mask is None else level[mask]
+            counts += torch.bincount(counted, minlength=self.codebook_size).to(counts.device)
 
     @torch.no_grad()
     def compute(self):
@@ -84,14 +88,18 @@ class HierarchyUsage(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(CodebookUsage(size, num_levels) for size in codebook_sizes)
 
-    def update(self, codes):
-        """Adds codes: a tensor, or for a hierarchy a tuple of them."""
-        codes = codes if isinstance(codes, tuple | list) else (codes,)
-        for part, one in zip(self.parts, codes, strict=True):
-            part.update(one)
+    def update(self, grids, masks=None):
+        """Adds codes.
+
+        Args:
+            grids: a tuple of the codes of every grid, coarse to fine.
+            masks: of every grid, see `CodebookUsage.update`; None: all codes count.
+        """
+        for part, grid, mask in zip(self.parts, grids, masks or (None,) * len(self.parts), strict=True):
+            part.update(grid, mask)
 
     def compute(self):
-        """The use of every level of every quantizer, lists of one entry per level."""
+        """The use of every level of every grid, lists of one entry per level, grid by grid."""
         outputs = [part.compute() for part in self.parts]
         if len(outputs) == 1 and self.parts[0].num_levels == 1:
             return outputs[0]

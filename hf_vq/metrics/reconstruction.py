@@ -39,8 +39,11 @@ class ReconstructionError(nn.Module):
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, samples, reconstructions):
+    def update(self, samples, reconstructions, padding_mask=None):
         """Adds samples and their reconstructions, (batch, channels, *space) float in [-1, 1] each.
+
+        Args:
+            padding_mask: (batch, *space) bool, True = real: the rest does not count. None: all is real.
 
         Raises:
             ValueError: shapes differ.
@@ -49,6 +52,8 @@ class ReconstructionError(nn.Module):
             raise ValueError(
                 f"samples {tuple(samples.shape)} and reconstructions {tuple(reconstructions.shape)} differ in shape"
             )
+        if padding_mask is not None:
+            samples, reconstructions = (x.movedim(1, -1)[padding_mask] for x in (samples, reconstructions))
         samples, reconstructions = samples.double(), reconstructions.double()
         error = (samples - reconstructions).square().sum()
         count = torch.full_like(error, samples.numel())

@@ -26,7 +26,7 @@ class VQVAE2Pipeline(CodesPipeline):
 
     def __init__(self, autoencoder, top_prior, bottom_prior, middle_prior=None, class_names=None):
         super().__init__()
-        names = getattr(autoencoder, "level_names", ())
+        names = autoencoder.grid_names
         if not autoencoder.hierarchical or len(names) not in (2, 3):
             raise ValueError(
                 f"autoencoder must be a hierarchy of two or three levels, got {type(autoencoder).__name__} with "

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Subset
 
+from hf_vq.autoencoders.grids import as_grids
+from hf_vq.data.padding import collator_for
 from hf_vq.metrics.codebook import HierarchyUsage
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.reconstruction import ReconstructionError
@@ -19,14 +21,17 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
 
     Args:
         model: an autoencoder; it is left in the mode, training or evaluation, in which it came.
-        dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`.
-        batch_size: samples per forward; the result does not depend on it.
+        dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`, of different lengths where
+            it has `variable_length` True.
+        batch_size: samples per forward; the result does not depend on it (but for `loss` where lengths differ: it is
+            the mean over samples of the batches' losses).
 
     Returns:
         A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
         of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`. With
         levels (of a residual quantizer or of a hierarchy), usage and perplexity are means over them, dead codes their
-        sum, and `usage_level_0`, `perplexity_level_0` and so on say each.
+        sum, and `usage_level_0`, `perplexity_level_0` and so on say each, counted through all grids; of a hierarchy
+        `usage_top`, `perplexity_top` and so on say those of each grid.
 
     Raises:
         ValueError: an empty data set.
@@ -36,18 +41,19 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     with evaluating(model) as device:
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
-        for batch in batches(dataset, batch_size, device):
-            output = model(batch["sample"])
-            error.update(batch["sample"], output.sample)
-            codebook.update(output.codes)
-            loss += output.loss.double() * len(batch["sample"])
+        for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
+            sample, padding_mask = batch["sample"], batch.get("padding_mask")
+            output = model(sample, padding_mask=padding_mask)
+            error.update(sample, output.sample, padding_mask)
+            codebook.update(as_grids(output.codes), model.without_padding(sample, padding_mask)[1])
+            loss += output.loss.double() * len(sample)
     reconstruction, used = error.compute(), codebook.compute()
     return {
         "loss": sum_over_processes(loss).item() / len(dataset),
         "mse": reconstruction.mse,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
-        **_describe_usage(used),
+        **_describe_usage(used, model),
         "num_codes": int(used.counts.sum()),
         "num_samples": len(dataset),
     }
@@ -58,18 +64,17 @@ def usage_metric(model):
     return HierarchyUsage(model.codebook_sizes, model.num_levels)
 
 
-def _describe_usage(used):
+def _describe_usage(used, model):
     if not isinstance(used.usage, list):
         return {"usage": used.usage, "perplexity": used.perplexity, "dead_codes": used.dead_codes}
-    levels = {}
-    for index, (usage, perplexity) in enumerate(zip(used.usage, used.perplexity, strict=True)):
-        levels |= {f"usage_level_{index}": usage, f"perplexity_level_{index}": perplexity}
-    return {
-        "usage": sum(used.usage) / len(used.usage),
-        "perplexity": sum(used.perplexity) / len(used.perplexity),
-        "dead_codes": sum(used.dead_codes),
-        **levels,
-    }
+    figures = {"usage": used.usage, "perplexity": used.perplexity}
+    means = {name: sum(values) / len(values) for name, values in figures.items()}
+    each = {f"{name}_level_{index}": value for name, values in figures.items() for index, value in enumerate(values)}
+    if model.hierarchical:
+        for name, values in figures.items():
+            for grid, start in zip(model.grid_names, range(0, len(values), model.num_levels), strict=True):
+                each[f"{name}_{grid}"] = sum(values[start : start + model.num_levels]) / model.num_levels
+    return {**means, "dead_codes": sum(used.dead_codes), **each}
 
 
 def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
@@ -116,12 +121,15 @@ def evaluating(model):
         model.train(training)
 
 
-def batches(dataset, batch_size, device):
+def batches(dataset, batch_size, device, collate=None):
     """This process's share of a data set, in order, as dicts of tensors on the device.
+
+    Args:
+        collate: items to a batch, by default torch's way.
 
     The loader gets a generator of its own: evaluation leaves the training's random numbers where they are.
     """
     if dist.is_available() and dist.is_initialized():
         dataset = Subset(dataset, range(dist.get_rank(), len(dataset), dist.get_world_size()))
-    for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         yield send_to_device(batch, device)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from hf_vq.autoencoders.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.metrics.reduction import sum_over_processes
@@ -151,13 +152,13 @@ def code_log_probs(priors, codebook_sizes, codes, batch):
         codes: a tensor, or of a hierarchy a tuple of them.
         batch: a dict with the conditions that priors take, such as `class_labels`.
     """
-    codes = codes if isinstance(codes, tuple | list) else (codes,)
-    for level, grid in enumerate(codes):
+    codes = as_grids(codes)
+    for index, grid in enumerate(codes):
         if priors is None:
-            yield grid, UniformPrior(codebook_sizes[level]).log_prob(grid)
+            yield grid, UniformPrior(codebook_sizes[index]).log_prob(grid)
         else:
-            known = {**batch, "context_codes": tuple(codes[:level])} if level else batch
-            yield grid, priors[level].log_prob(grid, **priors[level].pick_conditions(known))
+            known = {**batch, "context_codes": codes[:index]} if index else batch
+            yield grid, priors[index].log_prob(grid, **priors[index].pick_conditions(known))
 
 
 def describe_models(autoencoder, priors, item):

@@ -20,10 +20,10 @@ def make_encoder(
     act_fn="silu",
     stem_channels=None,
 ):
-    """diffusers' Encoder, (batch, in, h, w) to (batch, out, h / f, w / f), f = 2^(levels - 1).
+    """diffusers' Encoder, (batch, in, h, w) to (batch, out, h / f, w / f), f = 2^(stages - 1).
 
     Args:
-        stem_channels: width after the first convolution; None: that of the first level. taming's checkpoints have
+        stem_channels: width after the first convolution; None: that of the first stage. taming's checkpoints have
             another where `ch_mult` does not begin with 1.
     """
     encoder = Encoder(
@@ -61,7 +61,7 @@ def make_decoder(
     act_fn="silu",
     norm_type="group",
 ):
-    """diffusers' Decoder, (batch, in, h, w) to (batch, out, h x f, w x f), f = 2^(levels - 1)."""
+    """diffusers' Decoder, (batch, in, h, w) to (batch, out, h x f, w x f), f = 2^(stages - 1)."""
     return Decoder(
         in_channels=in_channels,
         out_channels=out_channels,

@@ -10,22 +10,19 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import (
-    RECONSTRUCTION_LOSSES,
-    AutoencoderMixin,
-    EncoderOutput,
-    ReconstructionOutput,
-    check_reconstruction,
-)
+from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES, check_reconstruction
+from hf_vq.autoencoders.grids import mean_of_real
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers
-from hf_vq.autoencoders.tiling import LocalPart
+from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
+from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
 LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
 
 
-class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
+class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """The discrete VAE of DALL-E (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A).
 
     Pixels x in [0, 1] are mapped to (1 - 2 e) x + e, e = `pixel_epsilon`, on which the decoder gives every channel a
@@ -148,23 +145,25 @@ class DVAE(AutoencoderMixin, ModelMixin, ConfigMixin):
         density = logit_laplace_log_prob(self._map_pixels(sample), location, log_scale)
         return (density + math.log(0.5 - self.config.pixel_epsilon)).flatten(1).sum(dim=1)
 
-    def forward(self, sample):
+    def forward(self, sample, padding_mask=None):
         """Reconstructs a sample.
 
         Args:
             sample: (batch, channels, height, width) in [-1, 1].
+            padding_mask: (batch, height, width) bool, True = real: the rest counts in no loss and no statistic.
 
         Returns:
             AutoencoderOutput.
         """
-        quantized = self.quantizer(self.encode(sample).latents)
+        sample, masks = self.without_padding(sample, padding_mask)
+        quantized = self.quantizer(self.encode(sample).latents, masks[0])
         location, log_scale = self._distribution(quantized.latents)
         loss = None
         if self.config.reconstruction_loss == "logit_laplace":
-            loss = -logit_laplace_log_prob(
-                self._map_pixels(sample).float(), location.float(), log_scale.float()
-            ).mean()
-        return self.training_output(sample, self._median(location), quantized, reconstruction_loss=loss)
+            pixels = self._map_pixels(sample).float()
+            log_prob = logit_laplace_log_prob(pixels, location.float(), log_scale.float())
+            loss = -mean_of_real(log_prob, padding_mask)
+        return self.training_output(sample, self._median(location), quantized, padding_mask, reconstruction_loss=loss)
 
     def local_parts(self):
         encoder = [self.encoder_input, *_between(self.encoder_groups, self.pool), self.to_latents]

@@ -9,9 +9,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import check_widths
-from hf_vq.autoencoders.tiling import LocalPart
+from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
+from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -86,7 +88,7 @@ class DepthToSpace(nn.Module):
         return self.shuffle(pixels.flatten(1, 2))
 
 
-class EncoderLevel(nn.Module):
+class EncoderStage(nn.Module):
     def __init__(self, in_channels, out_channels, num_layers, norm_num_groups, downsamples):
         super().__init__()
         self.blocks = ResidualBlocks(in_channels, out_channels, num_layers, norm_num_groups)
@@ -98,7 +100,7 @@ class EncoderLevel(nn.Module):
         return self.downsample(self.blocks(hidden))
 
 
-class DecoderLevel(nn.Module):
+class DecoderStage(nn.Module):
     def __init__(self, in_channels, out_channels, dim, num_layers, norm_num_groups, upsamples):
         super().__init__()
         self.norm = AdaptiveGroupNorm(in_channels, dim, norm_num_groups)
@@ -115,8 +117,8 @@ class Encoder(nn.Module):
     def __init__(self, in_channels, widths, stem_channels, dim, num_layers, norm_num_groups):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
-        self.levels = nn.ModuleList(
-            EncoderLevel(a, b, num_layers, norm_num_groups, downsamples=i + 1 < len(widths))
+        self.levels = nn.ModuleList(  # stages, under the name that saved weights have
+            EncoderStage(a, b, num_layers, norm_num_groups, downsamples=i + 1 < len(widths))
             for i, (a, b) in enumerate(zip((stem_channels, *widths), widths, strict=False))
         )
         self.middle = ResidualBlocks(widths[-1], widths[-1], num_layers, norm_num_groups)
@@ -125,8 +127,8 @@ class Encoder(nn.Module):
 
     def forward(self, sample):
         hidden = self.stem(sample)
-        for level in self.levels:
-            hidden = level(hidden)
+        for stage in self.levels:
+            hidden = stage(hidden)
         return self.to_latents(F.silu(self.norm(self.middle(hidden))))
 
 
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
         self.from_latents = nn.Conv2d(dim, widths[-1], 3, padding=1)
         self.middle = ResidualBlocks(widths[-1], widths[-1], num_layers, norm_num_groups)
         self.levels = nn.ModuleList(
-            DecoderLevel(a, b, dim, num_layers, norm_num_groups, upsamples=i > 0)
+            DecoderStage(a, b, dim, num_layers, norm_num_groups, upsamples=i > 0)
             for i, (a, b) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True))
         )
         self.norm = nn.GroupNorm(norm_num_groups, widths[0], eps=NORM_EPSILON)
@@ -150,24 +152,24 @@ class Decoder(nn.Module):
         return [self.from_latents, self.middle, *reversed(self.levels), self.norm, self.output]
 
     def conditions(self, latents):
-        """What the norms of every level take from the whole latents."""
-        return [level.norm.condition(latents) for level in self.levels]
+        """What the norms of every stage take from the whole latents."""
+        return [stage.norm.condition(latents) for stage in self.levels]
 
     def forward(self, latents, conditions):
         hidden = self.middle(self.from_latents(latents))
-        for level, condition in zip(reversed(self.levels), reversed(conditions), strict=True):
-            hidden = level(hidden, condition)
+        for stage, condition in zip(reversed(self.levels), reversed(conditions), strict=True):
+            hidden = stage(hidden, condition)
         return self.output(F.silu(self.norm(hidden)))
 
 
-class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
+class MAGVIT2Model(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """The image tokenizer of Open-MAGVIT2 (https://arxiv.org/abs/2409.04410, section 3.1), after MAGVIT-v2
     (https://arxiv.org/abs/2310.05737): lookup-free codes, and a decoder whose norms follow the quantized latents.
 
     Args:
         in_channels: channels of a sample.
-        block_out_channels: width of each level, at full resolution first; sides halve between levels.
-        layers_per_block: residual blocks in each level and in each middle, at least 1.
+        block_out_channels: width of each stage, at full resolution first; sides halve between stages.
+        layers_per_block: residual blocks in each stage and in each middle, at least 1.
         stem_channels: width of the first convolution; None: `block_out_channels[0]`.
         norm_num_groups: groups of every norm; it divides every width.
         codebook_size: number of codes; of each level where there are several.
@@ -209,7 +211,7 @@ class MAGVIT2Model(AutoencoderMixin, ModelMixin, ConfigMixin):
             raise ValueError("input_scale must not be 0")
         widths = tuple(block_out_channels)
         if not widths:
-            raise ValueError("block_out_channels must name at least one level, got ()")
+            raise ValueError("block_out_channels must name at least one stage, got ()")
         stem = widths[0] if stem_channels is None else stem_channels
         check_widths(
             norm_num_groups,

@@ -5,7 +5,8 @@ import math
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from hf_vq.autoencoders.base import ReconstructionOutput
+from hf_vq.autoencoders.grids import mean_of_real
+from hf_vq.autoencoders.outputs import ReconstructionOutput
 from hf_vq.metrics.pixels import discretized_logistic_log_prob, discretized_logistic_log_probs, pixel_values
 from hf_vq.quantizers.distributed import sum_over_processes
 
@@ -154,11 +155,14 @@ class PixelDecoder:
         _, log_prob = self._evaluate(self.vectors(codes), sample)
         return log_prob.flatten(1).sum(dim=1)
 
-    def decoded_output(self, sample, latents, quantized):
+    def decode_codes(self, codes):
+        return self.decode(self.vectors(codes)).sample
+
+    def decoded_output(self, sample, latents, quantized, padding_mask):
         """The output of `forward`: the sample decoded from latents, and as its loss the nats of a pixel's channel."""
         reconstruction, log_prob = self._evaluate(latents, sample)
-        loss = None if log_prob is None else -log_prob.mean()
-        return self.training_output(sample, reconstruction, quantized, reconstruction_loss=loss)
+        loss = None if log_prob is None else -mean_of_real(log_prob, padding_mask)
+        return self.training_output(sample, reconstruction, quantized, padding_mask, reconstruction_loss=loss)
 
     @torch.no_grad()
     def with_reconstruction_loss(self, reconstruction_loss, reconstruction_weight=None):

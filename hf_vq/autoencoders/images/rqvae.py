@@ -5,14 +5,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
+from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.renaming import renamed_options
 
 
-class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
+class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """RQ-VAE (https://arxiv.org/abs/2203.01941, section 3.1).
 
     The defaults are the paper's network for 256 x 256 pixels: 8 x 8 positions of 4 codes out of 16,384 that all
@@ -20,10 +23,10 @@ class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
 
     Args:
         in_channels: channels of a sample.
-        block_out_channels: width of every level of the network, fine to coarse, multiples of `norm_num_groups`; the
-            sides halve between levels.
-        layers_per_block: residual blocks in a level of the encoder; the decoder has one more.
-        attention_levels: for every level whether attention follows each of its blocks; None: nowhere.
+        block_out_channels: width of every stage of the network, fine to coarse, multiples of `norm_num_groups`; the
+            sides halve between stages.
+        layers_per_block: residual blocks in a stage of the encoder; the decoder has one more.
+        attention_stages: for every stage whether attention follows each of its blocks; None: nowhere.
         mid_block_add_attention: whether the coarse end has attention.
         latent_channels: width between the convolutions and the projections to codes.
         norm_num_groups: groups of the norms.
@@ -43,13 +46,14 @@ class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
     face_type = "hf_vq_rqvae"
     _supports_gradient_checkpointing = True
 
+    @renamed_options(attention_levels="attention_stages")
     @register_to_config
     def __init__(
         self,
         in_channels: int = 3,
         block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
         layers_per_block: int = 2,
-        attention_levels: tuple[bool, ...] | None = (False, False, False, False, False, True),
+        attention_stages: tuple[bool, ...] | None = (False, False, False, False, False, True),
         mid_block_add_attention: bool = True,
         latent_channels: int = 256,
         norm_num_groups: int = 32,
@@ -65,15 +69,15 @@ class RQVAE(StagedNetwork, AutoencoderMixin, ModelMixin, ConfigMixin):
         check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, latent_channels=latent_channels)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
         if not block_out_channels:
-            raise ValueError("block_out_channels must name at least one level, got ()")
+            raise ValueError("block_out_channels must name at least one stage, got ()")
         stem = {} if stem_channels is None else {"stem_channels": stem_channels}
-        levels = {f"block_out_channels[{i}]": width for i, width in enumerate(block_out_channels)}
-        check_widths(norm_num_groups, **stem, **levels)
-        attention = (False,) * len(block_out_channels) if attention_levels is None else tuple(attention_levels)
+        widths = {f"block_out_channels[{i}]": width for i, width in enumerate(block_out_channels)}
+        check_widths(norm_num_groups, **stem, **widths)
+        attention = (False,) * len(block_out_channels) if attention_stages is None else tuple(attention_stages)
         if len(attention) != len(block_out_channels):
             raise ValueError(
-                f"attention_levels must have one entry for each of the {len(block_out_channels)} block_out_channels, "
-                f"got {attention_levels!r}"
+                f"attention_stages must have one entry for each of the {len(block_out_channels)} block_out_channels, "
+                f"got {attention_stages!r}"
             )
         options = {"num_levels": 4, "shared_codebook": True} if quantizer_type == "residual" else {}
         network = {

@@ -8,13 +8,13 @@ from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from diffusers.models.upsampling import Upsample2D
 
-from hf_vq.autoencoders.tiling import LocalPart
+from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 
 CONDITIONED = (ResnetBlock2D, ResnetBlockCondNorm2D, Attention, UNetMidBlock2D)
 GLOBAL = (Attention, UNetMidBlock2D)
 
 
-class StagedNetwork:
+class StagedNetwork(TilingMixin):
     """For an autoencoder of diffusers' Encoder and Decoder around `quant_conv` and `post_quant_conv`."""
 
     def local_parts(self):

@@ -7,7 +7,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, ReconstructionOutput, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
+from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -73,7 +75,7 @@ class Transformer(nn.Module):
         return self.norm(tokens)
 
 
-class ViTVQModel(AutoencoderMixin, ModelMixin, ConfigMixin):
+class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3), the image tokenizer of Parti.
 
     Patches become tokens, a transformer encodes them, a linear map leads to a narrow codebook that is searched by
@@ -184,24 +186,13 @@ class ViTVQModel(AutoencoderMixin, ModelMixin, ConfigMixin):
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.to_pixels.weight
 
-    def code_shape(self, sample_shape):
-        """Shape of the codes of one sample: the grid, after the number of levels where there are several.
-
-        Args:
-            sample_shape: (channels, height, width), without the batch.
-
-        Raises:
-            ValueError: another number of channels, or sides other than `image_size`.
-        """
-        channels, *sides = sample_shape
-        if channels != self.config.in_channels:
-            raise ValueError(f"sample must have {self.config.in_channels} channels, got shape {tuple(sample_shape)}")
-        if tuple(sides) != self.image_sides:
+    def check_space(self, space, sample_shape):
+        """Raise a ValueError for sides other than `image_size`."""
+        if tuple(space) != self.image_sides:
             raise ValueError(
                 f"sample must have the sides {self.image_sides} of image_size, got shape {tuple(sample_shape)} "
                 f"(downsampling {self.downsample_factor})"
             )
-        return self.grid if self.num_levels == 1 else (self.num_levels, *self.grid)
 
     @apply_forward_hook
     def encode(self, sample, return_dict=True):

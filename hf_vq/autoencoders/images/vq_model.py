@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
@@ -44,9 +45,9 @@ class StockProtocol:
         output = super().forward(latents)
         return output.latents, output.loss, (None, None, output.codes.reshape(-1))
 
-    def quantize(self, latents):
-        """Latents to a QuantizerOutput."""
-        return super().forward(latents)
+    def quantize(self, latents, padding_mask=None):
+        """Latents to a QuantizerOutput, as any quantizer's forward."""
+        return super().forward(latents, padding_mask)
 
     def get_codebook_entry(self, indices, shape=None):
         """Code vectors: (n, dim), or (batch, dim, height, width) where shape = (batch, height, width, dim)."""
@@ -65,7 +66,7 @@ STOCK_QUANTIZERS = {
 globals().update({made.__name__: made for made in STOCK_QUANTIZERS.values()})  # where pickle looks for them
 
 
-class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):
+class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
     """diffusers' `VQModel` with training, token ids and a choice of quantizer (https://arxiv.org/abs/2012.09841).
 
     It takes the same arguments, loads the same folders, and with those arguments alone saves folders that stock
@@ -221,28 +222,32 @@ class VQModel(StagedNetwork, AutoencoderMixin, diffusers.VQModel):
         sample = self.in_slices(self.decode_slice, quantized)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes (batch, *grid) to samples (batch, channels, height, width)."""
+    def decode_codes(self, codes):
         return self.in_slices(self.decode_slice, self.quantizer.detokenize(codes).to(self.dtype))
 
-    def forward(self, sample, return_dict=True):
+    def forward(self, sample, return_dict=True, padding_mask=None):
         """Reconstructs a sample.
 
         Args:
             sample: (batch, channels, height, width), in [-1, 1].
             return_dict: False gives stock's tuple (sample, commit_loss).
+            padding_mask: (batch, height, width) bool, True = real: the rest counts in no loss and no statistic.
 
         Returns:
             VQModelOutput.
         """
-        quantized = self.quantizer.quantize(self.encode(sample).latents)
+        sample, masks = self.without_padding(sample, padding_mask)
+        quantized = self.quantizer.quantize(self.encode(sample).latents, masks[0])
         reconstruction = self.in_slices(self.decode_slice, quantized.latents)
         if not return_dict:
             return reconstruction, quantized.loss
         return self.training_output(
-            sample, reconstruction, quantized, output_class=VQModelOutput, commit_loss=quantized.loss
+            sample,
+            reconstruction,
+            quantized,
+            padding_mask,
+            output_class=VQModelOutput,
+            commit_loss=quantized.loss,
         )
 
     def to_diffusers(self):

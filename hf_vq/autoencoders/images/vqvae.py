@@ -9,12 +9,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ConvNorm, ResidualStack, TransposedConvNorm
 from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
-from hf_vq.autoencoders.images.levels import PatchShortcut
+from hf_vq.autoencoders.images.grid_networks import PatchShortcut
 from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
-from hf_vq.autoencoders.tiling import LocalPart
+from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
+from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -23,7 +25,7 @@ RESIDUAL_FORMS = ("pre_activation", "rectified")
 SHORTCUTS = (False, True, "principal")
 
 
-class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
+class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE (https://arxiv.org/abs/1711.00937, section 4.1) with the initialisers of Sonnet's example.
 
     Encoder: a strided convolution per stage, a middle convolution, a residual stack, a projection to the codebook's
@@ -198,16 +200,20 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
         return self.output if self.config.output_kernel_size else self.upsample[-1].conv
 
     @torch.no_grad()
-    def initialize_codebook(self, sample):
+    def initialize_codebook(self, sample, padding_mask=None):
         fresh = not self.codebook_initialized and not self.last_layer.any()  # which training makes other than zero
         if self.config.shortcut != "principal" or not fresh:
-            return super().initialize_codebook(sample)
+            return super().initialize_codebook(sample, padding_mask)
         groups = len(self.quantizer.levels) if self.config.quantizer_type == "product" else 1
-        self.patches.start_at_principal_directions(self._inputs(sample), groups, self.quantizer.bits_per_token)
-        started = super().initialize_codebook(sample)
+        sample, (real,) = self.without_padding(sample, padding_mask)
+        self.patches.start_at_principal_directions(self._inputs(sample), groups, self.quantizer.bits_per_token, real)
+        started = super().initialize_codebook(sample, padding_mask)
         if started and self.pixel_distribution is not None:
             locations = [self._locations(self.vectors(self.tokenize(part))) for part in sample.split(16)]
-            self.pixel_distribution.start_scale(self._last_convolution.bias, torch.cat(locations) - sample)
+            error = torch.cat(locations) - sample
+            if padding_mask is not None:
+                error = error.movedim(1, -1)[padding_mask]  # (values, channels)
+            self.pixel_distribution.start_scale(self._last_convolution.bias, error)
         return started
 
     @apply_forward_hook
@@ -224,19 +230,21 @@ class VQVAE(CheckpointedLayers, PixelDecoder, AutoencoderMixin, ModelMixin, Conf
     def vectors(self, codes):
         return self.quantizer.detokenize(codes).to(self.dtype)
 
-    def forward(self, sample):
+    def forward(self, sample, padding_mask=None):
         """Reconstructs a sample.
 
         Args:
             sample: (batch, channels, height, width) in [-1, 1].
+            padding_mask: (batch, height, width) bool, True = real: the rest counts in no loss and no statistic.
 
         Returns:
             AutoencoderOutput.
         """
         if self.training and not self.codebook_initialized and not torch.compiler.is_compiling():
-            self.initialize_codebook(sample)  # a shortcut may start with it
-        quantized = self.quantizer(self.encode(sample).latents)
-        return self.decoded_output(sample, quantized.latents, quantized)
+            self.initialize_codebook(sample, padding_mask)  # a shortcut may start with it
+        sample, masks = self.without_padding(sample, padding_mask)
+        quantized = self.quantizer(self.encode(sample).latents, masks[0])
+        return self.decoded_output(sample, quantized.latents, quantized, padding_mask)
 
     def local_parts(self):
         encoder = [self.downsample, self.encoder_middle, self.encoder_residual, self.to_latents]

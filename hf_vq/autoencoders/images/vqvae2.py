@@ -1,4 +1,4 @@
-"""VQ-VAE-2: a hierarchy of codes, each finer level conditioned on the coarser ones."""
+"""VQ-VAE-2: a hierarchy of codes, each finer grid conditioned on the coarser ones."""
 
 import math
 from functools import partial
@@ -10,39 +10,43 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from hf_vq.autoencoders.base import AutoencoderMixin, EncoderOutput, check_reconstruction
+from hf_vq.autoencoders.base import check_reconstruction
+from hf_vq.autoencoders.grids import mean_distance
+from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
-from hf_vq.autoencoders.images.levels import (
-    LevelDecoder,
-    LevelEncoder,
+from hf_vq.autoencoders.images.grid_networks import (
+    GridDecoder,
+    GridEncoder,
     PatchShortcut,
     make_upsampler,
 )
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
-from hf_vq.autoencoders.tiling import LocalPart
+from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
+from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
+from hf_vq.renaming import renamed_options
 
-LEVEL_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
+GRID_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
-class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
+class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE-2 (https://arxiv.org/abs/1906.00446, section 3.1 and figure 2a), laid out as rosinality/vq-vae-2-pytorch.
 
-    An encoder leads from the sample to the finest features, one more from each level to the next coarser. The
-    coarsest features are quantized first; every finer level quantizes its features beside what a small decoder makes
-    of all coarser codes. The decoder sees the codes of every level. Codes, latents and all that exists once a level
-    are tuples, coarse to fine: `(top, bottom)`.
+    An encoder leads from the sample to the finest features, one more from each grid to the next coarser. The coarsest
+    features are quantized first; every finer grid quantizes its features beside what a small decoder makes of all
+    coarser codes. The decoder sees the codes of every grid. Codes, latents and all that exists once a grid are tuples,
+    coarse to fine: `(top, bottom)`.
 
     Args:
         in_channels: channels of a sample.
-        hidden_channels: width of encoders and decoders, at least 2; or one for each level, coarse to fine.
+        hidden_channels: width of encoders and decoders, at least 2; or one for each grid, coarse to fine.
         num_residual_layers: residual blocks in each of them, 0 or more.
         residual_channels: inner width of a block.
-        codebook_size: number of codes of every level, or one for each, coarse to fine.
+        codebook_size: number of codes of every grid, or one for each, coarse to fine.
         codebook_dim: width of a code.
-        strides: of the encoders, powers of two: from the sample to the finest level, then from each level to the next
-            coarser. At least two levels.
+        strides: of the encoders, powers of two: from the sample to the finest grid, then from each grid to the next
+            coarser. At least two grids.
         quantizer_type: a key of `hf_vq.quantizers.QUANTIZERS`.
         quantizer_config: its other options.
         reconstruction_loss: "mse" or "l1", on [-1, 1]; or the negative log-likelihood, nats for each channel of a
@@ -51,14 +55,14 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             over their logits under a logistic plus free ones. `with_reconstruction_loss` changes it.
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
-        level_dropout: probability that a training item is decoded without its finest levels, a number drawn uniformly,
-            in whose place the average code vector stands: coarse levels then decode alone. 0 is the paper's.
-        residual: instead of the paper's layout, code each finer level as the difference of its latents from what the
+        grid_dropout: probability that a training item is decoded without its finest grids, a number drawn uniformly,
+            in whose place the average code vector stands: coarse grids then decode alone. 0 is the paper's.
+        residual: instead of the paper's layout, code each finer grid as the difference of its latents from what the
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
             and decode the sum: no bits repeat what is known. Shortcuts go around all networks (after DC-AE,
-            https://arxiv.org/abs/2410.10733): a linear code of patches, means and interpolation between levels.
+            https://arxiv.org/abs/2410.10733): a linear code of patches, means and interpolation between grids.
         prediction_weight: of the residual layout, 0 or more: weight in `loss` of the mean squared distance between a
-            finer level's latents, held fixed, and what coarser codes predict. At 1 the coarse latents outrun the
+            finer grid's latents, held fixed, and what coarser codes predict. At 1 the coarse latents outrun the
             averages of their codes.
 
     Raises:
@@ -70,6 +74,7 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
     _keep_in_fp32_modules = ["quantizers"]
     _supports_gradient_checkpointing = True
 
+    @renamed_options(level_dropout="grid_dropout")
     @register_to_config
     def __init__(
         self,
@@ -86,29 +91,29 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         reconstruction_weight: float = 1.0,
         input_scale: float = 1.0,
         input_shift: float = 0.0,
-        level_dropout: float = 0.0,
+        grid_dropout: float = 0.0,
         residual: bool = False,
         prediction_weight: float = 0.1,
     ):
         super().__init__()
         check_range(0, float("inf"), prediction_weight=prediction_weight)
-        check_range(0, 1, level_dropout=level_dropout)
+        check_range(0, 1, grid_dropout=grid_dropout)
         check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
         check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
         if type(num_residual_layers) is not int or num_residual_layers < 0:
             raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
-        if residual and level_dropout:
-            raise ValueError(f"level_dropout must be 0 where residual=True, got {level_dropout}")
+        if residual and grid_dropout:
+            raise ValueError(f"grid_dropout must be 0 where residual=True, got {grid_dropout}")
         if residual and reconstruction_loss in PIXEL_DISTRIBUTIONS:
             raise ValueError(
                 f"reconstruction_loss={reconstruction_loss!r} does not go with residual=True, whose shortcuts end in "
                 "pixels"
             )
         strides = _check_strides(strides)
-        sizes = _per_level("codebook_size", codebook_size, len(strides))
-        widths = _per_level("hidden_channels", hidden_channels, len(strides))
+        sizes = _per_grid("codebook_size", codebook_size, len(strides))
+        widths = _per_grid("hidden_channels", hidden_channels, len(strides))
         for width in widths:
             if type(width) is not int or width < 2:
                 raise ValueError(f"hidden_channels must be ints of at least 2, got {hidden_channels!r}")
@@ -116,28 +121,28 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         blocks = (num_residual_layers, residual_channels)
         inputs = (*widths[1:], in_channels)
         self.encoders = nn.ModuleList(  # like everything below, coarse to fine
-            LevelEncoder(inside, stride, width, *blocks)
+            GridEncoder(inside, stride, width, *blocks)
             for inside, stride, width in zip(inputs, strides[::-1], widths, strict=True)
         )
         contexts = [codebook_dim] * len(strides)
         if not residual:
-            contexts[1:] = [2 * codebook_dim] * (len(strides) - 1)  # a level's codes beside the coarser ones'
+            contexts[1:] = [2 * codebook_dim] * (len(strides) - 1)  # a grid's codes beside the coarser ones'
         steps = list(zip(contexts, strides[:0:-1], widths, strict=False))
         self.conditioners = nn.ModuleList(
-            LevelDecoder(inside, codebook_dim, stride, width, *blocks) for inside, stride, width in steps
+            GridDecoder(inside, codebook_dim, stride, width, *blocks) for inside, stride, width in steps
         )
         self.upsamplers = nn.ModuleList(
             make_upsampler(inside, codebook_dim, stride) for inside, stride, _ in ([] if residual else steps)
         )
         self.to_latents = nn.ModuleList(
-            nn.Conv2d(width + (codebook_dim if level and not residual else 0), codebook_dim, 1)
-            for level, width in enumerate(widths)
+            nn.Conv2d(width + (codebook_dim if grid and not residual else 0), codebook_dim, 1)
+            for grid, width in enumerate(widths)
         )
         self.quantizers = nn.ModuleList(
             make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
         )
         out_channels = decoder_channels(in_channels, reconstruction_loss)
-        self.decoder = LevelDecoder(contexts[-1], out_channels, strides[0], widths[-1], *blocks)
+        self.decoder = GridDecoder(contexts[-1], out_channels, strides[0], widths[-1], *blocks)
         self.apply(initialize_like_sonnet)
         if residual:
             self.shortcut = PatchShortcut(in_channels, codebook_dim, strides[0])
@@ -154,14 +159,13 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         return ("decoder", "shortcut.decoder", f"upsamplers.{len(self.upsamplers) - 1}")  # those before it condition
 
     @property
-    def level_names(self):
-        """Names of the levels, coarse to fine."""
+    def grid_names(self):
         count = len(self.quantizers)
-        return LEVEL_NAMES.get(count, tuple(f"level_{index}" for index in range(count)))
+        return GRID_NAMES.get(count, tuple(f"grid_{index}" for index in range(count)))
 
     @property
     def downsample_factor(self):
-        """Of the coarsest level: what the sides of a sample must be multiples of."""
+        """Of the coarsest grid: what the sides of a sample must be multiples of."""
         return math.prod(self.config.strides)
 
     @property
@@ -176,124 +180,114 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, sample, return_dict=True):
-        """Samples (batch, channels, height, width) in [-1, 1] to the latents of every level, not yet quantized.
+        """Samples (batch, channels, height, width) in [-1, 1] to the latents of every grid, not yet quantized.
 
-        The latents of a finer level depend on the codes of the coarser ones; with `residual` they are differences.
+        The latents of a finer grid depend on the codes of the coarser ones; with `residual` they are differences.
         """
-        latents, *_ = self._encode(sample, lambda quantizer, latents: _decide(quantizer, latents))
+        latents, *_ = self._encode(sample, self._decide)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     def decode_parameters(self, latents):
-        """Latents of every level to what the decoder ends in: the sample, or the parameters of its pixels."""
+        """Latents of every grid to what the decoder ends in: the sample, or the parameters of its pixels."""
         context = latents[0]
-        for level, finer in enumerate(latents[1:]):
+        for grid, finer in enumerate(latents[1:]):
             if self.config.residual:
-                context = self._predict(level, context) + finer
+                context = self._predict(grid, context) + finer
             else:
-                context = torch.cat([self.upsamplers[level](context), finer], dim=1)
+                context = torch.cat([self.upsamplers[grid](context), finer], dim=1)
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
 
-    @torch.no_grad()
-    @apply_forward_hook
-    def tokenize(self, sample, **options):
-        """Samples (batch, channels, height, width) in [-1, 1] to codes, a tuple of (batch, *grid) int64."""
+    def tokenize_sample(self, sample, grid_masks, **options):
         codes = []
 
-        def quantize(quantizer, latents):
-            codes.append(quantizer.tokenize(latents, **options))
-            return quantizer.detokenize(codes[-1]).to(latents.dtype)
+        def quantize(grid, latents):
+            codes.append(self.quantizers[grid].tokenize(latents, grid_masks[grid], **options))
+            return self.quantizers[grid].detokenize(codes[-1]).to(latents.dtype)
 
         self._encode(sample, quantize)
         return tuple(codes)
 
-    @torch.no_grad()
-    @apply_forward_hook
-    def detokenize(self, codes):
-        """Codes of every level to samples (batch, channels, height, width) in [-1, 1].
-
-        Args:
-            codes: a tuple of (batch, *grid) int64, coarse to fine. None for a finer level decodes without it: the
-                average code vector stands in its place.
+    def vectors(self, codes):
+        """Latents of every grid, of codes as `detokenize` takes them: the average code vector stands for None.
 
         Raises:
-            ValueError: not one entry a level, no codes of the coarsest level, or grids that do not fit together.
+            ValueError: not one entry a grid, no codes of the coarsest, or grids that do not fit together.
         """
-        return self.decode(self.vectors(codes)).sample
-
-    def vectors(self, codes):
-        """Latents of every level, of codes as `detokenize` takes them."""
         count = len(self.quantizers)
         if not isinstance(codes, tuple | list) or len(codes) != count:
-            raise ValueError(f"codes must be a tuple of {count}, one for each level {self.level_names}")
+            raise ValueError(f"codes must be a tuple of {count}, one for each grid {self.grid_names}")
         if codes[0] is None:
-            raise ValueError("codes[0], the coarsest level, must not be None: only finer levels may be left out")
+            raise ValueError("codes[0], the coarsest grid, must not be None: only finer grids may be left out")
         latents, shape = [], (codes[0].shape[0], *codes[0].shape[-2:])
-        for level, (quantizer, one) in enumerate(zip(self.quantizers, codes, strict=True)):
-            if level:
-                stride = self.config.strides[::-1][level - 1]
+        for grid, (quantizer, one) in enumerate(zip(self.quantizers, codes, strict=True)):
+            if grid:
+                stride = self.config.strides[::-1][grid - 1]
                 shape = (shape[0], shape[1] * stride, shape[2] * stride)
             if one is None:
                 vectors = quantizer.mean_vector()[None, :, None, None].expand(shape[0], -1, *shape[1:])
             elif (one.shape[0], *one.shape[-2:]) != shape:
-                raise ValueError(f"codes[{level}] must have a grid of {shape}, got shape {tuple(one.shape)}")
+                raise ValueError(f"codes[{grid}] must have a grid of {shape}, got shape {tuple(one.shape)}")
             else:
                 vectors = quantizer.detokenize(one)
             latents.append(vectors.to(self.dtype))
         return tuple(latents)
 
     @torch.no_grad()
-    def initialize_codebook(self, sample):
+    def initialize_codebook(self, sample, padding_mask=None):
         if self.codebook_initialized:
             return False
+        sample, masks = self.without_padding(sample, padding_mask)
 
-        def quantize(quantizer, latents):
-            quantizer.initialize(latents)
-            return _decide(quantizer, latents)
+        def quantize(grid, latents):
+            self.quantizers[grid].initialize(latents, masks[grid])
+            return self._decide(grid, latents)
 
         self._encode(sample, quantize)
         return True
 
-    def forward(self, sample):
+    def forward(self, sample, padding_mask=None):
         """Reconstructs a sample.
 
         Args:
             sample: (batch, channels, height, width) in [-1, 1].
+            padding_mask: (batch, height, width) bool, True = real: the rest counts in no loss and no statistic.
 
         Returns:
             AutoencoderOutput; `codes` is a tuple, the loss of the quantizers their sum, in the residual layout with
-            that of the predictions, its terms named by level.
+            that of the predictions, its terms named by grid.
         """
+        sample, masks = self.without_padding(sample, padding_mask)
         outputs = []
 
-        def quantize(quantizer, latents):
-            outputs.append(quantizer(latents))
+        def quantize(grid, latents):
+            outputs.append(self.quantizers[grid](latents, masks[grid]))
             return outputs[-1].latents
 
-        _, quantized, distances = self._encode(sample, quantize)
+        _, quantized, distances = self._encode(sample, quantize, masks)
         losses = {
-            f"{name}_{level}": value
-            for level, output in zip(self.level_names, outputs, strict=True)
+            f"{name}_{grid}": value
+            for grid, output in zip(self.grid_names, outputs, strict=True)
             for name, value in output.losses.items()
         }
-        losses |= {f"prediction_{level}": value for level, value in zip(self.level_names[1:], distances, strict=False)}
+        losses |= {f"prediction_{grid}": value for grid, value in zip(self.grid_names[1:], distances, strict=False)}
         together = QuantizerOutput(
             codes=tuple(output.codes for output in outputs),
             loss=sum(output.loss for output in outputs) + self.config.prediction_weight * sum(distances),
             losses=losses,
         )
-        return self.decoded_output(sample, self._drop_levels(quantized), together)
+        return self.decoded_output(sample, self._drop_grids(quantized), together, padding_mask)
 
-    def _drop_levels(self, quantized):
+    def _drop_grids(self, quantized):
         """Quantized latents as the decoder gets them in training."""
-        if not self.training or self.config.level_dropout == 0:
+        if not self.training or self.config.grid_dropout == 0:
             return quantized
         count, batch, device = len(quantized), len(quantized[0]), quantized[0].device
-        kept = torch.randint(1, count, (batch,), device=device)  # levels of the items that lose some
-        kept = torch.where(torch.rand(batch, device=device) < self.config.level_dropout, kept, count)
+        kept = torch.randint(1, count, (batch,), device=device)  # grids of the items that lose some
+        kept = torch.where(torch.rand(batch, device=device) < self.config.grid_dropout, kept, count)
         dropped = [quantized[0]]
-        for level in range(1, count):
-            mean = self.quantizers[level].mean_vector().to(quantized[level].dtype)[None, :, None, None]
-            dropped.append(torch.where((level < kept)[:, None, None, None], quantized[level], mean))
+        for grid in range(1, count):
+            mean = self.quantizers[grid].mean_vector().to(quantized[grid].dtype)[None, :, None, None]
+            dropped.append(torch.where((grid < kept)[:, None, None, None], quantized[grid], mean))
         return tuple(dropped)
 
     def local_parts(self):
@@ -317,47 +311,52 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
             return hidden
         return (hidden - self.config.input_shift) / self.config.input_scale
 
-    def _predict(self, level, context):
-        """What coarser codes say of the latents of the level below `level`, in the residual layout."""
-        stride = self.config.strides[-1 - level]
-        return self.conditioners[level](context) + F.interpolate(context, scale_factor=stride, mode="bicubic")
+    def _decide(self, grid, latents):
+        """Quantized latents of a grid, whatever the mode, without touching its quantizer's state."""
+        quantizer = self.quantizers[grid]
+        return quantizer.detokenize(quantizer.tokenize(latents)).to(latents.dtype)
 
-    def _encode(self, sample, quantize):
-        """Latents of every level and what `quantize(quantizer, latents)` made of them, coarse to fine.
+    def _predict(self, grid, context):
+        """What coarser codes say of the latents of the grid after `grid`, in the residual layout."""
+        stride = self.config.strides[-1 - grid]
+        return self.conditioners[grid](context) + F.interpolate(context, scale_factor=stride, mode="bicubic")
 
-        The residual layout adds the distances of its predictions, of the finer levels; the paper's has none.
+    def _encode(self, sample, quantize, grid_masks=None):
+        """Latents of every grid and what `quantize(grid, latents)` made of them, coarse to fine.
+
+        The residual layout adds the distances of its predictions, of the finer grids; the paper's has none.
         """
         self.check_sample(sample)
         features = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         if self.config.residual:
-            return self._encode_residual(features, quantize)
+            return self._encode_residual(features, quantize, grid_masks or (None,) * len(self.quantizers))
         features = self._coarser_features(features)
         latents, quantized, context = [], [], None
-        for level, (quantizer, hidden) in enumerate(zip(self.quantizers, features, strict=True)):
-            if level:
-                hidden = torch.cat([self.conditioners[level - 1](context), hidden], dim=1)
-            latents.append(self.to_latents[level](hidden))
-            quantized.append(quantize(quantizer, latents[-1]))
+        for grid, hidden in enumerate(features):
+            if grid:
+                hidden = torch.cat([self.conditioners[grid - 1](context), hidden], dim=1)
+            latents.append(self.to_latents[grid](hidden))
+            quantized.append(quantize(grid, latents[-1]))
             finer = quantized[-1]
-            context = torch.cat([self.upsamplers[level - 1](context), finer], dim=1) if level else finer
+            context = torch.cat([self.upsamplers[grid - 1](context), finer], dim=1) if grid else finer
         return tuple(latents), tuple(quantized), ()
 
-    def _encode_residual(self, features, quantize):
+    def _encode_residual(self, features, quantize, grid_masks):
         dim = self.config.codebook_dim
         features, linear = features[:, :-dim], features[:, -dim:]
         whole = []
-        for level, hidden in reversed(list(enumerate(self._coarser_features(features)))):
-            whole.insert(0, self.to_latents[level](hidden) + linear)
-            if level:
-                linear = F.avg_pool2d(whole[0], self.config.strides[-level])
-        latents, quantized = [whole[0]], [quantize(self.quantizers[0], whole[0])]
+        for grid, hidden in reversed(list(enumerate(self._coarser_features(features)))):
+            whole.insert(0, self.to_latents[grid](hidden) + linear)
+            if grid:
+                linear = F.avg_pool2d(whole[0], self.config.strides[-grid])
+        latents, quantized = [whole[0]], [quantize(0, whole[0])]
         context, distances = quantized[0], []
-        for level, quantizer in enumerate(self.quantizers[1:]):
-            predicted = self._predict(level, context)
-            distances.append(F.mse_loss(predicted, whole[level + 1].detach()))
+        for grid in range(1, len(whole)):
+            predicted = self._predict(grid - 1, context)
+            distances.append(mean_distance(F.mse_loss, predicted, whole[grid].detach(), grid_masks[grid]))
             predicted = predicted.detach()  # it learns where it is added again: here it would undo that of the latents
-            latents.append(whole[level + 1] - predicted)
-            quantized.append(quantize(quantizer, latents[-1]))
+            latents.append(whole[grid] - predicted)
+            quantized.append(quantize(grid, latents[-1]))
             context = predicted + quantized[-1]
         return tuple(latents), tuple(quantized), tuple(distances)
 
@@ -368,24 +367,19 @@ class VQVAE2(PixelDecoder, AutoencoderMixin, ModelMixin, ConfigMixin):
         return features
 
 
-def _decide(quantizer, latents):
-    """Quantized latents, whatever the mode, without touching the quantizer's state."""
-    return quantizer.detokenize(quantizer.tokenize(latents)).to(latents.dtype)
-
-
 def _check_strides(strides):
     strides = tuple(strides)
     if len(strides) < 2:
-        raise ValueError(f"strides must name at least two levels, got {strides}; one level is a VQVAE")
+        raise ValueError(f"strides must name at least two grids, got {strides}; one grid is a VQVAE")
     for index, stride in enumerate(strides):
         if type(stride) is not int or stride < 2 or stride & (stride - 1):
             raise ValueError(f"strides[{index}] must be a power of two of at least 2, got {stride!r}")
     return strides
 
 
-def _per_level(name, value, num_levels):
+def _per_grid(name, value, num_grids):
     if isinstance(value, int):
-        return (value,) * num_levels
-    if not isinstance(value, tuple | list) or len(value) != num_levels:
-        raise ValueError(f"{name} must be an int or {num_levels} of them, coarse to fine, got {value!r}")
+        return (value,) * num_grids
+    if not isinstance(value, tuple | list) or len(value) != num_grids:
+        raise ValueError(f"{name} must be an int or {num_grids} of them, coarse to fine, got {value!r}")
     return tuple(value)

@@ -1,4 +1,4 @@
-"""The networks between the levels of a hierarchy of codes, and linear ways around networks."""
+"""The networks between the grids of a hierarchy of codes, and linear ways around networks."""
 
 import math
 from itertools import pairwise
@@ -11,7 +11,7 @@ from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
 from hf_vq.quantizers.distributed import sum_over_processes
 
 
-class LevelEncoder(CheckpointedLayers):
+class GridEncoder(CheckpointedLayers):
     """Strided convolutions, residual blocks, relu: (batch, in, h, w) to (batch, hidden, h / stride, w / stride)."""
 
     def __init__(self, in_channels, stride, hidden_channels, num_residual_layers, residual_channels):
@@ -30,7 +30,7 @@ class LevelEncoder(CheckpointedLayers):
         return F.relu(self.residual(self.middle(hidden)))
 
 
-class LevelDecoder(CheckpointedLayers):
+class GridDecoder(CheckpointedLayers):
     """A convolution, residual blocks, transposed convolutions: (batch, in, h, w) to (batch, out, h x stride, ...)."""
 
     def __init__(self, in_channels, out_channels, stride, hidden_channels, num_residual_layers, residual_channels):
@@ -85,15 +85,18 @@ class PatchShortcut(nn.Module):
         self.decoder.weight.copy_(self.encoder.weight)
 
     @torch.no_grad()
-    def start_at_principal_directions(self, sample, groups, bits):
+    def start_at_principal_directions(self, sample, groups, bits, real=None):
         """Starts at the principal directions of a sample's patches; groups of latents share them out.
 
         Args:
             sample: (batch, channels, height, width), of this process; all processes together count.
             groups: of latents that are quantized apart; they divide `dim`.
             bits: of all groups together.
+            real: (batch, *grid) bool, the patches that count; None: all.
         """
         patches = F.unfold(sample.float(), self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)
+        if real is not None:
+            patches = patches[real.flatten()]
         moments = sum_over_processes(patches.T @ patches) / sum_over_processes(patches.new_tensor(float(len(patches))))
         variances, directions = torch.linalg.eigh(moments)
         dim = len(self.encoder.weight)
@@ -106,7 +109,7 @@ class PatchShortcut(nn.Module):
 def share_out(variances, groups, width, bits):
     """Places of components in groups, such that every group has about as much to say.
 
-    Bits go to components as reverse water-filling has it: half the binary logarithm of a variance over a level below
+    Bits go to components as reverse water-filling has it: half the binary logarithm of a variance over a surface below
     which there are none. From the largest on, each joins the group with the fewest bits so far ("eigenvalue
     allocation" of optimized product quantization, https://doi.org/10.1109/TPAMI.2013.240).
 
@@ -120,12 +123,12 @@ def share_out(variances, groups, width, bits):
         list of the place of each component: `width` x its group + its place there.
     """
     logs = [math.log2(variance) / 2 for variance in variances]
-    levels = [(sum(logs[:n]) - bits) / n for n in range(1, len(logs) + 1)]
-    level = max(levels)  # the water rises as long as the next component is above it
+    surfaces = [(sum(logs[:n]) - bits) / n for n in range(1, len(logs) + 1)]
+    surface = max(surfaces)  # the water rises as long as the next component is above it
     sizes, loads, places = [0] * groups, [0.0] * groups, []
     for log in logs:
         group = min((group for group in range(groups) if sizes[group] < width), key=loads.__getitem__)
         places.append(group * width + sizes[group])
         sizes[group] += 1
-        loads[group] += max(0.0, log - level)
+        loads[group] += max(0.0, log - surface)
     return places

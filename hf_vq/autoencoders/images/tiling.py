@@ -11,7 +11,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_vq.autoencoders.tiles import WholeSampleNorms, tiled
+from hf_vq.autoencoders.images.tiles import WholeSampleNorms, tiled
 
 
 @dataclass

@@ -1,0 +1,101 @@
+"""Saved folders of autoencoders, which diffusers and transformers both read."""
+
+import json
+import os
+
+import diffusers
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
+from huggingface_hub import split_torch_state_dict_into_shards
+
+from hf_vq.hub import PushMixin, auto_map, write_shim
+from hf_vq.quantizers import Quantizer
+from hf_vq.renaming import with_new_names
+from hf_vq.version import __version__
+
+
+class SavedFolder(PushMixin):
+    """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
+
+    Class attributes:
+        face_type: the `model_type` under which transformers finds the saved folder.
+    """
+
+    face_type = None
+    _keep_in_fp32_modules = ["quantize", "quantizer"]
+    _weights_name = SAFETENSORS_WEIGHTS_NAME
+
+    def finish_loading(self, missing):
+        """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Quantizer):
+                start = prefix + "."
+                module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
+
+    @classmethod
+    def from_single_file(cls, path, config=None, format=None):
+        """A checkpoint of another project as a model of this class, without writing anything.
+
+        Args:
+            path: a file of weights, or a folder with one.
+            config: the original's config file; None: the one beside the weights, where there is one.
+            format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: a checkpoint that is broken, not safe, of no known format, or of another class.
+        """
+        from hf_vq.converters import load_single_file
+
+        return load_single_file(cls, path, config, format)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        model.finish_loading(info["missing_keys"])
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def renamed_options(cls):
+        """New names of the constructor's arguments by their old ones."""
+        return getattr(cls.__init__, "renamed_options", {})
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """As diffusers; a folder may have options under their old names."""
+        config_dict, kwargs = (
+            with_new_names(values, cls.renamed_options(), cls.__name__) for values in (config_dict, kwargs)
+        )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def register_to_config(self, **kwargs):
+        super().register_to_config(**with_new_names(kwargs, self.renamed_options(), type(self).__name__))
+
+    def save_pretrained(self, save_directory, *, max_shard_size="10GB", variant=None, **kwargs):
+        """As diffusers, but a file where the folder should be is an error."""
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
+        shards = split_torch_state_dict_into_shards(self.state_dict(), max_shard_size=max_shard_size)
+        name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
+        self._weights_name = _add_variant(name, variant)
+        super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
+
+    def save_config(self, save_directory, **kwargs):
+        super().save_config(save_directory, **kwargs)
+        write_shim(save_directory)
+
+    def to_json_string(self):
+        """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
+        name = type(self).__name__
+        classes = {"AutoConfig": f"{name}Config"}
+        if not hasattr(diffusers, name):  # where stock has the class, its AutoModel needs no trust
+            classes["AutoModel"] = name
+        hidden = {
+            "auto_map": auto_map(**classes),
+            "model_type": self.face_type,
+            "transformers_weights": self._weights_name,
+        }
+        config.update(hidden, _use_default_values=sorted(hidden), _hf_vq_version=__version__)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"

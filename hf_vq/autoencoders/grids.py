@@ -1,0 +1,241 @@
+"""Geometry: from the space of a sample to its grids of codes, along any number of axes.
+
+A hierarchy has several *grids*, coarse to fine. Residual codes have *levels* inside a grid, an axis before its own.
+"""
+
+import torch
+
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
+
+
+def as_grids(codes):
+    """Codes as a tuple of grids, coarse to fine, whatever the model: those of one grid are a tensor.
+
+    Args:
+        codes: (batch, *grid) or (batch, levels, *grid) int64; of a hierarchy a tuple or list of them.
+    """
+    return tuple(codes) if isinstance(codes, tuple | list) else (codes,)
+
+
+class Geometry:
+    """The shapes of an autoencoder's samples and codes; a subclass gives `quantizers` and `downsample_factor`.
+
+    Class attributes:
+        space_dims: axes of space in a sample (batch, channels, *space).
+        hierarchical: whether there are several grids of codes, and codes are a tuple.
+    """
+
+    space_dims: int
+    hierarchical = False
+
+    @property
+    def in_channels(self):
+        """Channels of a sample."""
+        return self.config.in_channels
+
+    @property
+    def downsample_factors(self):
+        """Sample values in a cell, along every axis or a tuple of one an axis; of every grid, coarse to fine."""
+        return (self.downsample_factor,)
+
+    @property
+    def grid_strides(self):
+        """Sample values in a cell: of every grid, coarse to fine, a tuple of one an axis."""
+        return tuple(
+            tuple(factor) if isinstance(factor, tuple) else (factor,) * self.space_dims
+            for factor in self.downsample_factors
+        )
+
+    @property
+    def grid_names(self):
+        """Name of every grid, coarse to fine."""
+        return ("codes",)
+
+    @property
+    def grid_dims(self):
+        """Axes of the codes of one sample and grid, that of levels included."""
+        return self.space_dims + (self.num_levels > 1)
+
+    @property
+    def num_levels(self):
+        """Codes per grid position; with more than one, codes have a levels axis after the batch."""
+        return self.quantizers[0].num_levels
+
+    @property
+    def codebook_sizes(self):
+        """Number of codes of every quantizer, coarse to fine."""
+        return tuple(quantizer.codebook_size for quantizer in self.quantizers)
+
+    @property
+    def codebook_size(self):
+        """Number of codes; a tuple where the grids of a hierarchy differ."""
+        sizes = self.codebook_sizes
+        return sizes[0] if len(set(sizes)) == 1 else sizes
+
+    def code_shape(self, sample_shape):
+        """Shape of the codes of one sample: the grid, after the number of levels where there are several.
+
+        Of a hierarchy, a tuple of such shapes, coarse to fine.
+
+        Args:
+            sample_shape: (channels, *space), without the batch.
+
+        Raises:
+            ValueError: another number of channels, or a side that the downsampling does not divide.
+        """
+        shapes = self.code_shapes(sample_shape)
+        return shapes if self.hierarchical else shapes[0]
+
+    def code_shapes(self, sample_shape):
+        """`code_shape` of every grid, coarse to fine: a tuple also where there is one."""
+        channels, *space = sample_shape
+        if channels != self.in_channels:
+            raise ValueError(f"sample must have {self.in_channels} channels, got shape {tuple(sample_shape)}")
+        self.check_space(space, sample_shape)
+        levels = () if self.num_levels == 1 else (self.num_levels,)
+        return tuple(
+            (*levels, *(side // stride for side, stride in zip(space, strides, strict=True)))
+            for strides in self.grid_strides
+        )
+
+    def check_space(self, space, sample_shape):
+        """Raise a ValueError unless a sample can have these sides."""
+        strides = self.grid_strides[0]
+        divided = len(space) == self.space_dims and all(
+            side >= 1 and side % stride == 0 for side, stride in zip(space, strides, strict=True)
+        )
+        if not divided:
+            factor = strides[0] if len(set(strides)) == 1 else strides
+            raise ValueError(
+                f"sample must be (channels, {', '.join(self.axes)}) with sides that {factor}, the downsampling, "
+                f"divides; got shape {tuple(sample_shape)}"
+            )
+
+    @property
+    def axes(self):
+        """Names of the axes of space."""
+        return AXES.get(self.space_dims, tuple(f"axis_{axis}" for axis in range(self.space_dims)))
+
+    def check_sample(self, sample):
+        """Raise a ValueError unless a sample is floating point and of a shape that this model takes."""
+        if not sample.is_floating_point() or sample.ndim != 2 + self.space_dims:
+            raise ValueError(
+                f"sample must be floating point, (batch, channels, {', '.join(self.axes)}) in [-1, 1]; got "
+                f"{sample.dtype} of shape {tuple(sample.shape)}"
+            )
+        self.code_shape(tuple(sample.shape[1:]))
+
+    # Padding
+
+    def without_padding(self, sample, padding_mask):
+        """A sample that is 0 where it is padding, and the mask of every grid; None for each without a mask.
+
+        Args:
+            sample: (batch, channels, *space).
+            padding_mask: (batch, *space) bool, True = real; None: all is real.
+
+        Returns:
+            The sample, and a tuple of (batch, *grid) bool, coarse to fine: cells with anything real in them.
+
+        Raises:
+            ValueError: a mask of another type or shape.
+        """
+        if padding_mask is None:
+            return sample, (None,) * len(self.quantizers)
+        shape = (sample.shape[0], *sample.shape[2:])
+        if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != shape:
+            raise ValueError(
+                f"padding_mask must be bool of shape {shape} (True = real), got {padding_mask.dtype} of shape "
+                f"{tuple(padding_mask.shape)}"
+            )
+        self.check_sample(sample)
+        masks = tuple(_cells_with_any(padding_mask, strides) for strides in self.grid_strides)
+        return sample.masked_fill(~padding_mask[:, None], 0), masks
+
+    def real_length(self, padding_mask):
+        """How far each sample of a padded batch is real, as `TokenizerOutput.length`; None without a mask.
+
+        Raises:
+            ValueError: what is real is no box that begins at the start of every axis.
+        """
+        if padding_mask is None:
+            return None
+        lengths, box = [], torch.ones_like(padding_mask)
+        for axis in range(1, padding_mask.ndim):
+            others = [other for other in range(1, padding_mask.ndim) if other != axis]
+            real = padding_mask.any(dim=others) if others else padding_mask  # (batch, side)
+            lengths.append(real.sum(dim=1))
+            inside = torch.arange(real.shape[1], device=real.device) < lengths[-1][:, None]
+            box &= inside.view(len(real), *(-1 if other == axis else 1 for other in range(1, padding_mask.ndim)))
+        if not torch.equal(box, padding_mask):
+            raise ValueError("padding_mask must be True from the start of every axis up to a length of each sample")
+        return lengths[0] if len(lengths) == 1 else torch.stack(lengths, dim=1)
+
+    def grid_lengths(self, length):
+        """Real cells along the first axis of every grid, coarse to fine, each (batch,) int64.
+
+        Args:
+            length: as of `real_length`.
+        """
+        first = length if length.ndim == 1 else length[:, 0]
+        return tuple((first + strides[0] - 1) // strides[0] for strides in self.grid_strides)
+
+    def cut_to_length(self, sample, length):
+        """A decoded batch up to its longest sample, with 0 where a shorter one has ended.
+
+        Args:
+            sample: (batch, channels, *space).
+            length: an int, (batch,) along the first axis, or (batch, space_dims).
+
+        Raises:
+            ValueError: another shape, or lengths beyond the sample.
+        """
+        space, length = sample.shape[2:], torch.as_tensor(length, device=sample.device)
+        given = tuple(length.shape)
+        length = length.expand(len(sample)) if length.ndim == 0 else length
+        length = length[:, None] if length.ndim == 1 else length
+        fits = length.ndim == 2 and len(length) == len(sample) and length.shape[1] in (1, len(space))
+        if not fits or length.is_floating_point() or (length < 0).any():
+            raise ValueError(
+                f"length must be integers, one, ({len(sample)},) or ({len(sample)}, {len(space)}); got {length.dtype} "
+                f"of shape {given}"
+            )
+        for axis, (ends, side) in enumerate(zip(length.unbind(1), space, strict=False), start=2):
+            longest = int(ends.max())
+            if longest > side:
+                raise ValueError(f"length must be at most {side}, what the codes decode to; got {longest}")
+            sample = sample.narrow(axis, 0, longest)
+            inside = torch.arange(longest, device=sample.device) < ends[:, None]  # (batch, longest)
+            sample = sample.where(inside.view(-1, *(longest if at == axis else 1 for at in range(1, sample.ndim))), 0)
+        return sample
+
+
+def mean_of_real(values, padding_mask):
+    """Mean of values (batch, channels, *space) that are no padding; of all without a mask.
+
+    Args:
+        padding_mask: (batch, *space) bool, True = real, or None.
+    """
+    if padding_mask is None:
+        return values.mean()
+    real = padding_mask[:, None]
+    return values.masked_fill(~real, 0).sum() / (real.sum() * values.shape[1]).clamp_min(1)
+
+
+def mean_distance(distance, one, other, padding_mask):
+    """Mean distance of two tensors (batch, channels, *space), over what is no padding.
+
+    Args:
+        distance: such as `F.mse_loss`.
+        padding_mask: (batch, *space) bool, True = real, or None.
+    """
+    if padding_mask is None:
+        return distance(one, other)
+    return mean_of_real(distance(one, other, reduction="none"), padding_mask)
+
+
+def _cells_with_any(mask, strides):
+    """(batch, *space) bool to (batch, *grid): whether anything in a cell is True."""
+    for axis, stride in enumerate(strides, start=1):
+        mask = mask.unflatten(axis, (mask.shape[axis] // stride, stride)).any(dim=axis + 1)
+    return mask
