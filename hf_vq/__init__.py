@@ -27,6 +27,7 @@ from hf_vq.autoencoders import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
+from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
     DelayedTransformerPrior,
@@ -65,6 +66,7 @@ __all__ = [
     "EMAVectorQuantizer",
     "GPTPrior",
     "GPTPriorConfig",
+    "ImageProcessor",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
     "MAGVIT2Model",

@@ -58,7 +58,7 @@ class DataOptions:
 
     def fit_model(self, model):
         """These options for data of an autoencoder."""
-        return self.fit(find_modality(type(model).__name__), model.config.get("in_channels"), model.processor)
+        return self.fit(find_modality(type(model).__name__), model.in_channels, model.processor)
 
     def load(self, split="train", **options):
         """Load one split; bad samples that were left out are listed on stderr.
@@ -101,11 +101,12 @@ class DataOptions:
             if self.validation_fraction > 0 or self.validation_split != "validation":
                 raise
             return train, None
+        plural = self.modality.plural
         shared = len(train) - len(train.without(validation))
         if shared:
             raise ValueError(
                 f"train_split={self.train_split!r} and validation_split={self.validation_split!r} have {shared:,} "
-                f"{self.modality.plural} in common: give both as rows of one split, such as train[:90%] and train[90%:]"
+                f"{plural} in common: give both as rows of one split, such as train[:90%] and train[90%:]"
             )
         return train, validation
 

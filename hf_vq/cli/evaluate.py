@@ -110,7 +110,8 @@ def _evaluate_on_data(folder, device, kind, options, data):
 
 
 def _pixel_likelihood(autoencoder, has_own, dataset, options, data):
-    """The likelihood of pixels given codes, or None and the reason why there is none."""
+    """The likelihood of samples given codes, or None and the reason why there is none."""
+    plural = data.modality.plural
     if has_own:
         if dataset.num_values != 256:
             return None, f"the decoder's distribution is over 256 values, those of the data are {dataset.num_values}"
@@ -119,12 +120,9 @@ def _pixel_likelihood(autoencoder, has_own, dataset, options, data):
         training = data.load("train", cache_bytes=0)
         rows = training.without(dataset)
     except MissingSplitError as error:
-        return None, f"no {data.modality.plural} to fit the scale of the decoder's likelihood on: {error}"
+        return None, f"no {plural} to fit the scale of the decoder's likelihood on: {error}"
     if len(rows) == 0:
-        return (
-            None,
-            f"train_split={data.train_split!r} has no {data.modality.plural} that are not evaluated, to fit a scale on",
-        )
+        return None, f"train_split={data.train_split!r} has no {plural} that are not evaluated, to fit a scale on"
     return FittedPixelLikelihood(autoencoder, Subset(training, rows), dataset.num_values, options.batch_size), None
 
 

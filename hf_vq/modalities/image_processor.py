@@ -115,9 +115,8 @@ class ImageProcessor:
     def save_pretrained(self, folder):
         """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` reads without hf_vq."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / PROCESSOR).write_text(
-            json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (Path(folder) / PROCESSOR).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(
