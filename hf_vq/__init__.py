@@ -27,6 +27,7 @@ from hf_vq.autoencoders import (
     VQVAEConfig,
     VQVAEForAutoModel,
 )
+from hf_vq.grids import as_grids
 from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
@@ -56,6 +57,7 @@ register()
 
 __all__ = [
     "__version__",
+    "as_grids",
     "AutoVQModel",
     "AutoVQPrior",
     "DelayedTransformerPrior",

@@ -11,9 +11,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_vq import VQVAE
-from hf_vq.data.codes import code_splits, differing_hash, load_codes, tokenizer_identity
+from hf_vq.data.codes import differing_hash, load_codes, tokenizer_identity
 from hf_vq.data.decoding import decode, read_header
 from hf_vq.data.images import load_images
+from hf_vq.data.shards import code_splits
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
 
 datasets = pytest.importorskip("datasets")

@@ -1,7 +1,6 @@
 """Sample <-> codes."""
 
 from hf_vq.autoencoders.base import AutoencoderMixin
-from hf_vq.autoencoders.grids import as_grids
 from hf_vq.autoencoders.images.dvae import DVAE
 from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
 from hf_vq.autoencoders.images.rqvae import RQVAE
@@ -38,7 +37,6 @@ __all__ = [
     "AutoencoderMixin",
     "AutoencoderOutput",
     "TokenizerOutput",
-    "as_grids",
     "DVAE",
     "DVAEConfig",
     "DVAEForAutoModel",

@@ -8,15 +8,6 @@ import torch
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
 
 
-def as_grids(codes):
-    """Codes as a tuple of grids, coarse to fine, whatever the model: those of one grid are a tensor.
-
-    Args:
-        codes: (batch, *grid) or (batch, levels, *grid) int64; of a hierarchy a tuple or list of them.
-    """
-    return tuple(codes) if isinstance(codes, tuple | list) else (codes,)
-
-
 class Geometry:
     """The shapes of an autoencoder's samples and codes; a subclass gives `quantizers` and `downsample_factor`.
 

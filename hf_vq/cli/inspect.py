@@ -12,7 +12,8 @@ from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
 from hf_vq.cli.data_options import size_options
 from hf_vq.cli.options import nearest, parse_options
-from hf_vq.data.codes import code_levels, code_splits, load_codes
+from hf_vq.data.codes import load_codes
+from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
 
@@ -176,8 +177,8 @@ def _describe_usage(folder):
 def _describe_codes(folder):
     facts = {"splits": {}}
     for split in code_splits(folder):
-        facts["splits"][split] = len(load_codes(folder, split, level=0))
-    grids = [load_codes(folder, split, level=grid) for grid in range(code_levels(folder))]
+        facts["splits"][split] = len(load_codes(folder, split, grid=0))
+    grids = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]
     codes = grids[0]
     return {
         **facts,

@@ -3,7 +3,8 @@
 import hf_vq
 from hf_vq.autoencoders.images.vqvae2 import GRID_NAMES
 from hf_vq.cli.checks import check_weights, local_folder
-from hf_vq.data.codes import code_levels, load_codes
+from hf_vq.data.codes import load_codes
+from hf_vq.data.shards import count_grids
 
 
 def pick_level(options):
@@ -12,7 +13,7 @@ def pick_level(options):
     Raises:
         ValueError: a level that is missing, not wanted or unknown.
     """
-    count = code_levels(options.codes)
+    count = count_grids(options.codes)
     names = GRID_NAMES.get(count, ())
     if count == 1:
         if options.level is not None:
@@ -42,7 +43,7 @@ def load_coarser(options, level, codes):
     given = [name for name in ("top_prior", "middle_prior") if getattr(options, name) is not None]
     if not given:
         return []
-    expected = ["top_prior", "middle_prior"][: code_levels(options.codes) - 1]
+    expected = ["top_prior", "middle_prior"][: count_grids(options.codes) - 1]
     if given != expected or level != len(expected) or options.autoencoder is None:
         raise ValueError(
             f"{' and '.join(given)} given: the pipeline needs {', '.join(expected) or 'no coarser prior'} and "
@@ -64,5 +65,5 @@ def load_coarser(options, level, codes):
 def load_level_of(prior, folder, split):
     """The codes that a prior models, with those of the coarser levels that it is conditioned on."""
     coarser = len(getattr(prior.config, "context_codebook_sizes", ()))
-    level = coarser if coarser or code_levels(folder) > 1 else None
-    return load_codes(folder, split, level=level, context=True)
+    level = coarser if coarser or count_grids(folder) > 1 else None
+    return load_codes(folder, split, grid=level, context=True)

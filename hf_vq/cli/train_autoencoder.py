@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from hf_vq.auto import AutoVQModel
-from hf_vq.autoencoders import AUTOENCODERS, as_grids
+from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
@@ -22,6 +22,7 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import resolve_checkpoint

@@ -21,7 +21,8 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.levels import load_coarser, pick_level
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw
-from hf_vq.data.codes import check_tokenizer, code_splits, load_codes
+from hf_vq.data.codes import check_tokenizer, load_codes
+from hf_vq.data.shards import code_splits
 from hf_vq.modalities import MODALITIES
 from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
@@ -81,10 +82,10 @@ def run(options, args, given):
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
     level = pick_level(options)
-    train = load_codes(options.codes, "train", level=level, context=True)
+    train = load_codes(options.codes, "train", grid=level, context=True)
     validation = None
     if "validation" in code_splits(options.codes):
-        validation = load_codes(options.codes, "validation", level=level, context=True)
+        validation = load_codes(options.codes, "validation", grid=level, context=True)
     autoencoder = load_tokenizer(options, train)
     coarser = load_coarser(options, level, train)
     initial = load_initial(options, given, train) if options.init_from else None

@@ -3,15 +3,13 @@
 import hashlib
 import inspect
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
-SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
+from hf_vq.data.shards import column_names, find_shards, read_column, read_metadata
+from hf_vq.renaming import with_new_names
 
 
 def tokenizer_identity(autoencoder, path=None):
@@ -26,8 +24,9 @@ def tokenizer_identity(autoencoder, path=None):
         and `codes_sha256`, of those options and weights that codes depend on.
     """
     defaults = {name: option.default for name, option in inspect.signature(type(autoencoder)).parameters.items()}
+    former = {new: old for old, new in autoencoder.renamed_options().items()}  # a new name makes no other tokenizer
     config = {
-        key: value
+        former.get(key, key): value
         for key, value in dict(autoencoder.config).items()
         if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
     }  # an option that a later version adds changes nothing where it is at its default
@@ -49,122 +48,63 @@ def tokenizer_identity(autoencoder, path=None):
     }
 
 
-def column_names(plan):
-    """Columns of the codes: "codes", or of a hierarchy "codes_0" and so on, coarse to fine."""
-    if isinstance(plan["codebook_size"], list):
-        return [f"codes_{level}" for level in range(len(plan["codebook_size"]))]
-    return ["codes"]
-
-
-def read_metadata(path):
-    """What `tokenize_dataset` wrote about the codes of a file; a ValueError where they are not ours."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    if SCHEMA_KEY not in metadata:
-        raise ValueError(f"{path} does not hold codes of hf_vq: its schema has no {SCHEMA_KEY.decode()!r} entry")
-    return json.loads(metadata[SCHEMA_KEY])
-
-
-def code_splits(folder):
-    """Names of the splits in a folder of codes, train first.
-
-    Raises:
-        ValueError: no such folder, or no codes in it.
-    """
-    found = {match["split"] for match in map(SHARD_NAME.fullmatch, _shard_names(folder)) if match}
-    if not found:
-        raise ValueError(f"{folder} holds no codes: run `hf-vq tokenize` to make them")
-    return sorted(found, key=lambda split: (split != "train", split))
-
-
-def _shard_names(folder):
-    data = Path(folder) / "data"
-    return sorted(path.name for path in data.iterdir()) if data.is_dir() else []
-
-
-def load_codes(folder, split="train", tokenizer=None, level=None, context=False):
+def load_codes(folder, split="train", tokenizer=None, grid=None, context=False, level=None, memory_map=None):
     """Load one split of the codes that `tokenize_dataset` wrote.
 
     Args:
         folder: its `output_dir`.
         split: "train", "validation", or another that was tokenized.
         tokenizer: autoencoder that the codes must come from; None does not check.
-        level: of a hierarchy, which one to load: 0 is the coarsest.
-        context: also load the codes of the coarser levels, as `context_codes` of every item.
+        grid: of a hierarchy, which one to load: 0 is the coarsest.
+        context: also load the codes of the coarser grids, as `context_codes` of every item.
+        level: the former name of `grid`.
+        memory_map: map the codes from a file in the cache of `datasets` instead of holding them in memory; None: where
+            they take more than 64 MiB.
 
     Returns:
         `CodesDataset`.
 
     Raises:
-        ValueError: no such folder, split or level, missing shards, or codes of another tokenizer.
+        ValueError: no such folder, split or grid, missing shards, or codes of another tokenizer.
     """
-    import pyarrow.parquet
-
-    if split not in code_splits(folder):
-        raise ValueError(f"split={split!r}: {folder} has splits {', '.join(code_splits(folder))}")
-    shards = [match for match in map(SHARD_NAME.fullmatch, _shard_names(folder)) if match and match["split"] == split]
-    if len(shards) != int(shards[0]["total"]):
-        raise ValueError(
-            f"{folder} is incomplete: {len(shards)} of {int(shards[0]['total'])} shards of {split} "
-            "(run the same `hf-vq tokenize` with --resume)"
-        )
-    paths = [Path(folder) / "data" / match[0] for match in shards]
+    if level is not None:
+        grid = with_new_names(
+            {"level": level} | ({} if grid is None else {"grid": grid}), {"level": "grid"}, "load_codes"
+        )["grid"]
+    paths = find_shards(folder, split)
     plan = read_metadata(paths[0])
     if tokenizer is not None:
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
-    wanted = [_pick_level(plan, level, folder)]
+    wanted = [_pick_grid(plan, grid, folder)]
     if context:
-        wanted += [_pick_level(plan, coarser, folder) for coarser in range(level or 0)]
-    codes, labels = [[] for _ in wanted], []
-    for path in paths:
-        table = pyarrow.parquet.read_table(path).combine_chunks()
-        for part, (name, _, code_shape) in zip(codes, wanted, strict=True):
-            column = table.column(name).chunk(0)
-            for _ in code_shape:
-                column = column.flatten()
-            part.append(column.to_numpy(zero_copy_only=False).reshape(-1, *code_shape))
-        if plan["class_names"] is not None:
-            labels.append(table.column("class_labels").to_numpy())
-    own, *coarser = map(np.concatenate, codes)
+        wanted += [_pick_grid(plan, coarser, folder) for coarser in range(grid or 0)]
+    own, *coarser = (read_column(paths, name, shape, memory_map) for name, _, shape in wanted)
     return CodesDataset(
         own,
-        np.concatenate(labels) if labels else None,
+        read_column(paths, "class_labels") if plan["class_names"] is not None else None,
         codebook_size=wanted[0][1],
         class_names=plan["class_names"],
         sample_shape=tuple(plan["sample_shape"]),
         tokenizer=plan["tokenizer"],
         context_codes=coarser,
         context_codebook_sizes=[size for _, size, _ in wanted[1:]],
+        lengths=read_column(paths, column_names(plan, "lengths")[grid or 0]),
     )
 
 
-def code_levels(folder):
-    """How many levels of codes a folder holds: more than one for those of a hierarchy."""
-    split = code_splits(folder)[0]
-    first = next(
-        name for name in _shard_names(folder) if (match := SHARD_NAME.fullmatch(name)) and match["split"] == split
-    )
-    return len(column_names(read_metadata(Path(folder) / "data" / first)))
-
-
-def _pick_level(plan, level, folder):
-    """Column, codebook size and code shape of a level."""
+def _pick_grid(plan, grid, folder):
+    """Column, codebook size and code shape of a grid."""
     names = column_names(plan)
     if names == ["codes"]:
-        if level not in (None, 0):
-            raise ValueError(f"level={level!r}: {folder} holds codes of one level")
+        if grid not in (None, 0):
+            raise ValueError(f"grid={grid!r}: {folder} holds codes of one grid")
         return "codes", plan["codebook_size"], plan["code_shape"]
-    if level is None or not 0 <= level < len(names):
+    if grid is None or not 0 <= grid < len(names):
         raise ValueError(
-            f"level={level!r}: {folder} holds the codes of a hierarchy, say which of its levels, 0 (coarsest) to "
+            f"grid={grid!r}: {folder} holds the codes of a hierarchy, say which of its grids, 0 (coarsest) to "
             f"{len(names) - 1}"
         )
-    return names[level], plan["codebook_size"][level], plan["code_shape"][level]
+    return names[grid], plan["codebook_size"][grid], plan["code_shape"][grid]
 
 
 def differing_hash(one, other):
@@ -190,17 +130,19 @@ def check_tokenizer(identity, autoencoder, folder):
 class CodesDataset(Dataset):
     """Codes for a prior; an item is `{"codes": (*grid) int64, "class_labels": () int64}`, labels where there are.
 
-    With context, an item also has `context_codes`: a tuple of (*grid) int64, coarse to fine.
+    With context, an item also has `context_codes`: a tuple of (*grid) int64, coarse to fine. Where samples differ in
+    length it has `lengths` () int64: real positions along the first axis of space, the rest of its codes is padding.
 
     Args:
-        codes: (num_samples, *grid) integer array, kept in its own type.
+        codes: (num_samples, *grid) integer array, kept in its own type, in memory or mapped.
         labels: (num_samples,) int64 array, None without classes.
         codebook_size: number of different codes.
         class_names: one name per class, None without classes.
-        sample_shape: (channels, height, width) of the images that were tokenized.
+        sample_shape: (channels, *space) of the samples that were tokenized, of the longest where they differ.
         tokenizer: `tokenizer_identity` of the autoencoder.
-        context_codes: arrays of the coarser levels' codes, coarse to fine.
+        context_codes: arrays of the coarser grids' codes, coarse to fine.
         context_codebook_sizes: the numbers of their codes.
+        lengths: (num_samples,) int64 array, None where all samples are as long.
     """
 
     def __init__(
@@ -214,12 +156,14 @@ class CodesDataset(Dataset):
         tokenizer,
         context_codes=(),
         context_codebook_sizes=(),
+        lengths=None,
     ):
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
             raise ValueError(
                 f"codes {codes.min()} to {codes.max()} are out of range for codebook_size={codebook_size}"
             )
         self.codes, self.labels = codes, None if labels is None else torch.from_numpy(labels)
+        self.lengths = None if lengths is None else torch.from_numpy(lengths)
         self.codebook_size, self.code_shape = codebook_size, tuple(codes.shape[1:])
         self.class_names, self.num_classes = class_names, len(class_names or ())
         self.sample_shape, self.tokenizer = sample_shape, tokenizer
@@ -232,6 +176,8 @@ class CodesDataset(Dataset):
         item = {"codes": torch.from_numpy(self.codes[index].astype(np.int64))}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
+        if self.lengths is not None:
+            item["lengths"] = self.lengths[index]
         if self.context_codes:
             item["context_codes"] = tuple(
                 torch.from_numpy(codes[index].astype(np.int64)) for codes in self.context_codes

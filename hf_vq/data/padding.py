@@ -5,29 +5,35 @@ from torch.utils.data import default_collate
 
 
 class SampleCollator:
-    """Items of a data set to a batch; shorter samples are padded with 0 at the end, and `padding_mask` says where.
+    """Items of a data set to a batch; it pads samples with 0 at the end where it is told to.
 
-    Where all samples are of one shape they are stacked and nothing else, unless `pad` is True. The batch of padded
-    samples has a `padding_mask` (batch, *space) bool, True = real.
+    A padded batch has a `padding_mask` (batch, *space) bool, True = real.
 
     Args:
-        multiples: for every axis of space, what the padded sides are multiples of.
-        pad: pad whatever the shapes are: of a data set whose samples differ.
+        multiples: for every axis of space, what the padded sides are multiples of; None: no padding.
         sides: what the padded sides are at least, so that all batches are alike.
     """
 
-    def __init__(self, multiples, pad=False, sides=None):
-        self.multiples, self.pad = tuple(multiples), pad
-        self.sides = tuple(sides or (1,) * len(self.multiples))
+    def __init__(self, multiples=None, sides=None):
+        self.multiples, self.sides = multiples, sides
 
     def __call__(self, items):
+        """Items `{"sample": (channels, *space), ...}` as a dict of tensors (batch, ...).
+
+        Raises:
+            ValueError: samples that differ in shape, where none are to be padded.
+        """
         spaces = [tuple(item["sample"].shape[1:]) for item in items]
-        if not self.pad and len(set(spaces)) == 1:
+        if self.multiples is None:
+            for space in spaces:
+                if space != spaces[0]:
+                    raise ValueError(
+                        f"samples differ in shape, {spaces[0]} and {space}: a data set of such samples says so by "
+                        "variable_length = True"
+                    )
             return default_collate(items)
-        sides = [
-            -(-max(side) // multiple) * multiple
-            for side, multiple in zip(zip(self.sides, *spaces, strict=True), self.multiples, strict=True)
-        ]
+        longest = (max(sides) for sides in zip(*spaces, *([self.sides] if self.sides else []), strict=True))
+        sides = [-(-side // multiple) * multiple for side, multiple in zip(longest, self.multiples, strict=True)]
         mask = torch.zeros(len(items), *sides, dtype=torch.bool)
         samples = items[0]["sample"].new_zeros(len(items), items[0]["sample"].shape[0], *sides)
         for index, (item, space) in enumerate(zip(items, spaces, strict=True)):
@@ -42,10 +48,20 @@ def collator_for(autoencoder, dataset, whole=False):
     """The `SampleCollator` of a data set's samples for an autoencoder.
 
     Args:
-        autoencoder: its downsampling says what sides must be multiples of.
+        autoencoder: its downsampling says what padded sides are multiples of.
         dataset: with `variable_length` True where its samples differ in length.
         whole: pad all batches to the data set's longest sample, `dataset.sample_shape`.
     """
-    pad = getattr(dataset, "variable_length", False)
-    sides = dataset.sample_shape[1:] if whole and pad else None
-    return SampleCollator(autoencoder.grid_strides[0], pad, sides)
+    if not has_variable_length(dataset):
+        return SampleCollator()
+    return SampleCollator(autoencoder.grid_strides[0], dataset.sample_shape[1:] if whole else None)
+
+
+def has_variable_length(dataset):
+    """Whether samples of a data set differ in length, by its own word."""
+    return getattr(dataset, "variable_length", False)
+
+
+def padding_of(batch):
+    """The keyword argument of an autoencoder that a padded batch needs; none for another."""
+    return {"padding_mask": batch["padding_mask"]} if "padding_mask" in batch else {}

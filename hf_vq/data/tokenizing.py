@@ -10,7 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_vq.data.codes import SCHEMA_KEY, column_names, differing_hash, read_metadata, tokenizer_identity
+from hf_vq.data.codes import differing_hash, tokenizer_identity
+from hf_vq.data.padding import collator_for, has_variable_length, padding_of
+from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
+from hf_vq.grids import as_grids
 
 
 def storage_dtype(codebook_size):
@@ -22,7 +25,7 @@ def storage_dtype(codebook_size):
 
 def tokenize_dataset(
     autoencoder,
-    images,
+    dataset,
     output_dir,
     *,
     batch_size=64,
@@ -32,30 +35,32 @@ def tokenize_dataset(
     overwrite=False,
     resume=False,
 ):
-    """Write the codes of images as Parquet shards, `data/<split>-00000-of-00003.parquet`.
+    """Write the codes of a data set as Parquet shards, `data/<split>-00000-of-00003.parquet`.
 
     A shard is written under a temporary name and renamed when complete, so that an interrupted run continues with
     `resume=True` where it stopped; the shards are the same bytes as without the interruption.
 
     Args:
         autoencoder: model with `tokenize`, `code_shape` and `codebook_size`.
-        images: `ImageDataset`, or a dict of them by split.
+        dataset: such as an `ImageDataset`, or a dict of data sets by split. Where it has `variable_length` True, codes
+            are padded to its `sample_shape`, the longest, and a column `lengths` has every row's real positions along
+            the first axis of space.
         output_dir: folder to write; readable by `datasets.load_dataset` and by `load_codes`.
-        batch_size: images per forward pass.
-        shard_size: images per file.
-        num_workers: processes that decode images.
+        batch_size: samples per forward pass.
+        shard_size: samples per file.
+        num_workers: processes that decode samples.
         path: what to call the tokenizer in the metadata.
         overwrite: replace the codes in an existing folder.
-        resume: keep the shards that are already there; they must come from the same tokenizer and images.
+        resume: keep the shards that are already there; they must come from the same tokenizer and samples.
 
     Returns:
-        dict of the number of images by split.
+        dict of the number of samples by split.
 
     Raises:
-        ValueError: the folder is not empty (neither overwrite nor resume), its codes have another origin, or the
-            image size does not divide by the downsampling.
+        ValueError: the folder is not empty (neither overwrite nor resume), its codes have another origin, the
+            downsampling does not divide the samples' sides, or they differ along another axis than the first.
     """
-    splits = images if isinstance(images, dict) else {"train": images}
+    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
     identity = tokenizer_identity(autoencoder, path)
     plans = {split: _plan(autoencoder, dataset, shard_size, identity) for split, dataset in splits.items()}
     folder = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
@@ -67,7 +72,12 @@ def tokenize_dataset(
             with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
                 for target, rows in shards:
                     if not target.exists():
-                        loader = DataLoader(Subset(dataset, rows), batch_size, num_workers=num_workers)
+                        loader = DataLoader(
+                            Subset(dataset, rows),
+                            batch_size,
+                            num_workers=num_workers,
+                            collate_fn=collator_for(autoencoder, dataset, whole=True),
+                        )
                         _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
                     progress.update(len(rows))
     finally:
@@ -77,25 +87,29 @@ def tokenize_dataset(
 
 def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
-    labels = dataset.labels
-    code_shape, codebook_size = autoencoder.code_shape(dataset.sample_shape), autoencoder.codebook_size
-    if autoencoder.hierarchical:  # one entry a level, coarse to fine
+    labels, sample_shape = dataset.labels, tuple(dataset.sample_shape)
+    if has_variable_length(dataset):
+        multiples = autoencoder.grid_strides[0]
+        space = (-(-side // multiple) * multiple for side, multiple in zip(sample_shape[1:], multiples, strict=True))
+        sample_shape = (sample_shape[0], *space)
+    code_shape, codebook_size = autoencoder.code_shape(sample_shape), autoencoder.codebook_size
+    if autoencoder.hierarchical:  # one entry a grid, coarse to fine
         code_shape, codebook_size = [list(shape) for shape in code_shape], list(autoencoder.codebook_sizes)
     return {
         "tokenizer": identity,
         "codebook_size": codebook_size,
         "code_shape": list(code_shape),
-        "sample_shape": list(dataset.sample_shape),
+        "sample_shape": list(sample_shape),
         "class_names": dataset.class_names,
         "num_samples": len(dataset),
         "shard_size": shard_size,
-        "images_sha256": _fingerprint(dataset),
+        "samples_sha256": _fingerprint(dataset),
         "labels_sha256": None if labels is None else hashlib.sha256(labels.numpy()).hexdigest(),
     }
 
 
 def _fingerprint(dataset):
-    """Hash of a few images, first to last: enough to notice another data set, cheap on a large one."""
+    """Hash of a few samples, first to last: enough to notice another data set, cheap on a large one."""
     picked = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int))
     digest = hashlib.sha256()
     for index in picked:
@@ -142,18 +156,36 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
 
 @torch.no_grad()
 def _tokenize(autoencoder, loader, device):
-    """Codes (num_samples, *grid), an array for each quantizer, and labels (num_samples,), None without classes."""
+    """Arrays of a shard's rows: codes (rows, *grid) of every grid, their lengths (rows,) or None, labels or None."""
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
-    parts, labels = [[] for _ in dtypes], []
+    parts, lengths, labels = [[] for _ in dtypes], [[] for _ in dtypes], []
     for batch in loader:
-        codes = autoencoder.tokenize(batch["sample"].to(device))
-        for part, one, dtype in zip(parts, codes if autoencoder.hierarchical else (codes,), dtypes, strict=True):
-            part.append(one.cpu().numpy().astype(dtype))
+        padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
+        codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
+        for part, grid, dtype in zip(parts, as_grids(codes), dtypes, strict=True):
+            part.append(grid.cpu().numpy().astype(dtype))
+        if padding:
+            for part, length in zip(lengths, _grid_lengths(autoencoder, **padding), strict=True):
+                part.append(length.cpu().numpy())
         labels.extend(batch["class_labels"].tolist() if "class_labels" in batch else ())
-    return [np.concatenate(part) for part in parts], np.array(labels, dtype=np.int64) if labels else None
+    return (
+        [np.concatenate(part) for part in parts],
+        [np.concatenate(part) for part in lengths] if lengths[0] else None,
+        np.array(labels, dtype=np.int64) if labels else None,
+    )
 
 
-def _write_shard(target, plan, codes, labels):
+def _grid_lengths(autoencoder, padding_mask):
+    length = autoencoder.real_length(padding_mask)
+    if length.ndim > 1 and (length[:, 1:] != length.new_tensor(padding_mask.shape[2:])).any():
+        raise ValueError(
+            f"samples of lengths {length.tolist()} differ along more than their first axis: a row of codes has one "
+            "length"
+        )
+    return autoencoder.grid_lengths(length)
+
+
+def _write_shard(target, plan, codes, lengths, labels):
     import datasets
     import pyarrow.parquet
 
@@ -163,6 +195,8 @@ def _write_shard(target, plan, codes, labels):
         for length in reversed(part.shape[1:]):
             item_type = datasets.List(item_type, length=length)
         features[name], columns[name] = item_type, list(part)
+    for name, part in zip(column_names(plan, "lengths"), lengths or (), strict=bool(lengths)):
+        features[name], columns[name] = datasets.Value("int64"), part
     if labels is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels

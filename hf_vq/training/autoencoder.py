@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import load as load_tensors_only
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, set_seed, tqdm
+from accelerate.utils import ProjectConfiguration, send_to_device, set_seed, tqdm
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from hf_vq.data.padding import collator_for, padding_of
 from hf_vq.training.checkpoints import (
     TRAINER_STATE,
     abandon_newer,
@@ -107,7 +108,8 @@ def train_autoencoder(model, train_dataset, args, eval_dataset=None):
     Args:
         model: an autoencoder of this package. It ends with the weights that are published: the averaged ones when
             `args.weight_ema_decay` is given.
-        train_dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`.
+        train_dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`. With `variable_length`
+            True the samples may differ in length: batches are padded, the loss is that of what is real.
         args: `AutoencoderTrainingArguments`.
         eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
 
@@ -134,6 +136,7 @@ class AutoencoderTrainer:
             raise ValueError("train_dataset is empty")
         self.args, self.autoencoder = args, model
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.collate = collator_for(model, train_dataset)
         prepare_output_dir(args.output_dir, model)
         self.checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
         self.accelerator = self._build_accelerator()
@@ -199,16 +202,17 @@ class AutoencoderTrainer:
         """Run k-means on samples of the first batches, of which each process brings its share."""
         if self.autoencoder.codebook_initialized:
             return
-        shape = tuple(self.train_dataset[0]["sample"].shape)
-        levels = zip(self.autoencoder.codebook_sizes, self.autoencoder.code_shapes(shape), strict=True)
+        first = self.collate([self.train_dataset[0]])["sample"]
+        grids = zip(self.autoencoder.codebook_sizes, self.autoencoder.code_shapes(tuple(first.shape[1:])), strict=True)
         wanted = max(
             math.ceil(LATENTS_PER_CODE * size * self.autoencoder.num_levels / math.prod(codes))
-            for size, codes in levels
+            for size, codes in grids
         )
         count = min(wanted, INITIAL_BATCHES * self.stream.samples_per_step, len(self.train_dataset))
-        samples = torch.stack([self.train_dataset[index]["sample"] for index in self.stream.share(0, count)])
+        batch = self.collate([self.train_dataset[index] for index in self.stream.share(0, count)])
+        batch = send_to_device(batch, self.accelerator.device)
         with torch.no_grad():
-            self.autoencoder.initialize_codebook(samples.to(self.accelerator.device))
+            self.autoencoder.initialize_codebook(batch["sample"], **padding_of(batch))
 
     def batches(self):
         """Endless lists of the batches of one optimizer step, from the current step on."""
@@ -217,6 +221,7 @@ class AutoencoderTrainer:
             batch_sampler=self.stream.batches(start_step=self.step),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            collate_fn=self.collate,
             generator=torch.Generator().manual_seed(self.args.seed + self.step),
         )
         iterator = iter(loader)
@@ -266,7 +271,8 @@ class AutoencoderTrainer:
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                output = self.model(batch["sample"].to(self.accelerator.device, non_blocking=True))
+                batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+                output = self.model(batch["sample"], **padding_of(batch))
                 self.accelerator.backward(output.loss / len(batches))
             losses = [output.loss, output.reconstruction_loss, output.quantizer_loss]
             terms = terms + torch.stack(losses).detach().double() / len(batches)

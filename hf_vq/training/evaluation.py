@@ -8,8 +8,8 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Subset
 
-from hf_vq.autoencoders.grids import as_grids
-from hf_vq.data.padding import collator_for
+from hf_vq.data.padding import collator_for, padding_of
+from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import HierarchyUsage
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.reconstruction import ReconstructionError
@@ -42,10 +42,11 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
-            sample, padding_mask = batch["sample"], batch.get("padding_mask")
-            output = model(sample, padding_mask=padding_mask)
-            error.update(sample, output.sample, padding_mask)
-            codebook.update(as_grids(output.codes), model.without_padding(sample, padding_mask)[1])
+            sample, padding = batch["sample"], padding_of(batch)
+            output = model(sample, **padding)
+            error.update(sample, output.sample, **padding)
+            masks = model.without_padding(sample, **padding)[1] if padding else None
+            codebook.update(as_grids(output.codes), masks)
             loss += output.loss.double() * len(sample)
     reconstruction, used = error.compute(), codebook.compute()
     return {

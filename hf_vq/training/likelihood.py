@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from hf_vq.autoencoders.grids import as_grids
+from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.metrics.reduction import sum_over_processes

@@ -1,0 +1,10 @@
+"""Codes of one grid or of a hierarchy of them, as one kind of thing."""
+
+
+def as_grids(codes):
+    """Codes as a tuple of grids, coarse to fine, whatever the model: those of one grid are a tensor.
+
+    Args:
+        codes: (batch, *grid) or (batch, levels, *grid) int64; of a hierarchy a tuple or list of them.
+    """
+    return tuple(codes) if isinstance(codes, tuple | list) else (codes,)
