@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
 from hf_vq.cli.data_options import data_options
-from hf_vq.cli.levels import load_level_of
+from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
@@ -74,7 +74,7 @@ def _evaluate_prior_folder(folder, device, options):
     if options.codes is None:
         raise ValueError("codes is missing: a prior alone is evaluated on codes, give --codes")
     prior = hf_vq.AutoVQPrior.from_pretrained(folder).to(device)
-    codes = load_level_of(prior, options.codes, options.split)
+    codes = load_grid_of(prior, options.codes, options.split)
     for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
         if getattr(prior.config, name) not in (value, 0):
             raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")

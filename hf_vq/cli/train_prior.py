@@ -18,7 +18,7 @@ from hf_vq.cli.checks import (
     start_output_folder,
     training_bytes,
 )
-from hf_vq.cli.levels import load_coarser, pick_level
+from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import check_tokenizer, load_codes
@@ -45,16 +45,16 @@ class PriorOptions:
     prior_config: dict | str | None = field(
         default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
     )
-    level: str | None = field(
+    grid: str | None = field(
         default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
     )
     autoencoder: str | None = field(
         default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples and a pipeline/"}
     )
     top_prior: str | None = field(
-        default=None, metadata={"help": "trained prior of the top level: with the bottom one it makes the pipeline"}
+        default=None, metadata={"help": "trained prior of the top grid: with the bottom one it makes the pipeline"}
     )
-    middle_prior: str | None = field(default=None, metadata={"help": "of three levels, that of the middle one"})
+    middle_prior: str | None = field(default=None, metadata={"help": "of three grids, that of the middle one"})
     init_from: str | None = field(
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
@@ -70,6 +70,7 @@ def main(argv):
         verb="train prior",
         description="Train a prior on the codes of a tokenizer.",
         aliases={"output": "output_dir"},
+        renamed={"level": "grid"},
     )
     run(options, args, given)
 
@@ -81,20 +82,20 @@ def run(options, args, given):
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    level = pick_level(options)
-    train = load_codes(options.codes, "train", grid=level, context=True)
+    grid = pick_grid(options)
+    train = load_codes(options.codes, "train", grid=grid, context=True)
     validation = None
     if "validation" in code_splits(options.codes):
-        validation = load_codes(options.codes, "validation", grid=level, context=True)
+        validation = load_codes(options.codes, "validation", grid=grid, context=True)
     autoencoder = load_tokenizer(options, train)
-    coarser = load_coarser(options, level, train)
+    coarser = load_coarser(options, grid, train)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
     if config["num_classes"] == 0:
         train.labels = None
         if validation is not None:
             validation.labels = None
-    vectors = take_code_vectors(options, config, autoencoder, level) if initial is None else None
+    vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
     transformers.set_seed(args.seed)
     prior_class = PRIORS[options.prior]
     prior = initial or prior_class(prior_class.config_class(**config))
@@ -113,7 +114,7 @@ def run(options, args, given):
         nats = report["metrics"].get("eval_nats_per_code")
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
-        if autoencoder is not None and (level is None or coarser):
+        if autoencoder is not None and (grid is None or coarser):
             pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
             save_pipeline(pipeline, Path(args.output_dir), args.seed)
     return report
@@ -165,7 +166,7 @@ def check_prior_config(options, codes):
         if CONTEXT not in known:
             takers = [name for name, taker in PRIORS.items() if hasattr(taker.config_class, CONTEXT)]
             raise ValueError(
-                f"prior={options.prior!r} takes no codes of coarser levels, which level={options.level} has: use "
+                f"prior={options.prior!r} takes no codes of coarser grids, which grid={options.grid} has: use "
                 f"{' or '.join(takers)}"
             )
         facts[CONTEXT] = codes.context_codebook_sizes
@@ -186,7 +187,7 @@ def check_facts(config, facts, owners):
             raise ValueError(f"prior_config has {name}={given}, but {owners} have {fact}")
 
 
-def take_code_vectors(options, config, autoencoder, level):
+def take_code_vectors(options, config, autoencoder, grid):
     """The autoencoder's code vectors for a prior that reads them, None for others; the config takes their shape.
 
     Raises:
@@ -199,7 +200,7 @@ def take_code_vectors(options, config, autoencoder, level):
             f"prior={options.prior!r} reads the code vectors of the tokenizer: give it as autoencoder, or take "
             "spatial_inputs and depth_inputs 'embeddings' in prior_config"
         )
-    quantizer = autoencoder.quantizers[level or 0]
+    quantizer = autoencoder.quantizers[grid or 0]
     if not hasattr(quantizer, "code_vectors"):
         raise ValueError(
             f"prior={options.prior!r} draws codes of several levels, but autoencoder={options.autoencoder} has one "
@@ -215,7 +216,7 @@ def take_code_vectors(options, config, autoencoder, level):
 
 
 def make_pipeline(autoencoder, prior, coarser, class_names):
-    """The pipeline of a prior, and of those of the coarser levels."""
+    """The pipeline of a prior, and of those of the coarser grids."""
     priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
     names = class_names if any(each.config.num_classes for each in priors) else None
     autoencoder = autoencoder.to(prior.device)
