@@ -7,11 +7,11 @@ from importlib import metadata
 
 VERBS = {
     "quickstart": ("hf_vq.cli.quickstart", "train on bundled digits, sample every class, save a pipeline"),
-    "train autoencoder": ("hf_vq.cli.train_autoencoder", "train a tokenizer on images"),
+    "train autoencoder": ("hf_vq.cli.train_autoencoder", "train a tokenizer"),
     "train prior": ("hf_vq.cli.train_prior", "train a prior on the codes of a tokenizer"),
-    "tokenize": ("hf_vq.cli.tokenize", "write the codes of an image data set as Parquet"),
-    "sample": ("hf_vq.cli.sample", "draw new images from a pipeline"),
-    "reconstruct": ("hf_vq.cli.reconstruct", "show images beside what a tokenizer makes of them"),
+    "tokenize": ("hf_vq.cli.tokenize", "write the codes of a data set as Parquet"),
+    "sample": ("hf_vq.cli.sample", "draw new samples from a pipeline"),
+    "reconstruct": ("hf_vq.cli.reconstruct", "show samples beside what a tokenizer makes of them"),
     "evaluate": ("hf_vq.cli.evaluate", "measure a tokenizer, a prior or a pipeline on held-out data"),
     "convert": ("hf_vq.cli.convert", "turn a checkpoint of another project into a folder of ours"),
     "push": ("hf_vq.cli.push", "publish a folder on the Hugging Face Hub"),

@@ -15,8 +15,9 @@ import torch
 import transformers
 
 import hf_vq
-from hf_vq.cli.sample import draw, save_rows
+from hf_vq.cli.sample import draw
 from hf_vq.data.codes import load_codes
+from hf_vq.modalities.image_pictures import save_sample_rows
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 SIZES = {
@@ -63,7 +64,7 @@ def measure(name, args, autoencoder, train, held_out):
     pipeline.set_progress_bar_config(disable=True)
     labels = [label for label in range(train.num_classes) for _ in range(8)]
     samples = draw(pipeline, labels, 0, 80, torch.Generator().manual_seed(0))
-    save_rows(args.output / f"{name}.png", samples, columns=8)
+    save_sample_rows(args.output / f"{name}.png", samples, columns=8)
     seconds = min(time_sampling(prior, labels[:16]) for _ in range(3))
     metrics = report["metrics"]
     return (

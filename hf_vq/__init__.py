@@ -28,6 +28,7 @@ from hf_vq.autoencoders import (
     VQVAEForAutoModel,
 )
 from hf_vq.grids import as_grids
+from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
     DelayedTransformerPrior,
@@ -67,6 +68,7 @@ __all__ = [
     "EMAVectorQuantizer",
     "GPTPrior",
     "GPTPriorConfig",
+    "ImageProcessor",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
     "MAGVIT2Model",

@@ -1,5 +1,7 @@
 """Codes of one grid or of a hierarchy of them, as one kind of thing."""
 
+GRID_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}  # by how many there are, coarse to fine
+
 
 def as_grids(codes):
     """Codes as a tuple of grids, coarse to fine, whatever the model: those of one grid are a tensor.

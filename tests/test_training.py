@@ -14,18 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
+from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_grid
 from hf_vq.training import autoencoder as autoencoder_training
 from hf_vq.training.autoencoder import AutoencoderTrainer, AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import latest_checkpoint, list_checkpoints
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.interruption import DivergenceError
-from hf_vq.training.pictures import (
-    save_code_maps,
-    save_loss_curve,
-    save_reconstruction_grid,
-    save_sample_grid,
-    save_usage_histogram,
-)
+from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from hf_vq.training.report import write_report
 from hf_vq.training.sampling import ShuffledStream

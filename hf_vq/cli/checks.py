@@ -11,6 +11,7 @@ import torch
 
 from hf_vq.data.sources import HUB_ID
 from hf_vq.pipelines import PIPELINES
+from hf_vq.registry import modality_of
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -214,6 +215,20 @@ def check_same_config(option, wanted, config, source):
 
 def _named(kind):
     return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
+
+
+def find_modality(class_name):
+    """The modality of an autoencoder by the name of its class; a ValueError where it has none."""
+    modality = modality_of(class_name)
+    if modality is None:
+        raise ValueError(f"{class_name} belongs to no modality that hf_vq can load and show samples of")
+    return modality
+
+
+def folder_modality(folder):
+    """The modality of the folder of an autoencoder, or of a pipeline with one; a ValueError where it has none."""
+    part = pipeline_folders(folder)["autoencoder"] if folder_kind(folder) == "pipeline" else Path(folder)
+    return find_modality(read_json(part / "config.json").get("_class_name"))
 
 
 def pick_device(name):

@@ -1,23 +1,30 @@
-"""The options of every verb that reads images, and the splits that they give."""
+"""The options of every verb that reads data: those of any data and of every modality; and the splits they give."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 
-from hf_vq.data.images import load_images
+from hf_vq.cli.checks import find_modality
 from hf_vq.data.sources import MissingSplitError
+from hf_vq.modalities import MODALITIES, Modality
+
+SUFFIXES = " or ".join(f"{modality.suffix} ({modality.plural})" for modality in MODALITIES.values())
 
 
 @dataclass
 class DataOptions:
-    """Which images, and how to read them; see `hf_vq.data.images.load_images`."""
+    """Which data. A modality that is fitted to them says how they are read; see `data_options`.
+
+    Attributes:
+        modality: of the data, None before `fit`.
+        processor: of the model, None where it has none.
+        compared: whether data and processor have been compared.
+    """
 
     data: str | None = field(
         default=None,
-        metadata={"help": "digits, an image folder, Parquet (file, folder or glob), or a data set id of the Hub"},
+        metadata={"help": "digits, a folder of files, Parquet (file, folder or glob), or a data set id of the Hub"},
     )
-    image_size: int | None = field(default=None, metadata={"help": "centre-crop and resize to this side, in pixels"})
-    channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (RGB)"})
-    image_column: str | None = field(default=None, metadata={"help": "column of the images"})
     label_column: str | None = field(default=None, metadata={"help": "column of the classes"})
     data_config_name: str | None = field(default=None, metadata={"help": "configuration of a data set of the Hub"})
     validation_fraction: float = field(
@@ -29,57 +36,105 @@ class DataOptions:
     validation_split: str = field(
         default="validation", metadata={"help": "what to hold out: a split, or rows of one such as train[45000:50000]"}
     )
-    skip_bad: bool = field(default=False, metadata={"help": "leave out images that cannot be read, and list them"})
+    skip_bad: bool = field(default=False, metadata={"help": "leave out samples that cannot be read, and list them"})
+    modality: Modality | None = field(default=None, init=False)
+    processor: object | None = field(default=None, init=False)
+    compared: bool = field(default=False, init=False)
 
-    def load(self, split="train", channels=None, **options):
-        """Load one split; bad images that were left out are listed on stderr.
+    def fit(self, modality, channels=None, processor=None):
+        """These options for data of a modality, completed by what a model takes.
+
+        Args:
+            modality: Modality.
+            channels: of the model, None where they are not known.
+            processor: of the model, or None; a difference of the data is told on stderr.
+
+        Raises:
+            ValueError: options and model contradict each other.
+        """
+        fitted = dataclasses.replace(self, **modality.fit_options(self._loader_options(modality), channels, processor))
+        fitted.modality, fitted.processor = modality, processor
+        return fitted
+
+    def fit_model(self, model):
+        """These options for data of an autoencoder."""
+        return self.fit(find_modality(type(model).__name__), model.in_channels, model.processor)
+
+    def load(self, split="train", **options):
+        """Load one split; bad samples that were left out are listed on stderr.
 
         Args:
             split: "train" or "validation", which `train_split` and `validation_split` explain, or another split.
-            channels: what the model takes, where that is known.
-            options: further arguments of `load_images`.
+            options: further arguments of the modality's loader.
         """
         if self.data is None:
             raise ValueError("data is missing: give --data (try digits)")
-        if channels is not None and self.channels not in (None, channels):
-            raise ValueError(f"channels={self.channels}, but the model takes {channels}")
-        images = load_images(
+        dataset = self.modality.loader(
             self.data,
             split=self.resolve(split),
-            image_size=self.image_size,
-            channels=channels or self.channels,
-            image_column=self.image_column,
             label_column=self.label_column,
             config_name=self.data_config_name,
             validation_fraction=self.validation_fraction,
             skip_bad=self.skip_bad,
+            **self._loader_options(self.modality),
             **options,
         )
-        for line in images.skipped:
+        for line in dataset.skipped:
             print(f"skipped: {line}", file=sys.stderr)
-        return images
+        return self._compare(dataset)
+
+    def load_files(self, files):
+        """Load samples of single files."""
+        return self._compare(self.modality.loader(files, **self._loader_options(self.modality)))
+
+    def load_train_and_validation(self):
+        """The training data and the validation data, None where there is none and none was asked for.
+
+        Raises:
+            ValueError: some samples are in both.
+        """
+        train = self.load("train")
+        alike = self.fit(self.modality, train.sample_shape[0])  # a guess that one split allows holds for both
+        try:
+            validation = alike.load("validation")
+        except MissingSplitError:
+            if self.validation_fraction > 0 or self.validation_split != "validation":
+                raise
+            return train, None
+        plural = self.modality.plural
+        shared = len(train) - len(train.without(validation))
+        if shared:
+            raise ValueError(
+                f"train_split={self.train_split!r} and validation_split={self.validation_split!r} have {shared:,} "
+                f"{plural} in common: give both as rows of one split, such as train[:90%] and train[90%:]"
+            )
+        return train, validation
 
     def resolve(self, split):
         """What a split stands for, see `load`."""
         return {"train": self.train_split, "validation": self.validation_split}.get(split, split)
 
-    def load_train_and_validation(self, channels=None):
-        """The training images and the validation images, None where the data has none and none were asked for.
+    def _loader_options(self, modality):
+        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(modality.loader_options)}
 
-        Raises:
-            ValueError: some images are in both.
-        """
-        train = self.load("train", channels)
-        try:
-            validation = self.load("validation", train.sample_shape[0])
-        except MissingSplitError:
-            if self.validation_fraction > 0 or self.validation_split != "validation":
-                raise
-            return train, None
-        shared = len(train) - len(train.without(validation))
-        if shared:
-            raise ValueError(
-                f"train_split={self.train_split!r} and validation_split={self.validation_split!r} have {shared:,} "
-                "images in common: give both as rows of one split, such as train[:90%] and train[90%:]"
-            )
-        return train, validation
+    def _compare(self, dataset):
+        """Say once where the data are unlike those of the model."""
+        lines = self.processor.differences(dataset) if self.processor is not None and not self.compared else ()
+        if lines:
+            print(f"warning: {'; '.join(lines)}", file=sys.stderr)
+        self.compared = True
+        return dataset
+
+
+def data_options():
+    """`DataOptions` with the loader options of all modalities, a dataclass."""
+    return _compose(DataOptions, *(modality.loader_options for modality in MODALITIES.values()))
+
+
+def size_options():
+    """The options of all modalities that give a sample's size, a dataclass."""
+    return _compose(*(modality.size_options for modality in MODALITIES.values()))
+
+
+def _compose(*parts):
+    return dataclass(type("Options", tuple(dict.fromkeys(parts)), {}))

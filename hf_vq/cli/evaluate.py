@@ -9,8 +9,8 @@ from torch.utils.data import Subset
 
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
-from hf_vq.cli.data_options import DataOptions
-from hf_vq.cli.levels import load_level_of
+from hf_vq.cli.data_options import data_options
+from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
@@ -40,7 +40,7 @@ class EvaluateOptions:
 def main(argv):
     """Run the verb."""
     options, data, _ = parse_options(
-        [EvaluateOptions, DataOptions],
+        [EvaluateOptions, data_options()],
         argv,
         verb="evaluate",
         description="Measure an autoencoder, a prior or a pipeline on held-out data.",
@@ -63,7 +63,7 @@ def run(options, data):
     elif options.codes is not None:
         raise ValueError(f"codes={options.codes!r}: only a prior is evaluated on codes; give --data")
     else:
-        figures = _evaluate_on_images(folder, device, kind, options, data)
+        figures = _evaluate_on_data(folder, device, kind, options, data)
     text = json.dumps({"model": options.model, "data": data.data, "split": options.split, **figures}, indent=2)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(text + "\n", encoding="utf-8")
@@ -74,68 +74,66 @@ def _evaluate_prior_folder(folder, device, options):
     if options.codes is None:
         raise ValueError("codes is missing: a prior alone is evaluated on codes, give --codes")
     prior = hf_vq.AutoVQPrior.from_pretrained(folder).to(device)
-    codes = load_level_of(prior, options.codes, options.split)
+    codes = load_grid_of(prior, options.codes, options.split)
     for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
         if getattr(prior.config, name) not in (value, 0):
             raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")
     return evaluate_prior(prior, codes, options.batch_size, sample_shape=codes.sample_shape)
 
 
-def _evaluate_on_images(folder, device, kind, options, data):
+def _evaluate_on_data(folder, device, kind, options, data):
     if kind == "pipeline":
         pipeline = load_pipeline(folder).to(device)
         autoencoder = pipeline.autoencoder
         priors = {name: pipeline.components[name] for name in PRIOR_NAMES if pipeline.components.get(name) is not None}
     else:
         autoencoder, priors = hf_vq.AutoVQModel.from_pretrained(folder).to(device), {}
-    images = data.load(options.split, autoencoder.config.in_channels)
-    autoencoder.code_shape(images.sample_shape)
+    data = data.fit_model(autoencoder)
+    dataset = data.load(options.split)
+    autoencoder.code_shape(dataset.sample_shape)
     for prior in priors.values():
-        if prior.config.num_classes not in (0, images.num_classes):
-            raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {images.num_classes}")
-    figures = {"autoencoder": evaluate_autoencoder(autoencoder, images, options.batch_size)}
+        if prior.config.num_classes not in (0, dataset.num_classes):
+            raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {dataset.num_classes}")
+    figures = {"autoencoder": evaluate_autoencoder(autoencoder, dataset, options.batch_size)}
     has_own = getattr(autoencoder, "pixel_distribution", None) is not None
     if not priors and not has_own:
         return figures
-    pixels, reason = _pixel_likelihood(autoencoder, has_own, images, options, data)
+    pixels, reason = _pixel_likelihood(autoencoder, has_own, dataset, options, data)
     given = list(priors.values()) or None
-    codes, whole = evaluate_likelihood(autoencoder, given, images, pixels, options.batch_size)
+    codes, whole = evaluate_likelihood(autoencoder, given, dataset, pixels, options.batch_size)
     figures |= dict(zip(priors, codes, strict=False))
     if whole is None:
         print(f"no bits per dimension of the whole model: {reason}", file=sys.stderr)
         return {**figures, "likelihood": {"skipped": reason}}
-    whole["protocol"] = {**_data_protocol(images, options, data), **whole["protocol"]}
+    whole["protocol"] = {**_data_protocol(dataset, options, data), **whole["protocol"]}
     return {**figures, "likelihood": whole}
 
 
-def _pixel_likelihood(autoencoder, has_own, images, options, data):
-    """The likelihood of pixels given codes, or None and the reason why there is none."""
+def _pixel_likelihood(autoencoder, has_own, dataset, options, data):
+    """The likelihood of samples given codes, or None and the reason why there is none."""
+    plural = data.modality.plural
     if has_own:
-        if images.num_values != 256:
-            return None, f"the decoder's distribution is over 256 values, a pixel of the data has {images.num_values}"
+        if dataset.num_values != 256:
+            return None, f"the decoder's distribution is over 256 values, those of the data are {dataset.num_values}"
         return OwnPixelLikelihood(autoencoder), None
     try:
-        training = data.load("train", autoencoder.config.in_channels, cache_bytes=0)
-        rows = training.without(images)
+        training = data.load("train", cache_bytes=0)
+        rows = training.without(dataset)
     except MissingSplitError as error:
-        return None, f"no images to fit the scale of the decoder's likelihood on: {error}"
+        return None, f"no {plural} to fit the scale of the decoder's likelihood on: {error}"
     if len(rows) == 0:
-        return None, f"train_split={data.train_split!r} has no images that are not evaluated, to fit a scale on"
-    return FittedPixelLikelihood(autoencoder, Subset(training, rows), images.num_values, options.batch_size), None
+        return None, f"train_split={data.train_split!r} has no {plural} that are not evaluated, to fit a scale on"
+    return FittedPixelLikelihood(autoencoder, Subset(training, rows), dataset.num_values, options.batch_size), None
 
 
-def _data_protocol(images, options, data):
-    """What a report must say of the data for its figures to compare; changed pixels are also told on stderr."""
-    changes = images.pixel_changes()
-    for change in changes:
-        print(f"warning: bits per dimension are not those of the original pixels: {change}", file=sys.stderr)
-    names, white = images.source.names, images.num_values - 1
+def _data_protocol(dataset, options, data):
+    """What a report must say of the data for its figures to compare; what warns is told on stderr too."""
+    facts, warnings = data.modality.describe_data(dataset)
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
     return {
         "data": data.data,
         "split": data.resolve(options.split),
         "validation_fraction": data.validation_fraction,
-        "num_images": len(images),
-        "images": f"{names[0]} to {names[-1]}",
-        "pixels": f"values 0 to {white}, x 2 / {white} - 1",
-        "changed_pixels": changes or "none: lossless, of their original size",
+        **facts,
     }

@@ -10,10 +10,12 @@ from safetensors import safe_open
 
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
-from hf_vq.cli.options import parse_options
+from hf_vq.cli.data_options import size_options
+from hf_vq.cli.options import nearest, parse_options
 from hf_vq.data.codes import load_codes
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
+from hf_vq.registry import MODALITIES, modality_of
 
 
 @dataclass
@@ -21,58 +23,69 @@ class InspectOptions:
     """What to inspect."""
 
     folder: str = field(metadata={"help": "folder or repo id of an autoencoder, a prior, a pipeline or codes"})
-    image_size: int | None = field(default=None, metadata={"help": "side in pixels, to count codes and bits"})
+    modality: str = field(
+        default="image", metadata={"help": f"of a prior alone, whose codes do not tell it: {', '.join(MODALITIES)}"}
+    )
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 
 def main(argv):
     """Run the verb."""
-    options, _ = parse_options(
-        [InspectOptions],
+    options, sizes, _ = parse_options(
+        [InspectOptions, size_options()],
         argv,
         verb="inspect",
         description="Tell what a folder is, without loading its weights.",
         positional="folder",
     )
-    facts = describe(options.folder, options.image_size)
+    facts = describe(options.folder, sizes, options.modality)
     print(json.dumps(facts, indent=2) if options.json else _as_text(facts))
 
 
-def describe(name, image_size=None):
+def describe(name, sizes=None, modality=None):
     """Facts about a folder or repo, as a dict that JSON can hold.
 
     Args:
         name: folder or repo id.
-        image_size: side in pixels, to count codes and bits of an autoencoder.
+        sizes: options of `size_options`, to count codes and bits of an autoencoder; else those of its processor.
+        modality: name of that of a prior alone.
 
     Raises:
-        ValueError: no such folder, nothing of ours in it, or a config without weights.
+        ValueError: no such folder, nothing of ours in it, a config without weights, or no such modality.
     """
+    if modality is not None and modality not in MODALITIES:
+        raise ValueError(f"modality={modality!r}: unknown{nearest(modality, MODALITIES)}")
     folder = local_folder(name)
     kind = check_weights(folder, "autoencoder", "prior", "pipeline", "codes")
-    if kind == "pipeline":
-        components = {part: _describe_model(path, image_size) for part, path in pipeline_folders(folder).items()}
-        return {"kind": kind, "folder": str(folder), **components}
+    facts = {"kind": kind, "folder": str(folder)}
     if kind == "codes":
-        return {"kind": kind, "folder": str(folder), **_describe_codes(folder)}
-    return {"kind": kind, "folder": str(folder), **_describe_model(folder, image_size)}
+        return {**facts, **_describe_codes(folder)}
+    if kind == "pipeline":
+        parts = pipeline_folders(folder)
+        known = modality_of(read_json(parts["autoencoder"] / "config.json").get("_class_name"))
+        return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
+    return {**facts, **_describe_model(folder, sizes, MODALITIES.get(modality))}
 
 
-def _describe_model(folder, image_size):
+def _describe_model(folder, sizes, modality):
     config = read_json(folder / "config.json")
     public = {key: value for key, value in config.items() if not key.startswith("_")}
-    facts = _describe_autoencoder if "_class_name" in config else _describe_prior
-    return {**facts(folder, config, image_size), **_describe_weights(folder), "config": public}
+    if "_class_name" in config:
+        facts = _describe_autoencoder(folder, config, sizes)
+    else:
+        facts = _describe_prior(folder, config, modality)
+    return {**facts, **_describe_weights(folder), "config": public}
 
 
-def _describe_autoencoder(folder, config, image_size):
+def _describe_autoencoder(folder, config, sizes):
     name = config["_class_name"]
     if name not in AUTOENCODERS:
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(sorted(AUTOENCODERS))}")
     with torch.device("meta"):
         model = AUTOENCODERS[name].from_config(config)
+    modality = modality_of(name)
     bits = [quantizer.bits_per_token for quantizer in model.quantizers]
-    per_pixel = sum(one / _area(factor) for one, factor in zip(bits, model.downsample_factors, strict=True))
+    rate = sum(one / math.prod(strides) for one, strides in zip(bits, model.grid_strides, strict=True))
     facts = {
         "class": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -82,20 +95,28 @@ def _describe_autoencoder(folder, config, image_size):
         "codebook_dim": model.quantizers[0].dim,
         "downsample_factor": model.downsample_factor,
         "bits_per_token": round(bits[0], 4) if len(bits) == 1 else [round(one, 4) for one in bits],
-        "bits_per_pixel": round(per_pixel, 4),
+        f"bits_per_{modality.unit if modality else 'position'}": round(rate, 4),
     }
-    if image_size is not None:
-        code_shape = model.code_shape((model.config.in_channels, image_size, image_size))
-        facts.update(code_shape=list(code_shape), bits_per_image=round(per_pixel * image_size**2, 2))
+    space = _space(folder, modality, sizes)
+    if space is not None:
+        code_shape = model.code_shape((model.in_channels, *space))
+        facts.update(code_shape=list(code_shape), **_bits(modality, rate * math.prod(space)))
     return {**facts, **_describe_usage(folder)}
 
 
-def _area(factor):
-    """Pixels behind a position of the grid."""
-    return math.prod(factor) if isinstance(factor, tuple) else factor**2
+def _space(folder, modality, sizes):
+    """Space of the samples that options ask for, or else of the model's processor; None where neither tells."""
+    if modality is None:
+        return None
+    processor = modality.processor.from_pretrained(folder)
+    return (sizes and modality.space_of(sizes)) or (processor and processor.size)
 
 
-def _describe_prior(folder, config, image_size):
+def _bits(modality, bits):
+    return {f"bits_per_{modality.name if modality else 'sample'}": bits if bits is None else round(bits, 2)}
+
+
+def _describe_prior(folder, config, modality):
     name = config.get("auto_map", {}).get("AutoConfig", config["model_type"])  # a Llama's architecture is Llama
     config = config | config.get(PRIOR_SECTION, {})
     bits, shape = math.log2(config["codebook_size"]), config.get("code_shape")
@@ -105,7 +126,7 @@ def _describe_prior(folder, config, image_size):
         "codebook_size": config["codebook_size"],
         "num_classes": config.get("num_classes") or 0,
         "code_shape": shape,
-        "bits_per_image": round(bits * math.prod(shape), 2) if shape else None,
+        **_bits(modality, bits * math.prod(shape) if shape else None),
     }
 
 
@@ -157,16 +178,17 @@ def _describe_codes(folder):
     facts = {"splits": {}}
     for split in code_splits(folder):
         facts["splits"][split] = len(load_codes(folder, split, grid=0))
-    levels = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]
-    codes = levels[0]
+    grids = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]
+    codes = grids[0]
     return {
         **facts,
-        "codebook_size": codes.codebook_size if len(levels) == 1 else [level.codebook_size for level in levels],
-        "code_shape": list(codes.code_shape) if len(levels) == 1 else [list(level.code_shape) for level in levels],
+        "codebook_size": codes.codebook_size if len(grids) == 1 else [grid.codebook_size for grid in grids],
+        "code_shape": list(codes.code_shape) if len(grids) == 1 else [list(grid.code_shape) for grid in grids],
         "sample_shape": list(codes.sample_shape),
         "num_classes": codes.num_classes,
-        "bits_per_image": round(
-            sum(math.log2(level.codebook_size) * math.prod(level.code_shape) for level in levels), 2
+        **_bits(
+            modality_of(codes.tokenizer["class"]),
+            sum(math.log2(grid.codebook_size) * math.prod(grid.code_shape) for grid in grids),
         ),
         "tokenizer": codes.tokenizer,
     }

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -69,7 +70,7 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse_options(types, argv, *, verb, description, positional="recipe", aliases=None):
+def parse_options(types, argv, *, verb, description, positional="recipe", aliases=None, renamed=None):
     """Fill option dataclasses from a recipe and flags.
 
     Args:
@@ -79,7 +80,8 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
         verb: name for the usage line.
         description: one sentence for --help.
         positional: what the argument without a flag is: "recipe", or a field; several, in their order.
-        aliases: other spellings of flags, {"output": "output_dir"}.
+        aliases: other spellings of options, {"output": "output_dir"}.
+        renamed: older spellings, which are told on stderr, {"level": "grid"}.
 
     Returns:
         tuple of one filled dataclass per type, then a dict of what was given (by recipe or flag), defaults left out.
@@ -90,23 +92,27 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
     parser = _Parser(types, prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
     fields = {entry.name: entry for cls in types for entry in dataclasses.fields(cls) if entry.init}
     mappings = {name for cls in types for name, kind in get_type_hints(cls).items() if dict in get_args(kind)}
+    aliases, renamed = aliases or {}, renamed or {}
     parser.add_argument("--recipe", default=None, help="YAML file with any of these options; flags override it")
-    for flag, name in (aliases or {}).items():
-        parser.add_argument(f"--{flag}", dest=name, help=f"the same as --{name}")
+    for flag, name in aliases.items():
+        action = parser._option_string_actions[f"--{flag}"] = parser._option_string_actions[f"--{name}"]
+        action.option_strings = [*action.option_strings, f"--{flag}"]
     for name in [positional] if isinstance(positional, str) else positional:
         parser.add_argument(name, nargs="?", help=f"the same as --{name}")
     if "-h" in argv or "--help" in argv:
         parser.print_help()
         raise SystemExit(0)
 
-    flags = {*fields, "recipe", *(aliases or ())} | {f"no_{name}" for name in fields if fields[name].default is True}
+    argv = [_current_flag(argument, renamed) for argument in argv]
+    flags = {*fields, "recipe", *aliases} | {f"no_{name}" for name in fields if fields[name].default is True}
     argv, entries = _split_mapping_entries(argv, mappings, flags)
     for action in parser._actions:  # leave defaults to the dataclasses: here only what was given counts
         action.required, action.default = False, argparse.SUPPRESS
     given = vars(parser.parse_args(argv))
     values, recipe = {}, given.pop("recipe", None)
     if recipe is not None:
-        values = read_recipe(recipe)
+        values = {aliases.get(name, name): value for name, value in read_recipe(recipe).items()}
+        values = {_current(name, renamed): value for name, value in values.items()}
         check_names(values, fields, f"key in the recipe {recipe}:")
         values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
     values.update(given)
@@ -125,6 +131,19 @@ def write_recipe(path, given):
     """Write what a run was given as a recipe that repeats it; where it went is left out."""
     values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _current(name, renamed, dashes=""):
+    """The name of an option today; an older one is told."""
+    if name not in renamed:
+        return name
+    print(f"{dashes}{name} is now {dashes}{renamed[name]}", file=sys.stderr)
+    return renamed[name]
+
+
+def _current_flag(argument, renamed):
+    flag, equals, value = argument.partition("=")
+    return "--" + _current(flag[2:], renamed, "--") + equals + value if flag.startswith("--") else argument
 
 
 def _split_mapping_entries(argv, mappings, flags):

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
-from hf_vq.cli.checks import check_output_folder, start_output_folder
-from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.checks import check_output_folder, folder_modality, start_output_folder
+from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import parse_options, read_recipe
 
 OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")
@@ -66,7 +66,7 @@ def run(options):
     os.replace(folder / "prior" / "pipeline", pipeline)
     sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
     figures = evaluate.run(
-        evaluate.EvaluateOptions(model=pipeline, output=str(folder / "evaluation.json")), DataOptions(data="digits")
+        evaluate.EvaluateOptions(model=pipeline, output=str(folder / "evaluation.json")), data_options()(data="digits")
     )
     print(summary(figures, folder, pipeline, time.monotonic() - started))
 
@@ -79,6 +79,7 @@ def built_in_recipe(name):
 def summary(figures, folder, pipeline, seconds):
     """What the quickstart prints at its end."""
     tokenizer, prior = figures["autoencoder"], figures["prior"]
+    draw = folder_modality(pipeline).show_sample.format(call="pipe(class_labels=[3])").replace("\n", "\n  ")
     return f"""
 Done in {seconds:.0f} s, on {tokenizer["num_samples"]} digits that neither model was trained on:
   tokenizer  error over variance {tokenizer["error_over_variance"]:.3f}, {tokenizer["usage"]:.0%} of the codes in use
@@ -88,4 +89,6 @@ Pictures: {folder}/samples.png (a row per digit, all new), {folder}/autoencoder/
 Use it:
   from hf_vq import VQPipeline
   pipe = VQPipeline.from_pretrained({json.dumps(Path(pipeline).as_posix())})
-  pipe(class_labels=[3]).images[0].resize((256, 256), 0).save("three.png")"""
+  {draw}
+or, enlarged:
+  hf-vq sample {pipeline} --classes 3 --output threes.png"""

@@ -1,22 +1,22 @@
-"""`hf-vq sample`: a pipeline in, new images out."""
+"""`hf-vq sample`: a pipeline in, new samples out."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
 
 from hf_vq.cli.checks import (
     check_class_labels,
     check_output_file,
     check_weights,
+    folder_modality,
     load_pipeline,
     local_folder,
     pick_device,
     pipeline_folders,
     read_json,
 )
+from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.options import nearest, parse_options
 
 
@@ -25,16 +25,16 @@ class SampleOptions:
     """What to draw, and how."""
 
     pipeline: str = field(metadata={"help": "folder or repo id of the pipeline"})
-    output: str = field(metadata={"help": "PNG file of the grid, one row per class"})
+    output: str = field(metadata={"help": f"file to write, {SUFFIXES}: a row per class"})
     classes: list[str] | None = field(
         default=None, metadata={"help": "class labels or names, such as 0,1,2; default all"}
     )
-    num: int = field(default=8, metadata={"help": "images per class, or in all where there are no classes"})
+    num: int = field(default=8, metadata={"help": "samples per class, or in all where there are no classes"})
     temperature: float = field(default=1.0, metadata={"help": "below 1: fewer surprises"})
     top_k: int | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
     top_p: float | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
     guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
-    batch_size: int = field(default=64, metadata={"help": "images drawn at once"})
+    batch_size: int = field(default=64, metadata={"help": "samples drawn at once"})
     seed: int = field(default=0, metadata={"help": "of the random generator"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
@@ -45,20 +45,21 @@ class SampleOptions:
 def main(argv):
     """Run the verb."""
     options, _ = parse_options(
-        [SampleOptions], argv, verb="sample", description="Draw new images from a pipeline.", positional="pipeline"
+        [SampleOptions], argv, verb="sample", description="Draw new samples from a pipeline.", positional="pipeline"
     )
     run(options)
 
 
 def run(options):
-    """Check everything, sample, and write the grid."""
+    """Check everything, sample, and write the samples."""
     for name in ("num", "batch_size", "temperature"):
         if getattr(options, name) <= 0:
             raise ValueError(f"{name}={getattr(options, name)} must be positive")
-    check_output_file(options.output, suffix=".png", overwrite=options.overwrite)
     device = pick_device(options.device)
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")
+    modality = folder_modality(folder)
+    check_output_file(options.output, suffix=modality.suffix, overwrite=options.overwrite)
     parts = [read_json(part / "config.json") for part in pipeline_folders(folder).values()]
     num_classes = max(config.get("num_classes") or 0 for config in parts)
     names = read_json(folder / "model_index.json").get("class_names") or {}
@@ -79,8 +80,8 @@ def run(options):
         guidance_scale=options.guidance_scale,
     )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    save_rows(options.output, samples, columns=min(options.num, 8) if not labels else options.num)
-    print(f"Wrote {len(samples)} images to {options.output}.")
+    modality.save_samples(options.output, samples, columns=min(options.num, 8) if not labels else options.num)
+    print(f"Wrote {len(samples)} {modality.plural} to {options.output}.")
 
 
 def parse_classes(words, class_names):
@@ -103,31 +104,19 @@ def draw(pipeline, labels, num, batch_size, generator, **options):
 
     Args:
         pipeline: `VQPipeline` or another of ours.
-        labels: list of class labels, one per image; None without classes.
-        num: number of images without classes.
-        batch_size: images drawn at once.
+        labels: list of class labels, one per sample; None without classes.
+        num: number of samples without classes.
+        batch_size: samples drawn at once.
         generator: random numbers of all batches.
         options: passed to the pipeline.
 
     Returns:
-        (images, channels, height, width) float in [-1, 1].
+        (samples, channels, *space) float in [-1, 1].
     """
     total, batches = len(labels) if labels else num, []
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)
         condition = {"class_labels": labels[start:stop]} if labels else {"batch_size": stop - start}
-        images = pipeline(**condition, generator=generator, output_type="pt", **options).images  # in [0, 1]
-        batches.append(images.float().cpu() * 2 - 1)
+        (codes,) = pipeline(**condition, generator=generator, output_type="codes", return_dict=False, **options)
+        batches.append(pipeline.autoencoder.detokenize(codes).float().cpu())
     return torch.cat(batches)
-
-
-def save_rows(path, samples, columns):
-    """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
-    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    height, width = pixels.shape[1:3]
-    zoom = max(1, 48 // max(height, width))
-    images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
-    images = [ImageOps.expand(image, border=2, fill="white") for image in images]
-    images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
-    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)

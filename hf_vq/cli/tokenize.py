@@ -1,11 +1,11 @@
-"""`hf-vq tokenize`: an image data set in, its codes out."""
+"""`hf-vq tokenize`: a data set in, its codes out."""
 
 import math
 from dataclasses import dataclass, field
 
 import hf_vq
 from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
-from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import parse_options
 from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
@@ -18,9 +18,9 @@ class TokenizeOptions:
     model: str = field(metadata={"help": "folder or repo id of the autoencoder"})
     output: str = field(metadata={"help": "folder of the codes"})
     splits: list[str] | None = field(default=None, metadata={"help": "splits to tokenize; default train, validation"})
-    batch_size: int = field(default=64, metadata={"help": "images per forward pass"})
-    shard_size: int = field(default=16384, metadata={"help": "images per file"})
-    num_workers: int = field(default=0, metadata={"help": "processes that decode images"})
+    batch_size: int = field(default=64, metadata={"help": "samples per forward pass"})
+    shard_size: int = field(default=16384, metadata={"help": "samples per file"})
+    num_workers: int = field(default=0, metadata={"help": "processes that load samples"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
     )
@@ -31,7 +31,7 @@ class TokenizeOptions:
 def main(argv):
     """Run the verb."""
     options, data, _ = parse_options(
-        [TokenizeOptions, DataOptions],
+        [TokenizeOptions, data_options()],
         argv,
         verb="tokenize",
         description="Tokenize a data set once and keep the codes as Parquet files.",
@@ -41,7 +41,7 @@ def main(argv):
 
 
 def run(options, data):
-    """Check everything and write the codes; return the number of images by split."""
+    """Check everything and write the codes; return the number of samples by split."""
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} must be positive")
@@ -55,20 +55,20 @@ def run(options, data):
     folder = local_folder(options.model)
     check_weights(folder, "autoencoder")
     model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
-    channels = model.config.in_channels
+    data = data.fit_model(model)
     if options.splits:
-        images = {split: data.load(split, channels) for split in options.splits}
+        datasets = {split: data.load(split) for split in options.splits}
     else:
-        train, validation = data.load_train_and_validation(channels)
-        images = {"train": train} if validation is None else {"train": train, "validation": validation}
+        train, validation = data.load_train_and_validation()
+        datasets = {"train": train} if validation is None else {"train": train, "validation": validation}
     needed = 0
-    for dataset in images.values():
+    for dataset in datasets.values():
         for grid, size in zip(model.code_shapes(dataset.sample_shape), model.codebook_sizes, strict=True):
             needed += len(dataset) * math.prod(grid) * storage_dtype(size).itemsize
     check_disk_space(options.output, needed, "tokenizing")
     counts = tokenize_dataset(
         model,
-        images,
+        datasets,
         options.output,
         batch_size=options.batch_size,
         shard_size=options.shard_size,
@@ -77,5 +77,6 @@ def run(options, data):
         overwrite=options.overwrite,
         resume=options.resume,
     )
-    print(f"Wrote the codes of {', '.join(f'{count:,} {split}' for split, count in counts.items())} images.")
+    words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    print(f"Wrote the codes of {words} {data.modality.plural}.")
     return counts

@@ -1,4 +1,4 @@
-"""`hf-vq train autoencoder`: images in, a tokenizer out."""
+"""`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -9,32 +9,34 @@ import transformers
 
 from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.autoencoders.images.pixel_distributions import PixelDecoder
 from hf_vq.cli.checks import (
     check_disk_space,
     check_output_folder,
     check_same_config,
     check_weights,
+    find_modality,
     local_folder,
     say,
     start_output_folder,
     training_bytes,
 )
-from hf_vq.cli.data_options import DataOptions
+from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.grids import as_grids
+from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.evaluation import usage_metric
-from hf_vq.training.pictures import (
-    save_code_maps,
-    save_loss_curve,
-    save_reconstruction_grid,
-    save_usage_histogram,
-)
+from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
 
-PICTURES = ("reconstructions.png", "code_maps.png", "codebook_usage.png", "loss_curve.png")
-WEIGHTS = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
+PICTURES = ("codebook_usage.png", "loss_curve.png")
+WEIGHTS = (
+    "config.json",
+    PROCESSOR,
+    "diffusion_pytorch_model*.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs")
 
 
@@ -56,10 +58,10 @@ class ModelOptions:
 def main(argv):
     """Run the verb."""
     options, data, args, given = parse_options(
-        [ModelOptions, DataOptions, AutoencoderTrainingArguments],
+        [ModelOptions, data_options(), AutoencoderTrainingArguments],
         argv,
         verb="train autoencoder",
-        description="Train an autoencoder with a vector-quantized bottleneck on images.",
+        description="Train an autoencoder with a vector-quantized bottleneck.",
         aliases={"output": "output_dir"},
     )
     run(options, data, args, given)
@@ -78,24 +80,29 @@ def run(options, data, args, given):
     if args.freeze_codes:
         initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
-    train, validation = data.load_train_and_validation(channels=config.get("in_channels"))
+    modality = find_modality(options.model if initial is None else type(initial).__name__)
+    data = data.fit(modality, config.get("in_channels"), initial and initial.processor)
+    train, validation = data.load_train_and_validation()
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)
+    model.processor = modality.processor.from_dataset(train)
     code_shapes = model.code_shapes(train.sample_shape)
     check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
 
-    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    start_output_folder(
+        args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *(f"{name}{modality.suffix}" for name in SHOWN)]
+    )
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} images of "
-        f"{times(train.sample_shape)} to {describe_codes(code_shapes, model.codebook_sizes)}."
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
+        f"{modality.plural} of {times(train.sample_shape)} to {describe_codes(code_shapes, model.codebook_sizes)}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
         metrics = report["metrics"]
         error = "" if validation is None else f": error over variance {metrics['eval_error_over_variance']:.4f}"
         say(f"Wrote {args.output_dir}{error}.")
-        save_pictures(model, train if validation is None else validation, report, Path(args.output_dir))
+        save_pictures(model, modality, train if validation is None else validation, report, Path(args.output_dir))
     return report
 
 
@@ -111,7 +118,7 @@ def load_initial(options, given):
     if "model" in given and options.model != type(model).__name__:
         raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
-    if isinstance(model, PixelDecoder):
+    if hasattr(model, "with_reconstruction_loss"):
         options_now = {name: model.config[name] for name in model.decoder_options}
         wanted = {name: config.get(name, value) for name, value in options_now.items()}
         if wanted != options_now:
@@ -142,16 +149,17 @@ def build_model(name, config, sample_shape):
 
 
 @torch.no_grad()
-def save_pictures(model, images, report, folder):
-    """Write reconstructions.png, code_maps.png, codebook_usage.png and loss_curve.png."""
+def save_pictures(model, modality, dataset, report, folder):
+    """Write reconstructions and code maps, codebook_usage.png and loss_curve.png."""
     model.eval()
     device = next(model.parameters()).device
-    samples = torch.stack([images[index]["sample"] for index in range(min(16, len(images)))])
+    samples = torch.stack([dataset[index]["sample"] for index in range(min(16, len(dataset)))])
     output = model(samples.to(device))
-    save_reconstruction_grid(folder / "reconstructions.png", samples, output.sample.cpu())
-    save_code_maps(folder / "code_maps.png", samples, output.codes, model.codebook_size)
+    reconstructions, code_maps = (folder / f"{name}{modality.suffix}" for name in SHOWN)
+    modality.save_reconstructions(reconstructions, samples, output.sample.cpu())
+    modality.save_code_maps(code_maps, samples, output.codes, model.codebook_size)
     usage = usage_metric(model).to(device)
-    for batch in torch.utils.data.DataLoader(images, 64):
+    for batch in torch.utils.data.DataLoader(dataset, 64):
         usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
     save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
     save_loss_curve(folder / "loss_curve.png", report["history"])

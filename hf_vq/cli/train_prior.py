@@ -12,16 +12,18 @@ from hf_vq.cli.checks import (
     check_output_folder,
     check_same_config,
     check_weights,
+    find_modality,
     local_folder,
     say,
     start_output_folder,
     training_bytes,
 )
-from hf_vq.cli.levels import load_coarser, pick_level
+from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
-from hf_vq.cli.sample import draw, save_rows
+from hf_vq.cli.sample import draw
 from hf_vq.data.codes import check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
+from hf_vq.modalities import MODALITIES
 from hf_vq.priors import PRIORS as PRIOR_CLASSES
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
@@ -30,7 +32,8 @@ from hf_vq.training.prior import PriorTrainingArguments, train_prior
 PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "samples.png", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+SAMPLES = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", *SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
 
 
 @dataclass
@@ -42,16 +45,16 @@ class PriorOptions:
     prior_config: dict | str | None = field(
         default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
     )
-    level: str | None = field(
+    grid: str | None = field(
         default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
     )
     autoencoder: str | None = field(
-        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples.png and pipeline/"}
+        default=None, metadata={"help": "folder or repo id of the tokenizer: also writes samples and a pipeline/"}
     )
     top_prior: str | None = field(
-        default=None, metadata={"help": "trained prior of the top level: with the bottom one it makes the pipeline"}
+        default=None, metadata={"help": "trained prior of the top grid: with the bottom one it makes the pipeline"}
     )
-    middle_prior: str | None = field(default=None, metadata={"help": "of three levels, that of the middle one"})
+    middle_prior: str | None = field(default=None, metadata={"help": "of three grids, that of the middle one"})
     init_from: str | None = field(
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
@@ -67,6 +70,7 @@ def main(argv):
         verb="train prior",
         description="Train a prior on the codes of a tokenizer.",
         aliases={"output": "output_dir"},
+        renamed={"level": "grid"},
     )
     run(options, args, given)
 
@@ -78,20 +82,20 @@ def run(options, args, given):
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    level = pick_level(options)
-    train = load_codes(options.codes, "train", grid=level, context=True)
+    grid = pick_grid(options)
+    train = load_codes(options.codes, "train", grid=grid, context=True)
     validation = None
     if "validation" in code_splits(options.codes):
-        validation = load_codes(options.codes, "validation", grid=level, context=True)
+        validation = load_codes(options.codes, "validation", grid=grid, context=True)
     autoencoder = load_tokenizer(options, train)
-    coarser = load_coarser(options, level, train)
+    coarser = load_coarser(options, grid, train)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
     if config["num_classes"] == 0:
         train.labels = None
         if validation is not None:
             validation.labels = None
-    vectors = take_code_vectors(options, config, autoencoder, level) if initial is None else None
+    vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
     transformers.set_seed(args.seed)
     prior_class = PRIORS[options.prior]
     prior = initial or prior_class(prior_class.config_class(**config))
@@ -110,7 +114,7 @@ def run(options, args, given):
         nats = report["metrics"].get("eval_nats_per_code")
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
-        if autoencoder is not None and (level is None or coarser):
+        if autoencoder is not None and (grid is None or coarser):
             pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
             save_pipeline(pipeline, Path(args.output_dir), args.seed)
     return report
@@ -162,7 +166,7 @@ def check_prior_config(options, codes):
         if CONTEXT not in known:
             takers = [name for name, taker in PRIORS.items() if hasattr(taker.config_class, CONTEXT)]
             raise ValueError(
-                f"prior={options.prior!r} takes no codes of coarser levels, which level={options.level} has: use "
+                f"prior={options.prior!r} takes no codes of coarser grids, which grid={options.grid} has: use "
                 f"{' or '.join(takers)}"
             )
         facts[CONTEXT] = codes.context_codebook_sizes
@@ -183,7 +187,7 @@ def check_facts(config, facts, owners):
             raise ValueError(f"prior_config has {name}={given}, but {owners} have {fact}")
 
 
-def take_code_vectors(options, config, autoencoder, level):
+def take_code_vectors(options, config, autoencoder, grid):
     """The autoencoder's code vectors for a prior that reads them, None for others; the config takes their shape.
 
     Raises:
@@ -196,7 +200,7 @@ def take_code_vectors(options, config, autoencoder, level):
             f"prior={options.prior!r} reads the code vectors of the tokenizer: give it as autoencoder, or take "
             "spatial_inputs and depth_inputs 'embeddings' in prior_config"
         )
-    quantizer = autoencoder.quantizers[level or 0]
+    quantizer = autoencoder.quantizers[grid or 0]
     if not hasattr(quantizer, "code_vectors"):
         raise ValueError(
             f"prior={options.prior!r} draws codes of several levels, but autoencoder={options.autoencoder} has one "
@@ -212,7 +216,7 @@ def take_code_vectors(options, config, autoencoder, level):
 
 
 def make_pipeline(autoencoder, prior, coarser, class_names):
-    """The pipeline of a prior, and of those of the coarser levels."""
+    """The pipeline of a prior, and of those of the coarser grids."""
     priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
     names = class_names if any(each.config.num_classes for each in priors) else None
     autoencoder = autoencoder.to(prior.device)
@@ -223,9 +227,10 @@ def make_pipeline(autoencoder, prior, coarser, class_names):
 
 
 def save_pipeline(pipeline, folder, seed):
-    """Write pipeline/ and samples.png: a row of samples of every class, or 64 samples without classes."""
+    """Write pipeline/ and samples: a row of samples of every class, or 64 samples without classes."""
     pipeline.save_pretrained(folder / "pipeline")
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
     samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-    save_rows(folder / "samples.png", samples, columns=8)
+    modality = find_modality(type(pipeline.autoencoder).__name__)
+    modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)

@@ -2,7 +2,7 @@
 
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
-from hf_vq.hub.folders import CONVERSION, PRIOR_SECTION, is_model_file, read_folder
+from hf_vq.hub.folders import CONVERSION, PRIOR_SECTION, PROCESSOR, is_model_file, read_folder
 from hf_vq.hub.push import PushMixin, push_folder
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "HubConfigMixin",
     "HubPipelineMixin",
     "PRIOR_SECTION",
+    "PROCESSOR",
     "PushMixin",
     "auto_map",
     "describe",

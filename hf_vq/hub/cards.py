@@ -13,10 +13,9 @@ AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "This model card has been automatically generated",
     "This model card has been generated automatically",
 )
-TASKS = {"autoencoder": "image-feature-extraction", "pipeline": "unconditional-image-generation"}
 FIGURES = {
     "error_over_variance": "Reconstruction error over data variance",
-    "mse": "Mean squared error, images in [-1, 1]",
+    "mse": "Mean squared error, {plural} in [-1, 1]",
     "psnr": "PSNR in dB",
     "usage": "Share of the codes in use",
     "perplexity": "Codebook perplexity",
@@ -84,7 +83,9 @@ def describe(folder, repo_id, license=None, files=None, dataset=None):
         ModelCardData.
     """
     measured = read_measurements(files or folder.files, dataset)
-    task = TASKS.get(folder.kind)
+    modality = folder.modality
+    task = modality and modality.tasks.get(folder.kind)
+    plural = modality.plural if modality else "samples"
     results = [
         EvalResult(
             task_type=task or "other",
@@ -92,7 +93,7 @@ def describe(folder, repo_id, license=None, files=None, dataset=None):
             dataset_name=measured.dataset or "held-out data",
             dataset_split=measured.split,
             metric_type=name,
-            metric_name=FIGURES[name],
+            metric_name=FIGURES[name].format(plural=plural),
             metric_value=value,
         )
         for name, value in measured.figures.items()
@@ -129,11 +130,7 @@ def write_card(folder, repo_id, data, files=None):
         template_str=resources.files("hf_vq.hub").joinpath("template.md").read_text(encoding="utf-8"),
         title=repo_id.split("/")[-1],
         summary=_summary(folder),
-        pictures=[
-            {"file": name, "title": Path(name).stem.replace("_", " ")}
-            for name in sorted(files)
-            if any(Path(name).match(pattern) for pattern in PICTURES)
-        ],
+        previews=_previews(folder, files),
         usage=_usage(folder, repo_id),
         stock_words=words,
         stock_usage=stock_usage,
@@ -191,15 +188,30 @@ def _training(files):
     )
 
 
+def _previews(folder, files):
+    """Markdown for every picture, and for every file of samples of another kind."""
+    embeds = dict.fromkeys(PICTURES, "![{title}]({file})")
+    if folder.modality:
+        embeds[f"*{folder.modality.suffix}"] = folder.modality.embed
+    return [
+        embed.format(title=Path(name).stem.replace("_", " "), file=name)
+        for name in sorted(files)
+        for pattern, embed in embeds.items()
+        if Path(name).match(pattern)
+    ]
+
+
 def _summary(folder):
-    config = folder.config
+    config, modality = folder.config, folder.modality
+    plural = modality.plural if modality else "samples"
     if folder.kind == "pipeline":
         parts = " ".join(_summary(part) for part in folder.components.values())
-        return f"A `{folder.class_name}` of hf_vq, which draws new images. {parts}"
+        return f"A `{folder.class_name}` of hf_vq, which draws new {plural}. {parts}"
     size = config.get("num_vq_embeddings", config.get("codebook_size"))  # transformers leaves out what is default
     codes = "codes" if size is None else f"codes out of {size}"
     if folder.kind == "autoencoder":
-        return f"`{folder.class_name}`: turns images of {config['in_channels']} channels into {codes}, and back."
+        channels = f" of {config['in_channels']} channels" if "in_channels" in config else ""
+        return f"`{folder.class_name}`: turns {plural}{channels} into {codes}, and back."
     classes = f"{config['num_classes']} classes" if config.get("num_classes") else "no classes"
     shape = config.get("code_shape")
     grid = "x".join(map(str, shape)) + " grids of" if shape else "grids of"
@@ -207,19 +219,23 @@ def _summary(folder):
 
 
 def _usage(folder, repo_id):
+    modality = folder.modality
     if folder.kind == "pipeline":
         classes = any(part.config.get("num_classes") for part in folder.components.values())
+        call = f"pipe({'class_labels=[0]' if classes else 'batch_size=1'})"
         return (
             f"from hf_vq import {folder.class_name}\n\n"
             f'pipe = {folder.class_name}.from_pretrained("{repo_id}")\n'
-            f"image = pipe({'class_labels=[0]' if classes else 'batch_size=1'}).images[0]\n"
-            'image.save("sample.png")'
+            + (modality.show_sample.format(call=call) if modality else call)
         )
     if folder.kind == "autoencoder":
+        load = f'from hf_vq import AutoVQModel\n\nmodel = AutoVQModel.from_pretrained("{repo_id}")'
+        if modality is None:
+            return load
+        shape = (1, folder.config.get("in_channels", 1), *modality.example_space)
         return (
-            "import torch\n\nfrom hf_vq import AutoVQModel\n\n"
-            f'model = AutoVQModel.from_pretrained("{repo_id}")\n'
-            f"sample = torch.rand(1, {folder.config['in_channels']}, 64, 64) * 2 - 1  # an image in [-1, 1]\n"
+            f"import torch\n\n{load}\n"
+            f"sample = torch.rand{shape} * 2 - 1  # one {modality.name}, in [-1, 1]\n"
             "codes = model.tokenize(sample)\n"
             "reconstruction = model.detokenize(codes)"
         )

@@ -8,9 +8,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hf_vq.hub.shims import PIPELINE, SHIM
+from hf_vq.registry import modality_of
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
-MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py")
+PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
+MODEL_FILES = (
+    "config.json", "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
+)  # fmt: skip
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 CONVERSION = "conversion.json"  # where converted weights come from
 RUN_FILES = ("report.json", "evaluation.json", CONVERSION, "*.yaml", *PICTURES)
@@ -36,6 +40,11 @@ class ModelFolder:
     components: dict[str, "ModelFolder"] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
 
+    @property
+    def modality(self):
+        """That of the autoencoder in it; None of a prior, and of an autoencoder without one."""
+        return modality_of(self.components.get("autoencoder", self).class_name)
+
 
 def read_folder(path):
     """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
@@ -56,6 +65,8 @@ def read_folder(path):
     else:
         raise ValueError(f"{path} holds no model: neither a model_index.json nor a config.json is there")
     folder.files.update(_find(path, RUN_FILES))
+    if folder.modality:
+        folder.files.update(_find(path, (f"*{folder.modality.suffix}",)))
     return folder
 
 

@@ -23,11 +23,10 @@ from hf_vq.autoencoders.images.grid_networks import (
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput
+from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
 from hf_vq.renaming import renamed_options
-
-GRID_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
 class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):

@@ -1,0 +1,58 @@
+"""What a modality is: everything that commands, cards, reports and pipelines ask about a kind of signal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A kind of signal: how its samples are loaded, prepared, shown, named and rated.
+
+    Attributes:
+        name: of one sample, "image".
+        plural: of several, "images".
+        unit: of which a sample has many, "pixel": rates are in bits per unit and bits per sample.
+        tasks: the Hub's name of what a folder does, by its kind, "autoencoder" or "pipeline".
+        example_space: a usual size, one number for each axis of space; for the example on a card.
+        show_sample: Python for the card of a pipeline that draws one and writes it to a file; `{call}` is the call.
+        embed: Markdown that shows a file of samples on a card; `{title}` and `{file}`.
+        suffix: of files of samples, ".png".
+        size_options: dataclass of the command line's options that give a sample's size.
+        loader_options: dataclass of all options that only this loader takes, those of the size included.
+        loader: data set of a source: `loader(source, split=, label_column=, config_name=, validation_fraction=,
+            skip_bad=, **loader options)`, or of a list of files. It has `sample_shape`, `labels`, `class_names`,
+            `num_classes`, `skipped` and `without(other)`.
+        fit_options: `fit_options(options, channels, processor)`: the loader options, a dict, completed by what a
+            model takes: its channels and its processor, None each where not known. A ValueError where they disagree.
+        space_of: `space_of(options)`: space of the samples that options ask for, None where they leave it open.
+        describe_data: `describe_data(dataset)`: what a report must say of the samples for likelihoods to compare, a
+            dict, and a list of warnings.
+        processor: class that prepares and shows samples, has `size` (space or None), `from_dataset`,
+            `from_pretrained`, `save_pretrained`, `__call__`, `postprocess` and `differences(dataset)`.
+        save_reconstructions: `(path, samples, reconstructions)`: originals beside reconstructions, as a file.
+        save_code_maps: `(path, samples, codes, codebook_size)`: samples beside their codes.
+        save_samples: `(path, samples, columns)`: all samples.
+        output_class: what a pipeline returns; its one field are the samples.
+        output_types: in which forms a pipeline gives samples.
+    """
+
+    name: str
+    plural: str
+    unit: str
+    tasks: dict[str, str]
+    example_space: tuple[int, ...]
+    show_sample: str
+    embed: str
+    suffix: str
+    size_options: type
+    loader_options: type
+    loader: Callable
+    fit_options: Callable
+    space_of: Callable
+    describe_data: Callable
+    processor: type
+    save_reconstructions: Callable
+    save_code_maps: Callable
+    save_samples: Callable
+    output_class: type
+    output_types: tuple[str, ...]

@@ -1,0 +1,79 @@
+"""Images: the modality of two axes of space."""
+
+from dataclasses import dataclass, field
+
+from diffusers import ImagePipelineOutput
+
+from hf_vq.data.images import load_images
+from hf_vq.modalities.base import Modality
+from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
+from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
+from hf_vq.registry import MODALITIES
+
+
+@dataclass
+class ImageSize:
+    """How large images are."""
+
+    image_size: int | None = field(
+        default=None, metadata={"help": "of images: side in pixels of the square that they are cropped and resized to"}
+    )
+
+
+@dataclass
+class ImageOptions(ImageSize):
+    """How images are read; see `hf_vq.data.images.load_images`."""
+
+    channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (RGB)"})
+    image_column: str | None = field(default=None, metadata={"help": "column of the images"})
+
+
+def fit_options(options, channels, processor):
+    """Options of `load_images` for a model: as many channels as it has, and its size where none is asked for."""
+    if channels is not None and options["channels"] not in (None, channels):
+        raise ValueError(f"channels={options['channels']}, but the model takes {channels}")
+    options = {**options, "channels": channels or options["channels"]}
+    if processor is not None and options["image_size"] is None:
+        options.update(processor.loader_options())
+    return options
+
+
+def space_of(options):
+    """(height, width) in pixels that options ask for, or None."""
+    return None if options.image_size is None else (options.image_size, options.image_size)
+
+
+def describe_data(images):
+    """What a report must say of the pixels of an `ImageDataset`, and a warning for each way in which they changed."""
+    changes, names, white = images.pixel_changes(), images.source.names, images.num_values - 1
+    facts = {
+        "num_images": len(images),
+        "images": f"{names[0]} to {names[-1]}",
+        "pixels": f"values 0 to {white}, x 2 / {white} - 1",
+        "changed_pixels": changes or "none: lossless, of their original size",
+    }
+    return facts, [f"bits per dimension are not those of the original pixels: {change}" for change in changes]
+
+
+MODALITIES["image"] = Modality(
+    name="image",
+    plural="images",
+    unit="pixel",
+    tasks={"autoencoder": "image-feature-extraction", "pipeline": "unconditional-image-generation"},
+    example_space=(64, 64),
+    show_sample='image = {call}.images[0]\nimage.save("sample.png")',
+    embed="![{title}]({file})",
+    suffix=".png",
+    size_options=ImageSize,
+    loader_options=ImageOptions,
+    loader=load_images,
+    fit_options=fit_options,
+    space_of=space_of,
+    describe_data=describe_data,
+    processor=ImageProcessor,
+    save_reconstructions=save_reconstruction_grid,
+    save_code_maps=save_code_maps,
+    save_samples=save_sample_rows,
+    output_class=ImagePipelineOutput,
+    output_types=OUTPUT_TYPES,
+)

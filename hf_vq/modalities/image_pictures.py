@@ -1,0 +1,175 @@
+"""Pictures of images, as PNG files: reconstructions, code maps, samples."""
+
+import math
+
+import numpy as np
+import torch
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageOps
+
+from hf_vq.modalities.figures import INK, save_figure
+
+MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
+ROW_ITEMS = 12
+MAX_MAPS = 4
+CELL = 0.9  # inches of a cell
+
+
+def save_reconstruction_grid(path, samples, reconstructions):
+    """Samples above their reconstructions.
+
+    Args:
+        path: the PNG file to write.
+        samples: (batch, channels, height, width) float in [-1, 1], 1 or 3 channels; the first 12 are shown.
+        reconstructions: like `samples`.
+
+    Raises:
+        ValueError: shapes differ, or the number of channels is neither 1 nor 3.
+    """
+    if samples.shape != reconstructions.shape:
+        raise ValueError(
+            f"samples {tuple(samples.shape)} and reconstructions {tuple(reconstructions.shape)} differ in shape"
+        )
+    save_comparison(path, {"original": samples, "reconstruction": reconstructions}, "Reconstructions")
+
+
+def save_comparison(path, rows, title):
+    """Named rows of samples, one above the other, sample by sample.
+
+    Args:
+        path: the PNG file to write.
+        rows: samples by name, (batch, channels, height, width) float in [-1, 1] each; the first 12 are shown.
+        title: of the picture.
+    """
+    _save_rows(path, [(name, _to_pixels(samples)) for name, samples in rows.items()], title)
+
+
+def save_code_maps(path, samples, codes, codebook_size):
+    """Samples above their codes, each code in a colour that is its own in every picture of this codebook size.
+
+    Args:
+        path: the PNG file to write.
+        samples: (batch, channels, height, width) float in [-1, 1]; the first 12 are shown.
+        codes: (batch, height, width) int64 in [0, codebook_size), or (batch, levels, height, width), or for a
+            hierarchy a tuple of them, coarse to fine; the first 4 maps are shown.
+        codebook_size: number of codes; a tuple where the grids of a hierarchy differ.
+
+    Raises:
+        ValueError: not one map of codes a sample, or codes out of range.
+    """
+    parts = codes if isinstance(codes, tuple | list) else (codes,)
+    sizes = codebook_size if isinstance(codebook_size, tuple | list) else (codebook_size,) * len(parts)
+    maps = []
+    for grid, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part.ndim not in (3, 4) or len(part) != len(samples):
+            raise ValueError(f"codes must be ({len(samples)}, height, width), got {tuple(part.shape)}")
+        if part.min() < 0 or part.max() >= size:
+            raise ValueError(f"codes must be in [0, {size}), got {part.min()} to {part.max()}")
+        levels = part.unbind(dim=1) if part.ndim == 4 else (part,)
+        for level, codes_of_level in enumerate(levels):
+            words = [f"grid {grid + 1}"] * (len(parts) > 1) + [f"level {level + 1}"] * (len(levels) > 1)
+            maps.append((" ".join(words) or "codes", codes_of_level, size))
+    maps = [(name, _code_colours(size)[one.cpu().numpy()]) for name, one, size in maps[:MAX_MAPS]]
+    grids = ", ".join(
+        f"{' x '.join(map(str, part.shape[1:]))} of {size}" for part, size in zip(parts, sizes, strict=True)
+    )
+    _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grids}")
+
+
+def save_sample_grid(path, samples, labels=None):
+    """Samples in a grid, each under its label where labels are given.
+
+    Args:
+        path: the PNG file to write.
+        samples: (batch, channels, height, width) float in [-1, 1]; the first 64 are shown.
+        labels: one int or string for each sample.
+
+    Raises:
+        ValueError: not one label a sample.
+    """
+    if labels is not None and len(labels) != len(samples):
+        raise ValueError(f"labels must be {len(samples)}, one for each sample, got {len(labels)}")
+    pixels = _to_pixels(samples[:MAX_ITEMS])
+    columns = 10 if len(pixels) % 10 == 0 else min(len(pixels), 8)
+    rows = math.ceil(len(pixels) / columns)
+    label_height = 0.2 if labels is not None else 0.0
+    figure, cells = _new_grid(rows, columns, cell_height=CELL * pixels.shape[1] / pixels.shape[2] + label_height)
+    for index, cell in enumerate(cells.flat):
+        cell.axis("off")
+        if index < len(pixels):
+            cell.imshow(pixels[index], interpolation="nearest")
+            if labels is not None:
+                cell.set_title(str(_plain_label(labels[index])), fontsize=8, color=INK, pad=2)
+    save_figure(path, figure)
+
+
+def save_sample_rows(path, samples, columns):
+    """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
+    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    height, width = pixels.shape[1:3]
+    zoom = max(1, 48 // max(height, width))
+    images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
+    images = [ImageOps.expand(image, border=2, fill="white") for image in images]
+    images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
+    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)
+
+
+def _to_pixels(samples):
+    """(batch, channels, height, width) in [-1, 1] to (batch, height, width, 3) uint8."""
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        raise ValueError(f"samples must be (batch, 1 or 3, height, width), got {tuple(samples.shape)}")
+    pixels = ((samples.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def _code_colours(codebook_size):
+    """(codebook_size, 3) uint8: hues a golden angle apart, so that neighbouring codes look unlike."""
+    from matplotlib.colors import hsv_to_rgb
+
+    index = np.arange(codebook_size)
+    hue = (index * 0.6180339887) % 1
+    saturation = 0.45 + 0.4 * ((index * 0.7548776662) % 1)
+    value = 0.6 + 0.35 * ((index * 0.5698402910) % 1)
+    return (hsv_to_rgb(np.stack([hue, saturation, value], axis=1)) * 255).round().astype(np.uint8)
+
+
+def _plain_label(label):
+    return label.item() if torch.is_tensor(label) else label
+
+
+def _save_rows(path, rows, title):
+    """Named rows of pictures, one above the other, column by column."""
+    columns = min(len(rows[0][1]), ROW_ITEMS)
+    height, width = rows[0][1].shape[1:3]
+    figure, cells = _new_grid(len(rows), columns, cell_height=CELL * height / width, left=1.15, top=0.34)
+    for (name, pictures), line in zip(rows, cells, strict=True):
+        for picture, cell in zip(pictures, line, strict=False):
+            cell.imshow(picture, interpolation="nearest", aspect="auto")
+            cell.set_xticks([])
+            cell.set_yticks([])
+            for side in cell.spines.values():
+                side.set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, fontsize=10, color=INK)
+    figure.suptitle(title, x=0.02, y=0.98, ha="left", va="top", fontsize=11, color=INK)
+    save_figure(path, figure)
+
+
+def _new_grid(rows, columns, cell_height, left=0.08, top=0.08):
+    """A figure of `rows` x `columns` axes without frames around them; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    gap, edge = 0.06, 0.08
+    width = left + edge + columns * CELL + (columns - 1) * gap
+    height = top + edge + rows * cell_height + (rows - 1) * gap
+    figure = Figure(figsize=(width, height), dpi=160)
+    cells = figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - edge / width,
+        top=1 - top / height,
+        bottom=edge / height,
+        wspace=gap / CELL,
+        hspace=gap / cell_height,
+    )
+    return figure, cells

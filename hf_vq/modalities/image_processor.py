@@ -1,0 +1,241 @@
+"""Pictures to samples and back, by the rule that training data are made by; saved with a model, for stock readers."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
+
+from hf_vq.data.decoding import decode
+from hf_vq.hub import PROCESSOR
+
+STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
+LANCZOS = int(Image.Resampling.LANCZOS)
+RESIZE_RULES = ("center_crop", "none")
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Makes samples of pictures, exactly as `hf_vq.data.images` does for training, and pictures of samples.
+
+    Args:
+        size: (height, width) in pixels; None leaves pictures as they come.
+        resize: "center_crop": crop to the central square, then Lanczos to `size`, a square; "none": pictures must be
+            of `size` already.
+        channels: of the samples; a PIL image is converted to 1 (grey) or 3 (RGB).
+        white: the pixel value that becomes 1.0.
+
+    Raises:
+        ValueError: an argument that does not fit, named with its value.
+    """
+
+    size: tuple[int, int] | None = None
+    resize: str = "center_crop"
+    channels: int = 3
+    white: int = 255
+
+    def __post_init__(self):
+        if self.resize not in RESIZE_RULES:
+            raise ValueError(f"resize={self.resize!r} must be one of {RESIZE_RULES}")
+        if self.size is not None:
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2 or min(self.size) < 1:
+                raise ValueError(f"size={self.size!r} must be (height, width), positive, or None")
+            if self.resize == "center_crop" and self.size[0] != self.size[1]:
+                raise ValueError(f"size={self.size!r} must be a square where resize='center_crop'")
+            object.__setattr__(self, "size", tuple(self.size))
+        if self.channels < 1:
+            raise ValueError(f"channels={self.channels} must be positive")
+        if not 1 <= self.white <= 255:
+            raise ValueError(f"white={self.white} must be in [1, 255]")
+
+    @classmethod
+    def from_dataset(cls, dataset):
+        """The processor that makes the samples of an `ImageDataset`."""
+        side = dataset.image_size
+        return cls(
+            None if side is None else (side, side), "center_crop", dataset.sample_shape[0], dataset.source.white
+        )
+
+    def __call__(self, images, device=None):
+        """Samples of pictures.
+
+        Args:
+            images: PIL image; array (height, width), (height, width, channels) or a batch of them, uint8 or float in
+                [0, 1], which is rounded to pixel values; uint8 tensor (channels, height, width) or a batch; or a list.
+            device: of the result.
+
+        Returns:
+            (batch, channels, height, width) float32 in [-1, 1].
+
+        Raises:
+            ValueError: another type, number of channels or range, or sizes that differ.
+        """
+        pictures = images if isinstance(images, list | tuple) else [images]
+        pixels = [one for picture in pictures for one in self._pixels(picture)]
+        shapes = sorted({one.shape[1:] for one in pixels})
+        if len(shapes) != 1:
+            raise ValueError(f"images must be one or more, of one size where the processor has none; got {shapes}")
+        if self.size is not None and shapes[0] != self.size:
+            raise ValueError(f"images must be {self.size} (height, width) where resize='none', got {shapes[0]}")
+        pixels = torch.from_numpy(np.stack(pixels)).to(device)
+        return pixels.to(torch.float32) * (2 / self.white) - 1
+
+    def postprocess(self, sample, output_type="pil"):
+        """Pictures of samples (batch, channels, height, width) in [-1, 1].
+
+        Args:
+            output_type: "pil", a list; "np", (batch, height, width, channels) in [0, 1]; "pt", (batch, channels,
+                height, width) in [0, 1].
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        return VaeImageProcessor(vae_scale_factor=1).postprocess(sample, output_type=output_type)
+
+    def loader_options(self):
+        """Arguments of `load_images` by which a data set gets this processor's size."""
+        return {"image_size": self.size[0]} if self.size is not None and self.resize == "center_crop" else {}
+
+    def differences(self, dataset):
+        """How the samples of a data set are unlike this processor's, in words; none where they are alike."""
+        channels, *size = dataset.sample_shape
+        lines = []
+        if self.size is not None and tuple(size) != self.size:
+            lines.append(f"images are {_times(size)}, those of the model {_times(self.size)}")
+        if channels != self.channels:
+            lines.append(f"images have {channels} channels, those of the model {self.channels}")
+        return lines
+
+    def save_pretrained(self, folder):
+        """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` reads without hf_vq."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
+        (Path(folder) / PROCESSOR).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo,
+        *,
+        subfolder=None,
+        revision=None,
+        cache_dir=None,
+        token=None,
+        local_files_only=False,
+        force_download=False,
+    ):
+        """The processor of a folder or repository; arguments as in huggingface_hub.
+
+        Returns:
+            ImageProcessor; None where there is no `preprocessor_config.json`, or one of another meaning.
+        """
+        if Path(path_or_repo).is_dir():
+            path = Path(path_or_repo, subfolder or "", PROCESSOR)
+        else:
+            options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+            options |= {"subfolder": subfolder, "revision": revision, "force_download": force_download}
+            try:
+                path = Path(hf_hub_download(str(path_or_repo), PROCESSOR, **options))
+            except EntryNotFoundError:  # not there, or offline and not in the cache
+                return None
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def to_dict(self):
+        """What the file holds: stock keys, and `num_channels`, `resize_rule` and `white` for people."""
+        resizes = self.size is not None and self.resize == "center_crop"
+        sides = {} if self.size is None else dict(zip(("height", "width"), self.size, strict=True))
+        return {
+            "image_processor_type": STOCK_TYPE,
+            "do_convert_rgb": self.channels == 3,
+            "do_center_crop": resizes,
+            "do_resize": resizes,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": 1 / self.white,
+            "image_mean": [0.5] * self.channels,
+            "image_std": [0.5] * self.channels,
+            "resample": LANCZOS,
+            **({"size": sides, "crop_size": sides} if sides else {}),
+            "num_channels": self.channels,
+            "resize_rule": self.resize,
+            "white": self.white,
+        }
+
+    @classmethod
+    def from_dict(cls, config):
+        """The processor that does what a `preprocessor_config.json` says; None where none of ours does."""
+        try:
+            rule = config.get("resize_rule", "center_crop")
+            sized = config["do_resize"] or rule == "none"
+            size = (config["size"]["height"], config["size"]["width"]) if sized and "size" in config else None
+            found = cls(size, rule, len(config["image_mean"]), round(1 / config["rescale_factor"]))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+        ignored = ["image_processor_type", "resample", "do_convert_rgb"]
+        meaning = found.to_dict()
+        if meaning["do_resize"]:
+            same_type = str(config.get("image_processor_type")).startswith(STOCK_TYPE)
+            same = same_type and config.get("resample") == LANCZOS
+        else:
+            same, ignored = True, [*ignored, "size", "crop_size"]
+        return found if same and all(config.get(n, v) == v for n, v in meaning.items() if n not in ignored) else None
+
+    def _pixels(self, picture):
+        """Pixel values of one picture or of a batch: list of (channels, height, width) uint8 arrays."""
+        side = self.size[0] if self.size is not None and self.resize == "center_crop" else None
+        if isinstance(picture, Image.Image):
+            if self.channels not in (1, 3):
+                raise ValueError(f"images: a PIL image has 1 or 3 channels, the model {self.channels}")
+            found = [decode(picture, self.channels, side)]
+        else:
+            planes = self._planes(picture)  # (batch, channels, height, width)
+            found = [np.stack([decode(Image.fromarray(one), 1, side)[0] for one in picture]) for picture in planes]
+        brightest = max(int(one.max()) for one in found)
+        if brightest > self.white:
+            raise ValueError(f"images must have pixel values up to white={self.white}, got {brightest}")
+        return found
+
+    def _planes(self, picture):
+        """Any array or tensor as (batch, channels, height, width) uint8."""
+        shape = tuple(getattr(picture, "shape", ()))
+        if isinstance(picture, torch.Tensor):
+            if picture.dtype != torch.uint8:
+                raise ValueError(f"images: a tensor must be uint8, got {picture.dtype}; a float tensor is a sample")
+            planes = picture.cpu().numpy()
+            planes = planes[None] if planes.ndim == 3 else planes
+        elif isinstance(picture, np.ndarray):
+            planes = self._rounded(picture)
+            if planes.ndim == 2 or (planes.ndim == 3 and planes.shape[-1] != self.channels and self.channels == 1):
+                planes = planes[..., None]  # grey: the axis of the channel is left out
+            planes = planes[None] if planes.ndim == 3 else planes
+            planes = np.moveaxis(planes, -1, 1) if planes.ndim == 4 else planes
+        else:
+            raise ValueError(
+                f"images must be PIL images, arrays, uint8 tensors or a list, got {type(picture).__name__}"
+            )
+        if planes.ndim != 4 or planes.shape[1] != self.channels:
+            raise ValueError(f"images must have {self.channels} channels, got shape {shape}")
+        if planes.size == 0:
+            raise ValueError(f"images must have pixels, got shape {shape}")
+        return np.ascontiguousarray(planes)
+
+    def _rounded(self, picture):
+        """An array of uint8, or of floats in [0, 1], as uint8 pixel values."""
+        if picture.dtype == np.uint8:
+            return picture
+        if not np.issubdtype(picture.dtype, np.floating):
+            raise ValueError(f"images: an array must be uint8 or float, got {picture.dtype}")
+        low, high = (float(picture.min()), float(picture.max())) if picture.size else (0, 0)
+        if not (low >= 0 and high <= 1 and math.isfinite(high)):
+            raise ValueError(f"images: a float array must be in [0, 1], got {low} to {high}")
+        return (picture * self.white).round().astype(np.uint8)
+
+
+def _times(size):
+    return "x".join(map(str, size))

@@ -1,0 +1,199 @@
+"""Facts about the processor of images: the numbers of training, whatever the form of a picture; saved for stock."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from hf_vq.data.images import load_images
+from hf_vq.modalities import ImageProcessor
+
+from .conftest import no_complaints
+
+
+def photo(size=(37, 23), channels=3, seed=0):
+    """A PIL image that is smooth, as photos are."""
+    rough = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(rough).resize(size, Image.Resampling.BICUBIC)
+    return image if channels == 3 else image.convert("L")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [16, None])
+def test_a_picture_gives_the_numbers_of_the_training_pipeline(tmp_path, channels, image_size):
+    for index in range(3):
+        photo(seed=index).save(tmp_path / f"{index}.png")
+    dataset = load_images(tmp_path, image_size=image_size, channels=channels, validation_fraction=0)
+    processor = ImageProcessor.from_dataset(dataset)
+    assert processor == ImageProcessor(image_size and (image_size, image_size), "center_crop", channels, 255)
+    wanted = torch.stack([item["sample"] for item in dataset])
+    pictures = [Image.open(tmp_path / f"{index}.png") for index in range(3)]
+    assert torch.equal(processor(pictures), wanted)
+    assert torch.equal(processor(pictures[1]), wanted[1:2])
+
+    grey = channels == 1
+    arrays = np.stack([np.asarray(picture.convert("L" if grey else "RGB")) for picture in pictures])
+    first = torch.from_numpy(arrays).unsqueeze(-1) if grey else torch.from_numpy(arrays)
+    first = first.movedim(-1, 1)  # channels first
+    for form in (
+        arrays,
+        list(arrays),
+        first,
+        list(first),
+        first.numpy().transpose(0, 2, 3, 1),
+        arrays / 255,
+        (arrays / 255).astype(np.float32),
+        [pictures[0], arrays[1], first[2]],
+    ):
+        assert torch.equal(processor(form), wanted)
+
+
+def test_digits_keep_their_own_white(tmp_path):
+    digits = load_images("digits")
+    processor = ImageProcessor.from_dataset(digits)
+    assert (processor.size, processor.white) == (None, 16)
+    with digits.source.open(4) as picture:
+        assert torch.equal(processor(picture)[0], digits[4]["sample"])
+    with pytest.raises(ValueError, match="white=16, got 255"):
+        processor(Image.new("L", (8, 8), 255))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_any_number_of_channels(channels):
+    pixels = torch.randint(0, 256, (2, channels, 9, 12), dtype=torch.uint8)
+    processor = ImageProcessor(size=(4, 4), channels=channels)
+    wanted = [ImageProcessor(size=(4, 4), channels=1)(pixels[:, one : one + 1]) for one in range(channels)]
+    assert torch.equal(processor(pixels), torch.cat(wanted, dim=1))
+    with pytest.raises(ValueError, match=f"the model {channels}"):
+        processor(photo())
+
+
+BAD = {
+    "float out of range": (np.array([[[0.0, 0.5, 1.5]]]), r"\[0, 1\], got 0.0 to 1.5"),
+    "not a number": (np.full((4, 4, 3), np.nan), r"\[0, 1\], got nan"),
+    "float tensor": (torch.zeros(3, 4, 4), "uint8, got torch.float32"),
+    "integers": (np.zeros((4, 4, 3), dtype=np.int32), "got int32"),
+    "channels last tensor": (torch.zeros(4, 4, 3, dtype=torch.uint8), r"3 channels, got shape \(4, 4, 3\)"),
+    "grey array": (np.zeros((4, 4), dtype=np.uint8), r"3 channels, got shape \(4, 4\)"),
+    "alpha": (np.zeros((4, 4, 4), dtype=np.uint8), r"3 channels, got shape \(4, 4, 4\)"),
+    "sizes that differ": ([photo((4, 6)), photo((6, 4))], r"one size .* got \[\(4, 6\), \(6, 4\)\]"),
+    "nothing": ([], "one or more"),
+    "no pixels": (np.zeros((0, 4, 3), dtype=np.uint8), r"pixels, got shape \(0, 4, 3\)"),
+    "a path": ("cat.png", "got str"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_pictures_are_named(case):
+    images, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        ImageProcessor()(images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"size": 16}, {"size": (4, 6)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
+)
+def test_bad_arguments_are_named(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=rf"{name}={str(value).replace('(', '.').replace(')', '.')}|{name}='{value}'"):
+        ImageProcessor(**arguments)
+
+
+def test_without_resizing_a_picture_must_have_the_size():
+    processor = ImageProcessor(size=(4, 6), resize="none")
+    assert processor(photo((6, 4))).shape == (1, 3, 4, 6)
+    with pytest.raises(ValueError, match=r"\(4, 6\).*got \(6, 4\)"):
+        processor(photo((4, 6)))
+
+
+@pytest.mark.parametrize(("white", "channels"), [(255, 1), (255, 3)])
+def test_postprocessing_gives_the_pictures_back(white, channels):
+    picture = photo(channels=channels)
+    processor = ImageProcessor(channels=channels, white=white)
+    sample = processor(picture)
+    (shown,) = processor.postprocess(sample)
+    assert np.array_equal(np.asarray(shown), np.asarray(picture))
+    assert torch.equal(processor(processor.postprocess(sample, "np")), sample)
+    assert processor.postprocess(sample, "pt").shape == sample.shape
+    with pytest.raises(ValueError, match="output_type must be one of"):
+        processor.postprocess(sample, "codes")
+
+
+PROCESSORS = {
+    "rgb": ImageProcessor(size=(16, 16)),
+    "grey": ImageProcessor(size=(16, 16), channels=1),
+    "as it comes": ImageProcessor(),
+    "digits": ImageProcessor(channels=1, white=16),
+    "of one size": ImageProcessor(size=(23, 37), resize="none"),
+    "many channels": ImageProcessor(size=(8, 8), channels=5),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_saved_processor_is_itself_again_also_where_stock_saved_it(tmp_path, name):
+    PROCESSORS[name].save_pretrained(tmp_path / "ours")
+    assert ImageProcessor.from_pretrained(tmp_path / "ours") == PROCESSORS[name]
+    assert ImageProcessor.from_pretrained(tmp_path, subfolder="ours") == PROCESSORS[name]
+    with no_complaints():
+        stock = AutoImageProcessor.from_pretrained(tmp_path / "ours")
+    stock.save_pretrained(tmp_path / "stock")
+    assert ImageProcessor.from_pretrained(tmp_path / "stock") == PROCESSORS[name]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 16), None])
+def test_stock_reads_size_channels_and_range_and_gives_our_samples(tmp_path, channels, size):
+    ours, picture = ImageProcessor(size=size, channels=channels), photo(channels=channels)
+    ours.save_pretrained(tmp_path)
+    stock = AutoImageProcessor.from_pretrained(tmp_path)
+    assert len(stock.image_mean) == stock.num_channels == channels
+    assert stock.rescale_factor == 1 / 255
+    if size:
+        assert (stock.size["height"], stock.size["width"]) == size
+    found = stock(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, ours(picture), rtol=0, atol=1e-6)
+
+
+def test_stock_reads_it_in_a_process_without_hf_vq(tmp_path):
+    ours, picture = ImageProcessor(size=(16, 16)), photo()
+    ours.save_pretrained(tmp_path)
+    picture.save(tmp_path / "photo.png")
+    program = (
+        "import json, sys; from PIL import Image; from transformers import AutoImageProcessor; "
+        f"stock = AutoImageProcessor.from_pretrained({str(tmp_path)!r}); "
+        f"picture = Image.open({str(tmp_path / 'photo.png')!r}); "
+        "assert 'hf_vq' not in sys.modules; "
+        "print(json.dumps(stock(picture, return_tensors='pt')['pixel_values'].tolist()))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    torch.testing.assert_close(torch.tensor(json.loads(shown)), ours(picture), rtol=0, atol=1e-6)
+
+
+def test_foreign_files_are_read_where_they_mean_what_ours_do(tmp_path):
+    file, ours = tmp_path / "preprocessor_config.json", ImageProcessor(size=(16, 16))
+    assert ImageProcessor.from_pretrained(tmp_path) is None
+    stock = {name: v for name, v in ours.to_dict().items() if name not in ("num_channels", "resize_rule", "white")}
+    file.write_text(json.dumps(stock))
+    assert ImageProcessor.from_pretrained(tmp_path) == ours
+    for change in (
+        {"image_processor_type": "ViTImageProcessor"},  # squeezes instead of cropping
+        {"resample": 3},
+        {"do_center_crop": False},
+        {"crop_size": {"height": 20, "width": 20}},
+        {"size": {"shortest_edge": 16}},
+        {"image_mean": [0.48, 0.46, 0.41]},
+        {"do_normalize": False},
+        {"do_rescale": False},
+    ):
+        file.write_text(json.dumps({**stock, **change}))
+        assert ImageProcessor.from_pretrained(tmp_path) is None, change
+    file.write_text(json.dumps({**stock, "do_resize": False, "do_center_crop": False}))
+    assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor()
+    file.write_text("{}")
+    assert ImageProcessor.from_pretrained(tmp_path) is None
