@@ -29,6 +29,7 @@ from hf_vq.autoencoders import (
 )
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
+    AutoregressivePrior,
     DelayedTransformerPrior,
     DelayedTransformerPriorConfig,
     GPTPrior,
@@ -41,6 +42,7 @@ from hf_vq.priors import (
     PixelCNNConfig,
     PixelSNAIL,
     PixelSNAILConfig,
+    Prior,
     RQTransformer,
     RQTransformerConfig,
     TransformerPrior,
@@ -55,6 +57,7 @@ register()
 
 __all__ = [
     "__version__",
+    "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",
     "DelayedTransformerPrior",
@@ -78,6 +81,7 @@ __all__ = [
     "PixelSNAIL",
     "PixelSNAILConfig",
     "PreTrainedModel",
+    "Prior",
     "RQTransformer",
     "RQTransformerConfig",
     "RQVAE",

@@ -70,7 +70,7 @@ class Prior(InputChecks, PushMixin):
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         if cls.sample is Prior.sample:
-            raise TypeError(f"{cls.__name__} must define sample(batch_size=None, code_shape=None, *, generator=None, ...)")
+            raise TypeError(f"{cls.__name__} must define sample(batch_size=None, code_shape=None, *, generator, ...)")
         if cls.likelihood not in ("exact", "bound", None):
             raise TypeError(f"{cls.__name__}.likelihood must be 'exact', 'bound' or None, got {cls.likelihood!r}")
         if (cls.likelihood is None) != (cls.log_prob is Prior.log_prob):

@@ -42,8 +42,8 @@ def check_causality(prior, codes: torch.Tensor, labels: torch.Tensor | None, con
     # rounding may differ between the rows of a batch; what a network reads moves logits by as much as they vary
     if moved > torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max():
         raise ValueError(
-            f"{type(prior).__name__} has logits that depend on the very codes they are of, or on codes drawn later, so "
-            f"what it calls log_prob is no likelihood (they moved by {moved.item():.3g}): its predict must not let a "
-            "code see itself or what follows in code_order"
+            f"{type(prior).__name__} has logits that depend on the very codes they are of, or on codes drawn later: "
+            f"they moved by {moved.item():.3g}. Its log_prob is no likelihood; predict must not let a code see itself "
+            "or what follows in code_order"
         )
     prior.causal_state = state

@@ -14,7 +14,11 @@ class InputChecks:
     has_levels = False  # whether the first axis of a grid holds residual levels, and space begins with the second
 
     def check_inputs(
-        self, codes: torch.Tensor, labels: torch.Tensor | None = None, lengths: torch.Tensor | None = None, **conditions
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         """Check what `forward` got.
 
