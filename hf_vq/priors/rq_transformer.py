@@ -374,8 +374,8 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
                 output.prompt_loss = F.cross_entropy(logits.transpose(1, 2), prompt_ids[:, 1:])
             else:
                 nats = F.cross_entropy(logits.transpose(1, 2), prompt_ids[:, 1:], reduction="none").mean(1)
-                shares = torch.as_tensor(lengths, device=nats.device) / sum(lengths)
-                output.prompt_loss = (nats * shares).sum()
+                lengths = torch.as_tensor(lengths, device=nats.device)
+                output.prompt_loss = (nats * lengths).sum() / lengths.sum()
             output.loss = (1 - weight) * output.code_loss + weight * output.prompt_loss
 
     def _look_up_vectors(self, codes: torch.Tensor) -> torch.Tensor:
