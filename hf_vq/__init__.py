@@ -31,6 +31,7 @@ from hf_vq.grids import as_grids
 from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
+    AutoregressivePrior,
     DelayedTransformerPrior,
     DelayedTransformerPriorConfig,
     GPTPrior,
@@ -43,6 +44,7 @@ from hf_vq.priors import (
     PixelCNNConfig,
     PixelSNAIL,
     PixelSNAILConfig,
+    Prior,
     RQTransformer,
     RQTransformerConfig,
     TransformerPrior,
@@ -58,6 +60,7 @@ register()
 __all__ = [
     "__version__",
     "as_grids",
+    "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",
     "DelayedTransformerPrior",
@@ -82,6 +85,7 @@ __all__ = [
     "PixelSNAIL",
     "PixelSNAILConfig",
     "PreTrainedModel",
+    "Prior",
     "RQTransformer",
     "RQTransformerConfig",
     "RQVAE",

@@ -10,6 +10,11 @@ from diffusers.image_processor import VaeImageProcessor
 from hf_vq.hub import HubPipelineMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "codes")
+# options of sampling that pipelines name: at these values, a prior without such an option need not know of them
+OPTION_DEFAULTS = {
+    "temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0, "guidance_steps": None,
+    "known_codes": None, "known_mask": None,
+}  # fmt: skip
 
 
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
@@ -67,7 +72,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         return labels, len(labels)
 
     def _code_shapes(self, height, width):
-        """Grid of every level for an image of this size, coarse to fine; None without a size."""
+        """Shape of every grid for an image of this size, coarse to fine; None without a size."""
         if height is None and width is None:
             return None
         if height is None or width is None:
@@ -75,7 +80,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         return self.autoencoder.code_shapes((self.autoencoder.config.in_channels, height, width))
 
     def _known_of_picture(self, image, mask_image, height, width, num_images):
-        """Codes of a picture and where they are to be kept, one entry a level, coarse to fine; its height and width.
+        """Codes of a picture and where they are to be kept, one entry a grid, coarse to fine; its height and width.
 
         A code is drawn anew where the mask touches any of the pixels that it stands for.
         """
@@ -126,16 +131,50 @@ def check_prior(name, prior, codebook_size, grid_dims):
         )
 
 
-def for_each_level(count, **options):
-    """Options, each one value for all levels or a sequence of one a level, as a list of dicts, coarse to fine.
+def split_keywords(name, prior, keywords):
+    """Keywords of a call as what a prior declares.
+
+    Args:
+        name: of the component, for messages.
+        prior: any `Prior`.
+        keywords: by name; one of `OPTION_DEFAULTS` at its default is left out where the prior has no such option.
+
+    Returns:
+        Two dicts: options of `sample`, and conditions (without those that are None).
+
+    Raises:
+        TypeError: a keyword that the prior does not declare.
+    """
+    options, conditions = {}, {}
+    for keyword, value in keywords.items():
+        if keyword in prior.sampling_options:
+            options[keyword] = value
+        elif keyword in prior.condition_names:
+            conditions |= {} if value is None else {keyword: value}
+        elif keyword not in OPTION_DEFAULTS or not _is_default(value, OPTION_DEFAULTS[keyword]):
+            taken = ", ".join([*prior.sampling_options, *prior.condition_names]) or "no keywords"
+            raise TypeError(f"{name}, a {type(prior).__name__}, does not take {keyword!r}; it takes {taken}")
+    return options, conditions
+
+
+def _is_default(value, default):
+    return value is None if default is None else value == default
+
+
+def for_each_grid(count, **options):
+    """Options, each one value for all grids or a sequence of one a grid, as a list of dicts, coarse to fine.
+
+    None in a sequence leaves an option that pipelines do not name to that grid's prior.
 
     Raises:
         ValueError: a sequence of another length.
     """
-    levels = [{} for _ in range(count)]
+    grids = [{} for _ in range(count)]
     for name, value in options.items():
-        if isinstance(value, Sequence) and len(value) != count:
-            raise ValueError(f"{name} must be one value or {count}, one for each level, got {value!r}")
-        for index, level in enumerate(levels):
-            level[name] = value[index] if isinstance(value, Sequence) else value
-    return levels
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        if several and len(value) != count:
+            raise ValueError(f"{name} must be one value or {count}, one for each grid, got {value!r}")
+        for index, grid in enumerate(grids):
+            if not several or value[index] is not None or name in OPTION_DEFAULTS:
+                grid[name] = value[index] if several else value
+    return grids

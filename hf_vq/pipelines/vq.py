@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_vq.pipelines.base import CodesPipeline, check_prior
+from hf_vq.pipelines.base import CodesPipeline, check_prior, split_keywords
 
 
 class VQPipeline(CodesPipeline):
@@ -25,7 +25,7 @@ class VQPipeline(CodesPipeline):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(
-                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level: "
+                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each grid: "
                 "VQVAE2Pipeline"
             )
         check_prior("prior", prior, autoencoder.codebook_size, 2 + (autoencoder.num_levels > 1))
@@ -53,7 +53,7 @@ class VQPipeline(CodesPipeline):
         known_mask: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        **conditions,
+        **keywords,
     ):
         """Draws images, or completes them.
 
@@ -66,16 +66,17 @@ class VQPipeline(CodesPipeline):
             num_images_per_prompt: images of each class label, in a row.
             height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
             temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the
-                prior's `sample`.
+                prior's `sample`; a prior that has no such option takes the default only.
             output_type: "pil", "np" (batch, height, width, channels) in [0, 1], "pt" (batch, channels, height,
                 width) in [0, 1], or "codes".
             return_dict: False gives a tuple of one.
-            conditions: others that the prior takes, such as `prompt_ids`.
+            keywords: other conditions and options that the prior declares, such as `prompt_ids`.
 
         Returns:
             ImagePipelineOutput, whose `images` are what `output_type` says.
 
         Raises:
+            TypeError: a keyword that the prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
         labels, count = self._check_request(
@@ -87,21 +88,22 @@ class VQPipeline(CodesPipeline):
             (known_codes,), (known_mask,), height, width = self._known_of_picture(
                 image, mask_image, height, width, count
             )
-        shapes = self._code_shapes(height, width)
+        keywords |= {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
+            "guidance_steps": guidance_steps, "known_codes": known_codes, "known_mask": known_mask,
+        }  # fmt: skip
         if labels is not None:
-            conditions["class_labels"] = labels
+            keywords["class_labels"] = labels
+        options, conditions = split_keywords("prior", self.prior, keywords)
+        if conditions and batch_size is not None:
+            raise ValueError(f"batch_size={batch_size} given beside {next(iter(conditions))}, whose number decides")
+        shapes = self._code_shapes(height, width)
         codes = self.prior.sample(
             None if conditions else count,
             shapes and shapes[0],
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_scale=guidance_scale,
-            guidance_steps=guidance_steps,
             generator=generator,
-            known_codes=known_codes,
-            known_mask=known_mask,
             progress_bar=self.progress_bar,
+            **options,
             **conditions,
         )
         return self._finish(codes, output_type, return_dict)
