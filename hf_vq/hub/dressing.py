@@ -1,9 +1,14 @@
 """How a saved folder is dressed, so that stock libraries load it from the Hub without hf_vq being imported first."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
 
@@ -40,6 +45,16 @@ class HubPipelineMixin(PushMixin):
     files of the repository, which stock runs when trusted. Our own class reads the same index as `hf_vq`'s classes,
     runs no file of the repository and needs no trust.
     """
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """As diffusers, which takes config and weights of a model alone: here also how its samples are prepared."""
+        folder = super().download(pretrained_model_name, **kwargs)
+        names = ("cache_dir", "force_download", "local_files_only", "token")
+        options = {name: kwargs[name] for name in names if name in kwargs}
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(pretrained_model_name, f"autoencoder/{PROCESSOR}", revision=Path(folder).name, **options)
+        return folder
 
     @classmethod
     def _dict_from_json_file(cls, json_file):

@@ -1,15 +1,27 @@
 """What pipelines share: class names, known codes of a picture to complete, and the way back to pictures."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
+from hf_vq.registry import MODALITIES
 
-OUTPUT_TYPES = ("pil", "np", "pt", "codes")
+
+@dataclass
+class SamplePipelineOutput(BaseOutput):
+    """What a pipeline returns whose autoencoder has no modality.
+
+    Attributes:
+        samples: (batch, channels, *space) in [-1, 1], or codes.
+    """
+
+    samples: torch.Tensor
 
 
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
@@ -48,8 +60,10 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
 
     def _check_request(self, class_labels, batch_size, num_images_per_prompt, num_classes, output_type):
         """Labels (n,) or None, and the number of images n, of a request."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {list(OUTPUT_TYPES)}, got {output_type!r}")
+        modality = self._modality
+        known = [*(modality.output_types if modality else ("pt",)), "codes"]
+        if output_type not in known:
+            raise ValueError(f"output_type must be one of {known}, got {output_type!r}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         if class_labels is None:
@@ -102,15 +116,22 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
             known_masks.append(kept.expand(num_images, *one.shape[1:]))
         return known_codes, known_masks, height, width
 
+    @property
+    def _modality(self):
+        return MODALITIES.get(self.autoencoder.modality)
+
     def _finish(self, codes, output_type, return_dict):
-        """Codes as pictures, in the form that was asked for."""
-        if output_type == "codes":
-            images = codes
-        else:
-            sample = self.autoencoder.detokenize(codes)  # (batch, channels, height, width) in [-1, 1]
-            images = self.image_processor.postprocess(sample, output_type=output_type)
+        """Codes as samples, in the form that was asked for and the output of their modality."""
+        modality, samples = self._modality, codes
+        if output_type != "codes":
+            samples = self.autoencoder.detokenize(codes)  # (batch, channels, *space) in [-1, 1]
+            if modality:
+                processor = self.autoencoder.processor or modality.processor()
+                samples = processor.postprocess(samples, output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        if not return_dict:
+            return (samples,)
+        return (modality.output_class if modality else SamplePipelineOutput)(samples)
 
 
 def check_prior(name, prior, codebook_size, grid_dims):

@@ -28,7 +28,7 @@ class VQPipeline(CodesPipeline):
                 f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level: "
                 "VQVAE2Pipeline"
             )
-        check_prior("prior", prior, autoencoder.codebook_size, 2 + (autoencoder.num_levels > 1))
+        check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)
         self.register_modules(autoencoder=autoencoder, prior=prior)
         self._set_up(class_names, prior.config.num_classes)
 
