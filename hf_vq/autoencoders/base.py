@@ -18,12 +18,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     A subclass gives `space_dims`, `downsample_factor`, `encode` and `decode`. A hierarchy has `quantizers` and
     `downsample_factors`, coarse to fine, and its own `tokenize_sample` and `decode_codes`; its codes are tuples in
     that order.
-
-    Class attributes:
-        modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
-
-    modality = None
 
     @property
     def quantizers(self):
@@ -36,18 +31,28 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
         """Samples to codes (batch, *grid) or (batch, num_levels, *grid) int64; of a hierarchy a tuple of them.
 
         Args:
-            sample: (batch, channels, *space) float in [-1, 1].
+            sample: (batch, channels, *space) float in [-1, 1]; or what `processor` makes samples of, such as PIL
+                images, uint8 arrays and lists of them.
             padding_mask: (batch, *space) bool, True = real. What is padding says nothing of the codes, those of cells
                 without anything real mean nothing.
             return_dict: a `TokenizerOutput`, with what the way back needs besides codes.
             options: `num_levels`, of a residual quantizer: take only so many levels.
         """
-        sample, masks = self.without_padding(sample, padding_mask)
+        sample, masks = self.without_padding(self.as_sample(sample), padding_mask)
         sample, scales = self.normalize(sample, padding_mask)
         codes = self.tokenize_sample(sample, masks, **options)
         if not return_dict:
             return codes
         return TokenizerOutput(codes=codes, scales=scales, length=self.real_length(padding_mask))
+
+    def as_sample(self, sample):
+        """A floating-point tensor as it is; all else through the processor."""
+        if torch.is_tensor(sample) and sample.is_floating_point():
+            return sample
+        if self.processor is None:
+            found = sample.dtype if torch.is_tensor(sample) else type(sample).__name__
+            raise ValueError(f"sample must be a floating-point tensor, got {found}: this model has no processor")
+        return self.processor(sample, device=self.device).to(self.dtype)
 
     def tokenize_sample(self, sample, grid_masks, **options):
         """`tokenize` of a normalised sample and the masks of its grids, see `without_padding`."""

@@ -9,8 +9,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 
 from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
+from hf_vq.registry import MODALITIES
 from hf_vq.renaming import with_new_names
 from hf_vq.version import __version__
+
+PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class SavedFolder(PushMixin):
@@ -18,9 +21,12 @@ class SavedFolder(PushMixin):
 
     Class attributes:
         face_type: the `model_type` under which transformers finds the saved folder.
+        modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
 
     face_type = None
+    modality = None
+    _processor = None
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
@@ -53,7 +59,28 @@ class SavedFolder(PushMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model.finish_loading(info["missing_keys"])
+        model.load_processor(pretrained_model_name_or_path, **kwargs)
         return (model, info) if wants_info else model
+
+    @property
+    def processor(self):
+        """What makes samples of pictures or sounds and shows them again, saved with the model; None for tensors.
+
+        Training on a data set sets it; before, it takes things as they come.
+        """
+        if self._processor is None and self.modality is not None:
+            self._processor = MODALITIES[self.modality].processor(channels=self.in_channels)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor):
+        self._processor = processor
+
+    def load_processor(self, path_or_repo, **kwargs):
+        """Takes the processor of a folder or repository, where it has one; arguments as of `from_pretrained`."""
+        if self.modality is not None:
+            hub = {name: kwargs[name] for name in PROCESSOR_ARGUMENTS if kwargs.get(name) is not None}
+            self._processor = MODALITIES[self.modality].processor.from_pretrained(path_or_repo, **hub)
 
     @classmethod
     def renamed_options(cls):
@@ -83,6 +110,8 @@ class SavedFolder(PushMixin):
     def save_config(self, save_directory, **kwargs):
         super().save_config(save_directory, **kwargs)
         write_shim(save_directory)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory)
 
     def to_json_string(self):
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""

@@ -62,6 +62,7 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
             module = model.autoencoder.get_submodule(owner)
             setattr(module, leaf, getattr(module, leaf).to(dtype))
         model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
+        model.autoencoder.load_processor(pretrained_model_name_or_path, **kwargs)
         return (model, info) if output_loading_info else model
 
     @classmethod

@@ -55,7 +55,7 @@ def describe_data(images):
     return facts, [f"bits per dimension are not those of the original pixels: {change}" for change in changes]
 
 
-MODALITIES["image"] = Modality(
+IMAGE = Modality(
     name="image",
     plural="images",
     unit="pixel",
@@ -77,3 +77,4 @@ MODALITIES["image"] = Modality(
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
 )
+MODALITIES[IMAGE.name] = IMAGE
