@@ -53,6 +53,7 @@ from hf_vq.priors import (
     WaveNetConfig,
 )
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
+from hf_vq.registry import find_class
 from hf_vq.version import __version__
 
 register()
@@ -111,3 +112,11 @@ __all__ = [
     "WaveNet",
     "WaveNetConfig",
 ]
+
+
+def __getattr__(name):
+    """Classes that others have registered: saved pipelines name them as ours."""
+    found = find_class(name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

@@ -1,11 +1,17 @@
 """How a saved folder is dressed, so that stock libraries load it from the Hub without hf_vq being imported first."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
+from hf_vq.registry import find_class
 
 
 def auto_map(**classes):
@@ -42,6 +48,16 @@ class HubPipelineMixin(PushMixin):
     """
 
     @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """As diffusers, which takes config and weights of a model alone: here also how its samples are prepared."""
+        folder = super().download(pretrained_model_name, **kwargs)
+        names = ("cache_dir", "force_download", "local_files_only", "token")
+        options = {name: kwargs[name] for name in names if name in kwargs}
+        with contextlib.suppress(EntryNotFoundError):
+            hf_hub_download(pretrained_model_name, f"autoencoder/{PROCESSOR}", revision=Path(folder).name, **options)
+        return folder
+
+    @classmethod
     def _dict_from_json_file(cls, json_file):
         index = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
@@ -58,6 +74,6 @@ class HubPipelineMixin(PushMixin):
         index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         (folder / f"{PIPELINE}.py").write_text(pipeline_text(name), encoding="utf-8")
         for key, value in index.items():
-            if isinstance(value, list) and value[:1] == ["hf_vq"]:
+            if isinstance(value, list) and (value[:1] == ["hf_vq"] or find_class(value[1]) is not None):
                 index[key] = [SHIM, value[1]]
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -20,8 +20,8 @@ class Modality:
         size_options: dataclass of the command line's options that give a sample's size.
         loader_options: dataclass of all options that only this loader takes, those of the size included.
         loader: data set of a source: `loader(source, split=, label_column=, config_name=, validation_fraction=,
-            skip_bad=, **loader options)`, or of a list of files. It has `sample_shape`, `labels`, `class_names`,
-            `num_classes`, `skipped` and `without(other)`.
+            skip_bad=, cache_bytes=, **loader options)`, or of a list of files. It has `sample_shape`, `num_values`
+            (of a number in a sample), `labels`, `class_names`, `num_classes`, `skipped` and `without(other)`.
         fit_options: `fit_options(options, channels, processor)`: the loader options, a dict, completed by what a
             model takes: its channels and its processor, None each where not known. A ValueError where they disagree.
         space_of: `space_of(options)`: space of the samples that options ask for, None where they leave it open.
@@ -33,7 +33,7 @@ class Modality:
         save_code_maps: `(path, samples, codes, codebook_size)`: samples beside their codes.
         save_samples: `(path, samples, columns)`: all samples.
         output_class: what a pipeline returns; its one field are the samples.
-        output_types: in which forms a pipeline gives samples.
+        output_types: forms in which `processor.postprocess` gives samples.
     """
 
     name: str

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_vq.pipelines.base import CodesPipeline, check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.base import check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.images import PicturesPipeline
 
 
-class VQVAE2Pipeline(CodesPipeline):
+class VQVAE2Pipeline(PicturesPipeline):
     """Draws images from a hierarchy of priors (VQ-VAE-2, https://arxiv.org/abs/1906.00446, section 3.2).
 
     Args:
@@ -41,7 +42,7 @@ class VQVAE2Pipeline(CodesPipeline):
         if len(classes - {0}) > 1:
             raise ValueError(f"the priors must have the same classes, got num_classes {sorted(classes)}")
         for index, (name, prior, size) in enumerate(zip(names, self.priors, autoencoder.codebook_sizes, strict=True)):
-            check_prior(f"{name}_prior", prior, size, 2)
+            check_prior(f"{name}_prior", prior, size, autoencoder.grid_dims)
             if index and "context_codes" not in prior.condition_names:
                 raise ValueError(f"{name}_prior, a {type(prior).__name__}, does not take context_codes")
         self._set_up(class_names, max(classes))
@@ -69,7 +70,7 @@ class VQVAE2Pipeline(CodesPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: Sequence[torch.Tensor] | None = None,
         known_mask: Sequence[torch.Tensor] | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         **keywords,
     ):
@@ -96,11 +97,10 @@ class VQVAE2Pipeline(CodesPipeline):
         priors = self.priors
         num_classes = max(prior.config.num_classes for prior in priors)
         labels, count = self._check_request(class_labels, batch_size, num_images_per_prompt, num_classes, output_type)
-        if image is not None or mask_image is not None:
-            if known_codes is not None or known_mask is not None:
-                raise ValueError("image and known_codes exclude each other")
-            known_codes, known_mask, height, width = self._known_of_picture(image, mask_image, height, width, count)
-        shapes = self._code_shapes(height, width) or self._default_shapes()
+        known_codes, known_mask, shapes = self._known_and_shapes(
+            image, mask_image, height, width, known_codes, known_mask, count
+        )
+        shapes = shapes or self._default_shapes()
         options = for_each_grid(
             len(priors),
             temperature=temperature,
@@ -111,7 +111,7 @@ class VQVAE2Pipeline(CodesPipeline):
             known_mask=known_mask,
             **keywords,
         )
-        names = [f"{name}_prior" for name in self.autoencoder.level_names]
+        names = [f"{name}_prior" for name in self.autoencoder.grid_names]
         requests = list(map(split_keywords, names, priors, options))  # all of them before any work
         codes = ()
         for prior, shape, (options, conditions) in zip(priors, shapes, requests, strict=True):
@@ -135,5 +135,8 @@ class VQVAE2Pipeline(CodesPipeline):
         top = self.top_prior.config.code_shape
         if top is None:
             raise ValueError("height and width are missing: the top prior has no code_shape")
-        coarsest = self.autoencoder.downsample_factor
-        return [tuple(size * coarsest // factor for size in top) for factor in self.autoencoder.downsample_factors]
+        coarsest, *_ = strides = self.autoencoder.grid_strides
+        return [
+            tuple(size * whole // stride for size, whole, stride in zip(top, coarsest, grid, strict=True))
+            for grid in strides
+        ]
