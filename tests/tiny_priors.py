@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from hf_vq import AutoregressivePrior
 from hf_vq.priors import PriorConfig
+from hf_vq.priors.sampling import positions_first
 from hf_vq.registry import PRIORS
 
 
@@ -14,10 +15,14 @@ class RasterConvPriorConfig(PriorConfig):
     model_type = "test_raster_conv"
 
     hidden_channels: int = 16
+    num_levels: int = 1
 
 
 class RasterConvPrior(AutoregressivePrior, PreTrainedModel):
-    """PixelCNN's idea on any grid: causal convolutions over codes in raster order, cached as a window."""
+    """PixelCNN's idea on any grid: causal convolutions over codes in raster order, cached as a window.
+
+    Residual levels of a place are drawn in a row.
+    """
 
     config_class = RasterConvPriorConfig
     base_model_prefix = "prior"
@@ -38,13 +43,23 @@ class RasterConvPrior(AutoregressivePrior, PreTrainedModel):
     def grid_dims(self):
         return len(self.config.code_shape)
 
+    @property
+    def has_levels(self):
+        return self.config.num_levels > 1
+
+    def code_order(self, code_shape):
+        return positions_first(code_shape) if self.has_levels else None
+
     def forward(self, codes, class_labels=None, labels=None, return_loss=True, lengths=None):
         return self.run_forward(codes, labels, return_loss, lengths=lengths, class_labels=class_labels)
 
     def predict(self, codes, class_labels=None):
-        hidden = torch.cat([self.start(len(codes), class_labels), self.embedding(codes.flatten(1)[:, :-1])], dim=1)
+        places = self.drawing_places(codes.shape[1:])
+        before = self.embedding(codes.flatten(1)[:, places[:-1]])
+        hidden = torch.cat([self.start(len(codes), class_labels), before], dim=1)
         hidden = F.pad(hidden.transpose(1, 2), (self.kernel_size - 1, 0))
-        return self.head(self.convolution(hidden).relu().transpose(1, 2)).view(*codes.shape, -1)
+        logits = self.head(self.convolution(hidden).relu().transpose(1, 2))
+        return logits[:, places.argsort()].view(*codes.shape, -1)
 
     def start(self, num_grids, class_labels):
         labels = torch.zeros(num_grids, dtype=torch.int64) if class_labels is None else class_labels
