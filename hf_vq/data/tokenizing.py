@@ -113,7 +113,7 @@ def _fingerprint(dataset):
     picked = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int))
     digest = hashlib.sha256()
     for index in picked:
-        digest.update(dataset[int(index)]["sample"].numpy())
+        digest.update(dataset[int(index)]["sample"].contiguous().numpy())
     return digest.hexdigest()
 
 
