@@ -31,7 +31,7 @@ class AutoregressivePrior(Prior):
     """A prior whose codes are drawn one by one, each from those before it; before `PreTrainedModel` among the bases.
 
     A subclass gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions and calls
-    `run_forward`; `conditions` where it has others than classes, `code_order` where that is not raster order.
+    `run_forward`; `make_conditions` where it has others than classes, `code_order` where that is not raster order.
 
     Class attributes:
         reads_lengths: whether `predict` takes `lengths`, since the network must know where an item ends. Otherwise
