@@ -43,7 +43,7 @@ class AutoregressivePrior(Prior):
         "temperature", "top_k", "top_p", "guidance_scale", "guidance_steps", "known_codes", "known_mask",
     )  # fmt: skip
     reads_lengths = False
-    causal_state: list | None = None  # of the weights that `check_causality` has passed
+    causal_state: tuple | None = None  # the grid and the state of the weights that `check_causality` has passed
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
