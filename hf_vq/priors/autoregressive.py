@@ -31,7 +31,7 @@ class AutoregressivePrior(Prior):
     """A prior whose codes are drawn one by one, each from those before it; before `PreTrainedModel` among the bases.
 
     A subclass gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions and calls
-    `run_forward`; `conditions` where it has others than classes, `code_order` where that is not raster order.
+    `run_forward`; `make_conditions` where it has others than classes, `code_order` where that is not raster order.
 
     Class attributes:
         reads_lengths: whether `predict` takes `lengths`, since the network must know where an item ends. Otherwise
@@ -43,7 +43,7 @@ class AutoregressivePrior(Prior):
         "temperature", "top_k", "top_p", "guidance_scale", "guidance_steps", "known_codes", "known_mask",
     )  # fmt: skip
     reads_lengths = False
-    causal_state: list | None = None  # of the weights that `check_causality` has passed
+    causal_state: tuple | None = None  # the grid and the state of the weights that `check_causality` has passed
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""

@@ -84,10 +84,14 @@ class Prior(InputChecks, PushMixin):
         """What the grids are made of."""
         return CodeTokens(self.config.codebook_size)
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def make_conditions(self) -> tuple[Condition, ...]:
         """What the codes may depend on by the config, in the order in which training drops them."""
         return (class_condition(self.config),)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions of the present config."""
+        return self.make_conditions()
 
     @property
     def condition_names(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What codes may depend on: classes and other labels, prompts, features, codes of coarser grids; one contract for all.
 
-A prior makes its conditions from its config (`Prior.conditions`). One that a config leaves out stays in the list, so
-that it is refused by name and not taken for a slip of the keyboard.
+A prior makes its conditions from its config (`Prior.make_conditions`). One that a config leaves out stays in the list,
+so that it is refused by name and not taken for a slip of the keyboard.
 """
 
 from collections.abc import Callable

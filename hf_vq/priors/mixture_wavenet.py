@@ -168,9 +168,8 @@ class MixtureWaveNet(ConditionedWaveNet):
     def tokens(self) -> AmplitudeTokens:
         return AmplitudeTokens(self.config.codebook_size, self.config.min_log_scale)
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        return (*super().conditions, FeatureCondition("start_values", (), largest=1.0, optional=True))
+    def make_conditions(self) -> tuple[Condition, ...]:
+        return (*super().make_conditions(), FeatureCondition("start_values", (), largest=1.0, optional=True))
 
     def log_prob(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         """Log-probability of whole waveforms, in eval mode and without gradients.

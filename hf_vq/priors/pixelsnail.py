@@ -170,9 +170,8 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
             codes, labels, return_loss, lengths, class_labels=class_labels, context_codes=context_codes
         )
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        return (*super().conditions, ContextCondition(self.config.context_codebook_sizes))
+    def make_conditions(self) -> tuple[Condition, ...]:
+        return (*super().make_conditions(), ContextCondition(self.config.context_codebook_sizes))
 
     def compute_condition(
         self,

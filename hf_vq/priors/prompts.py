@@ -142,8 +142,7 @@ class PromptMixin(AutoregressivePrior):
     def has_levels(self) -> bool:
         return self.config.num_levels > 1
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         prompt = PromptCondition(
             config.num_text_tokens,
@@ -153,7 +152,7 @@ class PromptMixin(AutoregressivePrior):
             lacking="has no text (num_text_tokens=0)",
             dropout_prob=config.prompt_dropout_prob,
         )
-        return (*super().conditions, prompt)
+        return (*super().make_conditions(), prompt)
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)

@@ -300,8 +300,7 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         self.config.check_grid("codes", tuple(codes.shape[1:]))
         self._check_code_vectors()
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         prompt = PromptCondition(
             config.prompt_vocab_size,
@@ -310,7 +309,7 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             having=f"has prompt_vocab_size={config.prompt_vocab_size}",
             lacking="follows no prompts (prompt_vocab_size=0)",
         )
-        return (*super().conditions, prompt)
+        return (*super().make_conditions(), prompt)
 
     def embed_conditions(
         self, num_grids: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None

@@ -106,9 +106,8 @@ class WaveNet(ConditionedWaveNet):
             start_codes=start_codes,
         )
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        return (*super().conditions, LabelCondition("start_codes", self.config.codebook_size, optional=True))
+    def make_conditions(self) -> tuple[Condition, ...]:
+        return (*super().make_conditions(), LabelCondition("start_codes", self.config.codebook_size, optional=True))
 
     def predict(self, codes: torch.Tensor, start_codes: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         before = torch.cat([self._start_codes(codes.shape[0], start_codes)[:, None], codes[:, :-1]], dim=1)

@@ -159,11 +159,10 @@ class ConditionedWaveNet(AutoregressivePrior, PreTrainedModel):
         local_features = self._local_condition(length, **conditions)
         return WaveNetSteps(self.stack, batch_size, local_features, self._global_condition(**conditions))
 
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
+    def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         return (
-            *super().conditions,
+            *super().make_conditions(),
             LabelCondition("speaker_labels", config.num_speakers, taken=config.num_speakers > 0),
             FeatureCondition("global_features", (config.global_channels,), taken=config.use_global_features),
             FeatureCondition(

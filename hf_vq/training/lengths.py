@@ -35,9 +35,8 @@ class LengthsTrainer(Trainer):
         return loss, *rest
 
     def evaluation_loop(self, *inputs, metric_key_prefix="eval", **options):
-        self.evaluated = torch.zeros(
-            2, dtype=torch.float64, device=self.args.device
-        )  # nats and positions of batches with lengths
+        # of batches with lengths: nats and positions
+        self.evaluated = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         output = super().evaluation_loop(*inputs, metric_key_prefix=metric_key_prefix, **options)
         nats, positions = sum_over_processes(self.evaluated).tolist()
         if positions:

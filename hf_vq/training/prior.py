@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -95,8 +96,8 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
         _check_dataset(prior, dataset)
-    first = collate(prior, [train_dataset[0]])
-    prior.check_likelihood(first.pop("codes"), **first)
+    item = send_to_device(collate(prior, [train_dataset[0]]), prior.device)
+    prior.check_likelihood(item.pop("codes"), **item)
     prepare_output_dir(args.output_dir, prior)
     checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
     with InterruptGuard() as guard:
