@@ -126,8 +126,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         if output_type != "codes":
             samples = self.autoencoder.detokenize(codes)  # (batch, channels, *space) in [-1, 1]
             if modality:
-                processor = self.autoencoder.processor or modality.processor()
-                samples = processor.postprocess(samples, output_type=output_type)
+                samples = self.autoencoder.processor.postprocess(samples, output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (samples,)
