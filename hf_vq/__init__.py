@@ -31,6 +31,7 @@ from hf_vq.grids import as_grids
 from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
 from hf_vq.priors import (
+    AutoregressivePrior,
     DelayedTransformerPrior,
     DelayedTransformerPriorConfig,
     GPTPrior,
@@ -43,6 +44,7 @@ from hf_vq.priors import (
     PixelCNNConfig,
     PixelSNAIL,
     PixelSNAILConfig,
+    Prior,
     RQTransformer,
     RQTransformerConfig,
     TransformerPrior,
@@ -51,6 +53,7 @@ from hf_vq.priors import (
     WaveNetConfig,
 )
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
+from hf_vq.registry import find_class
 from hf_vq.version import __version__
 
 register()
@@ -58,6 +61,7 @@ register()
 __all__ = [
     "__version__",
     "as_grids",
+    "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",
     "DelayedTransformerPrior",
@@ -82,6 +86,7 @@ __all__ = [
     "PixelSNAIL",
     "PixelSNAILConfig",
     "PreTrainedModel",
+    "Prior",
     "RQTransformer",
     "RQTransformerConfig",
     "RQVAE",
@@ -107,3 +112,11 @@ __all__ = [
     "WaveNet",
     "WaveNetConfig",
 ]
+
+
+def __getattr__(name):
+    """Classes that others have registered: saved pipelines name them as ours."""
+    found = find_class(name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

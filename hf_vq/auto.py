@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.autoencoders.pretrained import FACES
 from hf_vq.hub import PRIOR_SECTION
-from hf_vq.priors import PRIORS, TransformerPrior, TransformerPriorConfig
+from hf_vq.priors import TransformerPrior, TransformerPriorConfig
+from hf_vq.registry import PRIORS
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
@@ -35,7 +36,7 @@ class AutoVQModel:
 
 
 class AutoVQPrior:
-    """Loads any prior of ours as the class it was saved from."""
+    """Loads any prior of ours, or another of `hf_vq.registry.PRIORS`, as the class it was saved from."""
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path, **kwargs):
@@ -60,7 +61,10 @@ class AutoVQPrior:
 
 
 def register():
-    """Makes transformers and diffusers know our classes. Called by `import hf_vq`."""
+    """Makes transformers and diffusers know the classes of all tables.
+
+    `import hf_vq` calls it; call it again after putting a class into a table.
+    """
     for config_class, face_class in FACES.values():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, face_class, exist_ok=True)

@@ -241,7 +241,7 @@ def test_fine_codes_are_predicted_from_coarse_ones_and_levels_count():
     class Copies:
         """Knows that a fine code is the coarse one above it."""
 
-        exact_log_prob, condition_names = True, ("context_codes",)
+        likelihood, condition_names = "exact", ("context_codes",)
 
         def pick_conditions(self, item):
             return {name: item[name] for name in self.condition_names if name in item}

@@ -547,11 +547,11 @@ CODES, TOP = torch.zeros(2, 5, 7, dtype=torch.int64), torch.zeros(2, 3, 4, dtype
 @pytest.mark.parametrize(
     ("match", "variant", "call"),
     [
-        ("no coarser levels", "top", lambda prior: prior(CODES, context_codes=(TOP,))),
-        ("tuple of 1 levels.* got NoneType", "bottom", lambda prior: prior(CODES)),
-        ("tuple of 1 levels.* got NoneType", "bottom", lambda prior: prior.sample(2)),
-        ("tuple of 1 levels.* got Tensor", "bottom", lambda prior: prior(CODES, context_codes=TOP)),
-        ("tuple of 1 levels.* got 2", "bottom", lambda prior: prior(CODES, context_codes=(TOP, TOP))),
+        ("no coarser grids", "top", lambda prior: prior(CODES, context_codes=(TOP,))),
+        ("tuple of 1 grids.* got NoneType", "bottom", lambda prior: prior(CODES)),
+        ("tuple of 1 grids.* got NoneType", "bottom", lambda prior: prior.sample(2)),
+        ("tuple of 1 grids.* got Tensor", "bottom", lambda prior: prior(CODES, context_codes=TOP)),
+        ("tuple of 1 grids.* got 2", "bottom", lambda prior: prior(CODES, context_codes=(TOP, TOP))),
         (r"context_codes\[0\] must be int64", "bottom", lambda prior: prior(CODES, context_codes=(TOP.float(),))),
         (r"context_codes\[0\] must be int64", "bottom", lambda prior: prior(CODES, context_codes=(TOP[0],))),
         (r"context_codes\[0\] must have 2 grids", "bottom", lambda prior: prior(CODES, context_codes=(TOP[:1],))),

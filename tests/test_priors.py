@@ -241,14 +241,16 @@ def test_probabilities_of_all_grids_sum_to_one():
 def test_training_drops_classes_to_the_null_class_at_the_configured_rate():
     prior = make_prior(num_classes=4, class_dropout_prob=0.25)
     class_labels = torch.arange(4).repeat(5000)
-    assert torch.equal(prior.drop_class_labels(class_labels), class_labels)  # not in eval mode
+    conditions = {"class_labels": class_labels}
+    assert torch.equal(prior.drop_conditions(conditions)["class_labels"], class_labels)  # not in eval mode
     prior.train()
     torch.manual_seed(0)
-    dropped = prior.drop_class_labels(class_labels)
+    dropped = prior.drop_conditions(conditions)["class_labels"]
     assert abs((dropped == 4).float().mean() - 0.25) < 0.01
     assert torch.equal(dropped[dropped < 4], class_labels[dropped < 4])
     torch.manual_seed(0)
-    assert torch.equal(prior.drop_class_labels(class_labels), dropped)  # the global generator, so that resume is exact
+    again = prior.drop_conditions(conditions)["class_labels"]
+    assert torch.equal(again, dropped)  # the global generator, so that resume is exact
 
 
 class Items(torch.utils.data.Dataset):

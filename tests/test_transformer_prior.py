@@ -272,7 +272,8 @@ def test_probabilities_of_all_grids_sum_to_one(variant):
 def test_training_drops_classes_and_text_on_their_own():
     prior = make_prior("class and text", class_dropout_prob=0.25).train()
     prompt_ids = torch.zeros(20_000, 4, dtype=torch.int64)
-    tokens = prior.prompt_tokens(20_000, torch.zeros(20_000, dtype=torch.int64), prompt_ids)
+    text = prior.drop_conditions({"prompt_ids": prompt_ids})
+    tokens = prior.prompt_tokens(20_000, torch.zeros(20_000, dtype=torch.int64), **text)
     dropped = tokens[:, :4] == prior.config.null_token
     assert torch.equal(dropped.all(1), dropped.any(1))  # whole prompts
     assert dropped[:, 0].float().mean() == pytest.approx(0.2, abs=0.01)

@@ -601,7 +601,7 @@ FRAMES, SCALED = torch.zeros(2, 4, 6), {"upsample_scales": [2], "local_channels"
         ("code_shape must be 1 sizes", "plain", "waveforms", lambda p: p.sample(2, (3, 3))),
         ("temperature must be", "plain", "waveforms", lambda p: p.sample(2, temperature=-1)),
         ("go together", "plain", "waveforms", lambda p: p.sample(2, known_values=WAVES)),
-        ("known_mask must be bool", "plain", "waveforms", lambda p: p.sample(2, known_values=WAVES, known_mask=CODES)),
+        ("known_mask must be torch.bool", "plain", "waveforms", lambda p: p.sample(2, known_values=WAVES, known_mask=CODES)),
         (
             "known_values must be in",
             "plain",

@@ -64,12 +64,13 @@ class SavedFolder(PushMixin):
 
     @property
     def processor(self):
-        """What makes samples of pictures or sounds and shows them again, saved with the model; None for tensors.
+        """What makes samples of pictures or sounds and shows them again; None for tensors.
 
-        Training on a data set sets it; before, it takes things as they come.
+        It is saved with the model once it was set, as training by the command line does; before, it takes things as
+        they come.
         """
         if self._processor is None and self.modality is not None:
-            self._processor = MODALITIES[self.modality].processor(channels=self.in_channels)
+            return MODALITIES[self.modality].processor(channels=self.in_channels)
         return self._processor
 
     @processor.setter
@@ -110,8 +111,8 @@ class SavedFolder(PushMixin):
     def save_config(self, save_directory, **kwargs):
         super().save_config(save_directory, **kwargs)
         write_shim(save_directory)
-        if self.processor is not None:
-            self.processor.save_pretrained(save_directory)
+        if self._processor is not None:
+            self._processor.save_pretrained(save_directory)
 
     def to_json_string(self):
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""

@@ -11,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
+from hf_vq.registry import find_class
 
 
 def auto_map(**classes):
@@ -73,6 +74,6 @@ class HubPipelineMixin(PushMixin):
         index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         (folder / f"{PIPELINE}.py").write_text(pipeline_text(name), encoding="utf-8")
         for key, value in index.items():
-            if isinstance(value, list) and value[:1] == ["hf_vq"]:
+            if isinstance(value, list) and (value[:1] == ["hf_vq"] or find_class(value[1]) is not None):
                 index[key] = [SHIM, value[1]]
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -40,26 +40,39 @@ class CodeLikelihood(nn.Module):
         super().__init__()
         self.sample_shape = sample_shape
         self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
-        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # items, nats
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # items (of a short one its share), nats
 
     def reset(self):
         self.counts.zero_()
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, codes, log_prob):
-        """Adds codes, (batch, *grid) int64, and their log-likelihoods, (batch,) nats.
+    def update(self, codes, log_prob, lengths=None, axis=1):
+        """Adds codes and their log-likelihoods.
+
+        Args:
+            codes: (batch, *grid) int64.
+            log_prob: (batch,) nats.
+            lengths: (batch,) int64, how many positions of an item are real; the others do not count. None: all.
+            axis: of the codes, that the lengths are along.
 
         Raises:
-            ValueError: codes outside [0, codebook_size), or not one log-likelihood an item.
+            ValueError: codes outside [0, codebook_size), or not one log-likelihood or length an item.
         """
         if log_prob.shape != codes.shape[:1]:
             raise ValueError(f"log_prob must be ({codes.shape[0]},), one value an item, got {tuple(log_prob.shape)}")
+        items = len(codes)
+        if lengths is not None:
+            if lengths.shape != codes.shape[:1]:
+                raise ValueError(f"lengths must be ({items},), one an item, got {tuple(lengths.shape)}")
+            places = torch.arange(codes.shape[axis], device=codes.device)
+            items = lengths.sum().item() / codes.shape[axis]
+            codes = codes.movedim(axis, 1)[places < lengths[:, None]]
         if codes.min() < 0 or codes.max() >= len(self.counts):
             raise ValueError(f"codes must be in [0, {len(self.counts)}), got {codes.min()} to {codes.max()}")
         self.counts += torch.bincount(codes.reshape(-1), minlength=len(self.counts)).to(self.counts)
         nats = -log_prob.double().sum()
-        self.sums += torch.stack([torch.full_like(nats, len(codes)), nats]).to(self.sums.device)
+        self.sums += torch.stack([torch.full_like(nats, items), nats]).to(self.sums.device)
 
     @torch.no_grad()
     def compute(self):

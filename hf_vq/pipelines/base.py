@@ -1,16 +1,20 @@
-"""What pipelines share: class names, known codes of a picture to complete, and the way back to pictures."""
+"""What pipelines share: requests for codes, and the way from codes to samples; nothing here speaks of pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
 from hf_vq.registry import MODALITIES
+
+# options of sampling that pipelines name: at these values, a prior without such an option need not know of them
+OPTION_DEFAULTS = {
+    "temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0, "guidance_steps": None,
+    "known_codes": None, "known_mask": None,
+}  # fmt: skip
 
 
 @dataclass
@@ -28,7 +32,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
     def _set_up(self, class_names, num_classes):
-        """Keep the class names, a list or by number, and make the image processors."""
+        """Keep the class names, a list or by number."""
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(
                 f"class_names must be {num_classes}, one for each class of the prior, got {class_names!r}"
@@ -37,10 +41,16 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
             class_names = dict(enumerate(class_names))
         names = None if class_names is None else {str(label): name for label, name in class_names.items()}
         self.register_to_config(class_names=names)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
-        self.mask_processor = VaeImageProcessor(
-            vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+
+    @property
+    def modality(self):
+        """The Modality of the samples; None where they are tensors."""
+        return MODALITIES.get(self.autoencoder.modality)
+
+    @property
+    def output_types(self):
+        """Forms in which samples can be had, the usual one first."""
+        return (*(self.modality.output_types if self.modality else ("pt",)), "codes")
 
     def get_label_ids(self, class_labels):
         """Class labels, numbers or names, as a tensor (n,) int64.
@@ -59,11 +69,9 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         return torch.tensor([numbers[label] if isinstance(label, str) else label for label in class_labels])
 
     def _check_request(self, class_labels, batch_size, num_images_per_prompt, num_classes, output_type):
-        """Labels (n,) or None, and the number of images n, of a request."""
-        modality = self._modality
-        known = [*(modality.output_types if modality else ("pt",)), "codes"]
-        if output_type not in known:
-            raise ValueError(f"output_type must be one of {known}, got {output_type!r}")
+        """Labels (n,) or None, and the number of samples n, of a request."""
+        if output_type is not None and output_type not in self.output_types:
+            raise ValueError(f"output_type must be one of {list(self.output_types)}, got {output_type!r}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
         if class_labels is None:
@@ -80,57 +88,17 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         labels = labels.repeat_interleave(num_images_per_prompt)
         return labels, len(labels)
 
-    def _code_shapes(self, height, width):
-        """Grid of every level for an image of this size, coarse to fine; None without a size."""
-        if height is None and width is None:
-            return None
-        if height is None or width is None:
-            raise ValueError(f"height and width go together, got height={height}, width={width}")
-        return self.autoencoder.code_shapes((self.autoencoder.config.in_channels, height, width))
-
-    def _known_of_picture(self, image, mask_image, height, width, num_images):
-        """Codes of a picture and where they are to be kept, one entry a level, coarse to fine; its height and width.
-
-        A code is drawn anew where the mask touches any of the pixels that it stands for.
-        """
-        if image is None or mask_image is None:
-            missing = "image" if image is None else "mask_image"
-            raise ValueError(f"image and mask_image go together: {missing} is missing")
-        sample = self.image_processor.preprocess(image, height=height, width=width)
-        channels = self.autoencoder.config.in_channels
-        if sample.shape[1] != channels:
-            raise ValueError(f"image must have {channels} channels, got {tuple(sample.shape)}")
-        height, width = sample.shape[-2:]
-        mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # (n, 1, height, width), 1: new
-        for name, value in (("image", sample), ("mask_image", mask)):
-            if len(value) not in (1, num_images):
-                raise ValueError(f"{name} must be one, or one for each of {num_images} images, got {len(value)}")
-        device, dtype = self._execution_device, self.autoencoder.dtype
-        codes = self.autoencoder.tokenize(sample.to(device, dtype))
-        codes = codes if self.autoencoder.hierarchical else (codes,)
-        known_codes, known_masks = [], []
-        for one, factor in zip(codes, self.autoencoder.downsample_factors, strict=True):
-            kept = F.max_pool2d(mask.to(device), factor) == 0  # (n, 1, *grid)
-            kept = kept if one.ndim == 4 else kept[:, 0]  # levels of a residual quantizer are kept together
-            known_codes.append(one.expand(num_images, *one.shape[1:]))
-            known_masks.append(kept.expand(num_images, *one.shape[1:]))
-        return known_codes, known_masks, height, width
-
-    @property
-    def _modality(self):
-        return MODALITIES.get(self.autoencoder.modality)
-
     def _finish(self, codes, output_type, return_dict):
         """Codes as samples, in the form that was asked for and the output of their modality."""
-        modality, samples = self._modality, codes
+        modality, samples = self.modality, codes
         if output_type != "codes":
             samples = self.autoencoder.detokenize(codes)  # (batch, channels, *space) in [-1, 1]
-            if modality:
-                samples = self.autoencoder.processor.postprocess(samples, output_type=output_type)
+            if modality is not None:
+                samples = self.autoencoder.processor.postprocess(samples, output_type or self.output_types[0])
         self.maybe_free_model_hooks()
         if not return_dict:
             return (samples,)
-        return (modality.output_class if modality else SamplePipelineOutput)(samples)
+        return (SamplePipelineOutput if modality is None else modality.output_class)(samples)
 
 
 def check_prior(name, prior, codebook_size, grid_dims):
@@ -146,16 +114,50 @@ def check_prior(name, prior, codebook_size, grid_dims):
         )
 
 
-def for_each_level(count, **options):
-    """Options, each one value for all levels or a sequence of one a level, as a list of dicts, coarse to fine.
+def split_keywords(name, prior, keywords):
+    """Keywords of a call as what a prior declares.
+
+    Args:
+        name: of the component, for messages.
+        prior: any `Prior`.
+        keywords: by name; one of `OPTION_DEFAULTS` at its default is left out where the prior has no such option.
+
+    Returns:
+        Two dicts: options of `sample`, and conditions (without those that are None).
+
+    Raises:
+        TypeError: a keyword that the prior does not declare.
+    """
+    options, conditions = {}, {}
+    for keyword, value in keywords.items():
+        if keyword in prior.sampling_options:
+            options[keyword] = value
+        elif keyword in prior.condition_names:
+            conditions |= {} if value is None else {keyword: value}
+        elif keyword not in OPTION_DEFAULTS or not _is_default(value, OPTION_DEFAULTS[keyword]):
+            taken = ", ".join([*prior.sampling_options, *prior.condition_names]) or "no keywords"
+            raise TypeError(f"{name}, a {type(prior).__name__}, does not take {keyword!r}; it takes {taken}")
+    return options, conditions
+
+
+def _is_default(value, default):
+    return value is None if default is None else value == default
+
+
+def for_each_grid(count, **options):
+    """Options, each one value for all grids or a sequence of one a grid, as a list of dicts, coarse to fine.
+
+    None in a sequence leaves an option that pipelines do not name to that grid's prior.
 
     Raises:
         ValueError: a sequence of another length.
     """
-    levels = [{} for _ in range(count)]
+    grids = [{} for _ in range(count)]
     for name, value in options.items():
-        if isinstance(value, Sequence) and len(value) != count:
-            raise ValueError(f"{name} must be one value or {count}, one for each level, got {value!r}")
-        for index, level in enumerate(levels):
-            level[name] = value[index] if isinstance(value, Sequence) else value
-    return levels
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        if several and len(value) != count:
+            raise ValueError(f"{name} must be one value or {count}, one for each grid, got {value!r}")
+        for index, grid in enumerate(grids):
+            if not several or value[index] is not None or name in OPTION_DEFAULTS:
+                grid[name] = value[index] if several else value
+    return grids

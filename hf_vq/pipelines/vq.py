@@ -4,11 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_vq.pipelines.base import CodesPipeline, check_prior
+from hf_vq.pipelines.base import check_prior, split_keywords
+from hf_vq.pipelines.images import PicturesPipeline
 
 
-class VQPipeline(CodesPipeline):
-    """Draws images from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
+class VQPipeline(PicturesPipeline):
+    """Draws samples from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
+
+    Samples are images where the autoencoder is one of images; of another modality they are in its own form.
 
     Args:
         autoencoder: `VQVAE`, `VQModel` or any autoencoder of ours with one grid of codes.
@@ -25,7 +28,7 @@ class VQPipeline(CodesPipeline):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(
-                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each level: "
+                f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each grid: "
                 "VQVAE2Pipeline"
             )
         check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)
@@ -51,9 +54,9 @@ class VQPipeline(CodesPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
-        **conditions,
+        **keywords,
     ):
         """Draws images, or completes them.
 
@@ -66,42 +69,41 @@ class VQPipeline(CodesPipeline):
             num_images_per_prompt: images of each class label, in a row.
             height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
             temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the
-                prior's `sample`.
-            output_type: "pil", "np" (batch, height, width, channels) in [0, 1], "pt" (batch, channels, height,
-                width) in [0, 1], or "codes".
+                prior's `sample`; a prior that has no such option takes the default only.
+            output_type: of images "pil" (the default), "np" (batch, height, width, channels) in [0, 1] or "pt" (batch,
+                channels, height, width) in [0, 1]; of tensors "pt" (batch, channels, *space) in [-1, 1]; or "codes".
             return_dict: False gives a tuple of one.
-            conditions: others that the prior takes, such as `prompt_ids`.
+            keywords: other conditions and options that the prior declares, such as `prompt_ids`.
 
         Returns:
-            ImagePipelineOutput, whose `images` are what `output_type` says.
+            ImagePipelineOutput, whose `images` are what `output_type` says; where samples are tensors,
+            `SamplePipelineOutput`, whose `samples` are.
 
         Raises:
+            TypeError: a keyword that the prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
         labels, count = self._check_request(
             class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type
         )
-        if image is not None or mask_image is not None:
-            if known_codes is not None or known_mask is not None:
-                raise ValueError("image and known_codes exclude each other")
-            (known_codes,), (known_mask,), height, width = self._known_of_picture(
-                image, mask_image, height, width, count
-            )
-        shapes = self._code_shapes(height, width)
+        known = ([known_codes], [known_mask]) if known_codes is not None or known_mask is not None else (None, None)
+        known_codes, known_mask, shapes = self._known_and_shapes(image, mask_image, height, width, *known, count)
+        keywords |= {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
+            "guidance_steps": guidance_steps, "known_codes": known_codes and known_codes[0],
+            "known_mask": known_mask and known_mask[0],
+        }  # fmt: skip
         if labels is not None:
-            conditions["class_labels"] = labels
+            keywords["class_labels"] = labels
+        options, conditions = split_keywords("prior", self.prior, keywords)
+        if conditions and batch_size is not None:
+            raise ValueError(f"batch_size={batch_size} given beside {next(iter(conditions))}, whose number decides")
         codes = self.prior.sample(
             None if conditions else count,
             shapes and shapes[0],
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_scale=guidance_scale,
-            guidance_steps=guidance_steps,
             generator=generator,
-            known_codes=known_codes,
-            known_mask=known_mask,
             progress_bar=self.progress_bar,
+            **options,
             **conditions,
         )
         return self._finish(codes, output_type, return_dict)

@@ -1,24 +1,25 @@
-"""A prior for each level of a hierarchy, coarse to fine, then the autoencoder: VQ-VAE-2's way to new images."""
+"""A prior for each grid of a hierarchy, coarse to fine, then the autoencoder: VQ-VAE-2's way to new images."""
 
 from collections.abc import Sequence
 
 import torch
 
-from hf_vq.pipelines.base import CodesPipeline, check_prior, for_each_level
+from hf_vq.pipelines.base import check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.images import PicturesPipeline
 
 
-class VQVAE2Pipeline(CodesPipeline):
+class VQVAE2Pipeline(PicturesPipeline):
     """Draws images from a hierarchy of priors (VQ-VAE-2, https://arxiv.org/abs/1906.00446, section 3.2).
 
     Args:
-        autoencoder: `VQVAE2` of two or three levels.
+        autoencoder: `VQVAE2` of two or three grids.
         top_prior: a prior over the coarsest codes, such as a `PixelSNAIL` with attention.
         bottom_prior: a prior over the finest codes that takes the coarser ones as `context_codes`.
-        middle_prior: of three levels, that of the middle one.
+        middle_prior: of three grids, that of the middle one.
         class_names: names of the priors' classes, a list or by number, so that `class_labels` may be names; optional.
 
     Raises:
-        ValueError: more than three levels, a prior too few or too many, or one that speaks of other codes.
+        ValueError: more than three grids, a prior too few or too many, or one that speaks of other codes.
     """
 
     model_cpu_offload_seq = "top_prior->middle_prior->bottom_prior->autoencoder"
@@ -29,20 +30,20 @@ class VQVAE2Pipeline(CodesPipeline):
         names = autoencoder.grid_names
         if not autoencoder.hierarchical or len(names) not in (2, 3):
             raise ValueError(
-                f"autoencoder must be a hierarchy of two or three levels, got {type(autoencoder).__name__} with "
+                f"autoencoder must be a hierarchy of two or three grids, got {type(autoencoder).__name__} with "
                 f"{len(names) or 1}"
             )
         if (middle_prior is not None) != (len(names) == 3):
-            raise ValueError(f"middle_prior must be {'given' if len(names) == 3 else 'None'}: levels are {names}")
+            raise ValueError(f"middle_prior must be {'given' if len(names) == 3 else 'None'}: grids are {names}")
         self.register_modules(
             autoencoder=autoencoder, top_prior=top_prior, bottom_prior=bottom_prior, middle_prior=middle_prior
         )
         classes = {prior.config.num_classes for prior in self.priors}
         if len(classes - {0}) > 1:
             raise ValueError(f"the priors must have the same classes, got num_classes {sorted(classes)}")
-        for level, (name, prior, size) in enumerate(zip(names, self.priors, autoencoder.codebook_sizes, strict=True)):
-            check_prior(f"{name}_prior", prior, size, 2)
-            if level and "context_codes" not in prior.condition_names:
+        for index, (name, prior, size) in enumerate(zip(names, self.priors, autoencoder.codebook_sizes, strict=True)):
+            check_prior(f"{name}_prior", prior, size, autoencoder.grid_dims)
+            if index and "context_codes" not in prior.condition_names:
                 raise ValueError(f"{name}_prior, a {type(prior).__name__}, does not take context_codes")
         self._set_up(class_names, max(classes))
 
@@ -69,8 +70,9 @@ class VQVAE2Pipeline(CodesPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: Sequence[torch.Tensor] | None = None,
         known_mask: Sequence[torch.Tensor] | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
+        **keywords,
     ):
         """Draws images, or completes them.
 
@@ -78,26 +80,28 @@ class VQVAE2Pipeline(CodesPipeline):
             class_labels, batch_size, image, mask_image, num_images_per_prompt, output_type, return_dict: see
                 `VQPipeline`; "codes" gives a tuple, coarse to fine.
             height, width: of the image in pixels; by default the grid that the top prior was made for.
-            temperature, top_k, top_p, guidance_scale: see the priors' `sample`; one for all levels, or one for each,
-                coarse to fine.
-            generator: a generator, or one for each image; the levels draw from it one after the other.
-            known_codes, known_mask: of every level, coarse to fine; see the priors' `sample`.
+            temperature, top_k, top_p, guidance_scale: see the priors' `sample`; one for all grids, or one for each,
+                coarse to fine. A prior that has no such option takes the default only.
+            generator: a generator, or one for each image; the grids draw from it one after the other.
+            known_codes, known_mask: of every grid, coarse to fine; see the priors' `sample`.
+            keywords: other options that the priors declare, one for all grids, or one for each, None where the prior
+                of a grid takes none.
 
         Returns:
             ImagePipelineOutput, whose `images` are what `output_type` says.
 
         Raises:
+            TypeError: a keyword that a prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
         priors = self.priors
         num_classes = max(prior.config.num_classes for prior in priors)
         labels, count = self._check_request(class_labels, batch_size, num_images_per_prompt, num_classes, output_type)
-        if image is not None or mask_image is not None:
-            if known_codes is not None or known_mask is not None:
-                raise ValueError("image and known_codes exclude each other")
-            known_codes, known_mask, height, width = self._known_of_picture(image, mask_image, height, width, count)
-        shapes = self._code_shapes(height, width) or self._default_shapes()
-        options = for_each_level(
+        known_codes, known_mask, shapes = self._known_and_shapes(
+            image, mask_image, height, width, known_codes, known_mask, count
+        )
+        shapes = shapes or self._default_shapes()
+        options = for_each_grid(
             len(priors),
             temperature=temperature,
             top_k=top_k,
@@ -105,10 +109,14 @@ class VQVAE2Pipeline(CodesPipeline):
             guidance_scale=guidance_scale,
             known_codes=known_codes,
             known_mask=known_mask,
+            **keywords,
         )
+        names = [f"{name}_prior" for name in self.autoencoder.grid_names]
+        requests = list(map(split_keywords, names, priors, options))  # all of them before any work
         codes = ()
-        for prior, shape, level in zip(priors, shapes, options, strict=True):
-            conditions = {"class_labels": labels} if prior.config.num_classes else {}
+        for prior, shape, (options, conditions) in zip(priors, shapes, requests, strict=True):
+            if prior.config.num_classes:
+                conditions["class_labels"] = labels
             if codes:
                 conditions["context_codes"] = codes
             drawn = prior.sample(
@@ -116,16 +124,19 @@ class VQVAE2Pipeline(CodesPipeline):
                 shape,
                 generator=generator,
                 progress_bar=self.progress_bar,
-                **level,
+                **options,
                 **conditions,
             )
             codes = (*codes, drawn)
         return self._finish(codes, output_type, return_dict)
 
     def _default_shapes(self):
-        """Grids of all levels from that of the top prior."""
+        """Shapes of all grids from that of the top prior."""
         top = self.top_prior.config.code_shape
         if top is None:
             raise ValueError("height and width are missing: the top prior has no code_shape")
-        coarsest = self.autoencoder.downsample_factor
-        return [tuple(size * coarsest // factor for size in top) for factor in self.autoencoder.downsample_factors]
+        coarsest, *_ = strides = self.autoencoder.grid_strides
+        return [
+            tuple(size * whole // stride for size, whole, stride in zip(top, coarsest, grid, strict=True))
+            for grid in strides
+        ]

@@ -1,6 +1,7 @@
 """Codes -> codes: what is likely, and new ones."""
 
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
 from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
@@ -11,8 +12,9 @@ from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from hf_vq.priors.rq_transformer import RQTransformer, RQTransformerConfig
 from hf_vq.priors.transformer import TransformerPrior, TransformerPriorConfig
 from hf_vq.priors.wavenet import WaveNet, WaveNetConfig
+from hf_vq.registry import PRIORS
 
-PRIORS = {
+PRIORS |= {
     "DelayedTransformerPrior": (DelayedTransformerPriorConfig, DelayedTransformerPrior),
     "GPTPrior": (GPTPriorConfig, GPTPrior),
     "LlamaGenPrior": (LlamaGenPriorConfig, LlamaGenPrior),
@@ -25,6 +27,7 @@ PRIORS = {
 }
 
 __all__ = [
+    "AutoregressivePrior",
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
     "GPTPrior",
@@ -38,8 +41,8 @@ __all__ = [
     "PixelCNNConfig",
     "PixelSNAIL",
     "PixelSNAILConfig",
+    "Prior",
     "PriorConfig",
-    "PriorMixin",
     "PriorOutput",
     "RQTransformer",
     "RQTransformerConfig",

@@ -43,6 +43,7 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
 
     config_class = DelayedTransformerPriorConfig
     config: DelayedTransformerPriorConfig
+    reads_lengths = True  # padding of one level is drawn before the last codes of the next
 
     def __init__(self, config: DelayedTransformerPriorConfig):
         super().__init__(config)
@@ -59,12 +60,13 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         return_loss: bool = True,
         *,
         prompt_ids: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes of the steps before its own, and their loss.
 
         Args:
             codes: (batch, levels, *space) int64.
-            class_labels, labels, return_loss, prompt_ids: see `TransformerPrior.forward`.
+            class_labels, labels, return_loss, prompt_ids, lengths: see `TransformerPrior.forward`.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, levels, *space, codebook_size).
@@ -72,26 +74,34 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type.
         """
-        return self.run_forward(codes, labels, return_loss, class_labels=class_labels, prompt_ids=prompt_ids)
+        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels, prompt_ids=prompt_ids)
 
-    def delay(self, num_places: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def delay(
+        self, num_places: int, real: torch.Tensor | int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Where each level is in each step.
 
+        Args:
+            num_places: of a grid, in each level.
+            real: (batch, 1, 1), how many of them are no padding; None: all.
+
         Returns:
-            levels (levels,), places (steps, levels), and whether that place exists (steps, levels).
+            levels (levels,), places (steps, levels), and whether that place exists (steps, levels), with `real`
+            (batch, steps, levels).
         """
         levels = torch.arange(self.config.num_levels, device=self.device)
         places = torch.arange(num_places + len(levels) - 1, device=self.device)[:, None] - levels
-        return levels, places, (places >= 0) & (places < num_places)
+        return levels, places, (places >= 0) & (places < (num_places if real is None else real))
 
     def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor:
         num_places = torch.Size(code_shape[1:]).numel()
         levels, places, exist = self.delay(num_places)
         return (levels * num_places + places)[exist]
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         config, flat = self.config, codes.flatten(2)  # (batch, levels, places)
-        levels, places, exist = self.delay(flat.shape[2])
+        real = None if lengths is None else lengths[:, None, None] * codes[0, 0, 0].numel()
+        levels, places, exist = self.delay(flat.shape[2], real)
         tokens = flat[:, levels, places.clamp(0, flat.shape[2] - 1)] + levels * config.codebook_size
         tokens = tokens.where(exist, config.null_token)[:, :-1]  # (batch, steps - 1, levels)
         prompt = self.prompt_tokens(len(codes), **conditions)

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
 
 
@@ -81,7 +82,7 @@ class GPTPriorConfig(PriorConfig):
         return max(self.codebook_size, self.num_class_embeddings if self.num_classes else self.start_token + 1)
 
 
-class GPTPrior(PriorMixin, PreTrainedModel):
+class GPTPrior(AutoregressivePrior, PreTrainedModel):
     """Transformer prior of VQGAN (https://arxiv.org/abs/2012.09841, section 3.2): the GPT of taming-transformers.
 
     The grid is read in raster order, or in that of `permutation`, after one token for the class or the start, with
@@ -123,6 +124,8 @@ class GPTPrior(PriorMixin, PreTrainedModel):
         class_labels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes drawn before it, and their loss.
 
@@ -131,14 +134,16 @@ class GPTPrior(PriorMixin, PreTrainedModel):
             class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
             labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
 
         Raises:
-            ValueError: codes, classes or targets out of range or of the wrong shape or type.
+            ValueError: codes, classes or targets out of range or of the wrong shape or type, or lengths beyond which
+                the permutation draws codes before those within.
         """
-        return self.run_forward(codes, labels, return_loss, class_labels=class_labels)
+        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)

@@ -1,19 +1,73 @@
-"""What priors check before any work: codes, conditions, grids and known codes."""
+"""What priors check before any work: codes, lengths, conditions, grids and known codes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
 
 
 class InputChecks:
-    """Checks of a prior's inputs; it has a `config`, a `device`, `condition_names` and `grid_dims`."""
+    """Checks of a prior's inputs; it has a `config`, a `device`, a `dtype`, `tokens`, `conditions` and `grid_dims`."""
+
+    has_levels = False  # whether the first axis of a grid holds residual levels, and space begins with the second
+
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
+        """Check what `forward` got.
+
+        Returns:
+            codes, 0 in the padding that `lengths` tells of; targets, -100 there (None without `labels` and lengths:
+            the codes); and conditions, in training with some dropped.
+
+        Raises:
+            TypeError: a condition that this prior does not take.
+            ValueError: an argument is missing, out of range or of the wrong shape.
+        """
+        if lengths is not None and codes.ndim == 1 + self.grid_dims and codes.numel():
+            padding = ~self.real_places(self.check_lengths(lengths, codes), codes)
+            codes = codes.masked_fill(padding, 0)
+            labels = codes if labels is None else labels
+            if labels.shape == codes.shape:
+                labels = labels.masked_fill(padding, IGNORED)
+        self.check_codes(codes, labels)
+        conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
+        return codes, labels, self.drop_conditions(conditions)
+
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        """Raise a `ValueError` unless codes (and targets) are int64 (batch, *grid) in [0, codebook_size)."""
+        self.tokens.check(codes, labels, self.grid_dims)
+
+    def check_lengths(self, lengths: torch.Tensor | Sequence[int], codes: torch.Tensor) -> torch.Tensor:
+        """Lengths (batch,) int64 on the codes' device.
+
+        Raises:
+            ValueError: they are no whole numbers, not one per item, or not from 1 to the size of their axis.
+        """
+        lengths = torch.as_tensor(lengths)
+        if lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(f"lengths must be integers, got {lengths.dtype}")
+        if lengths.shape != codes.shape[:1]:
+            raise ValueError(f"lengths must be ({len(codes)},), got {tuple(lengths.shape)}")
+        check_range("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
+        return lengths.to(codes.device, torch.int64)
+
+    def real_places(self, lengths: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Which places are within the lengths (batch,), a mask of the shape of codes (batch, *grid)."""
+        axis = 1 + self.has_levels
+        within = torch.arange(codes.shape[axis], device=codes.device) < lengths[:, None]
+        return within.view(len(codes), *[1] * self.has_levels, -1, *[1] * (codes.ndim - 1 - axis)).expand_as(codes)
 
     def pick_conditions(self, item: dict) -> dict:
         """What an item or a batch of a data set holds of the conditions that this prior takes."""
-        names = [name for name in self.condition_names if name != "class_labels" or self.config.num_classes]
-        return {name: item[name] for name in names if name in item}
+        picked = {condition.name: condition.pick(item) for condition in self.conditions}
+        return {name: value for name, value in picked.items() if value is not None}
 
     def check_conditions(
         self, conditions: dict, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None
@@ -31,62 +85,34 @@ class InputChecks:
         """
         for name in conditions:
             if name not in self.condition_names:
-                raise TypeError(
-                    f"{type(self).__name__} takes no condition {name!r}; it takes {', '.join(self.condition_names)}"
-                )
+                taken = ", ".join(self.condition_names) or "none"
+                raise TypeError(f"{type(self).__name__} takes no condition {name!r}; it takes {taken}")
         checked = {}
-        for name in self.condition_names:
-            value = self.check_condition(name, conditions.get(name), batch_size, code_shape)
+        for condition in self.conditions:
+            value = condition.check(conditions.get(condition.name), batch_size, code_shape)
             if value is not None:
-                checked[name] = value
+                checked[condition.name] = map_tensors(self._to_model, value)
                 batch_size = first(value).shape[0]
         return checked
 
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        """One condition, checked and on the model's device; None where the prior needs none."""
-        return self.check_class_labels(value, batch_size)
+    def drop_conditions(self, conditions: dict) -> dict:
+        """In training, checked conditions with some replaced by nothing; otherwise as they are."""
+        if not self.training:
+            return conditions
+        dropped = {c.name: c.drop(conditions[c.name]) for c in self.conditions if c.name in conditions}
+        return {**conditions, **dropped}
 
-    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
-        """Raise a `ValueError` unless codes (and targets) are int64 (batch, *grid) in [0, codebook_size)."""
-        if codes.dtype != torch.int64:
-            raise ValueError(f"codes must be int64, got {codes.dtype}")
-        if codes.ndim != 1 + self.grid_dims or codes.numel() == 0:
-            raise ValueError(f"codes must be (batch, *grid) with {self.grid_dims} grid axes, got {tuple(codes.shape)}")
-        check_range("codes", codes, self.config.codebook_size)
-        if labels is None:
-            return
-        if labels.dtype != torch.int64 or labels.shape != codes.shape:
-            raise ValueError(
-                f"labels must be int64 of the shape of codes {tuple(codes.shape)}, "
-                f"got {labels.dtype} {tuple(labels.shape)}"
-            )
-        check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.config.codebook_size)
+    def null_conditions(self, conditions: dict) -> dict:
+        """What guidance compares with, given checked conditions: without what training has dropped now and then."""
+        return {c.name: c.null(conditions[c.name]) for c in self.conditions if c.name in conditions}
 
-    def check_class_labels(
-        self, class_labels: torch.Tensor | Sequence[int] | int | None, batch_size: int | None = None
-    ) -> torch.Tensor | None:
-        """Labels (batch,) int64 on the model's device, None for a prior without classes.
+    @property
+    def can_guide(self) -> bool:
+        """Whether there is a null class, or a text left out, to guide away from."""
+        return any(condition.dropout_prob > 0 for condition in self.conditions)
 
-        Raises:
-            ValueError: labels are missing or not wanted, out of range, or not one per item.
-        """
-        num_classes = self.config.num_classes
-        if num_classes == 0:
-            if class_labels is not None:
-                raise ValueError("class_labels given, but this prior has no classes (num_classes=0)")
-            return None
-        if class_labels is None:
-            raise ValueError(f"class_labels missing: this prior has num_classes={num_classes}")
-        class_labels = torch.as_tensor(class_labels)
-        if class_labels.ndim == 0 and batch_size is None:
-            class_labels = class_labels[None]
-        if class_labels.is_floating_point() or class_labels.dtype == torch.bool:
-            raise ValueError(f"class_labels must be integers, got {class_labels.dtype}")
-        if class_labels.ndim != 1 or len(class_labels) == 0 or batch_size not in (None, len(class_labels)):
-            wanted = "(batch,)" if batch_size is None else f"({batch_size},)"
-            raise ValueError(f"class_labels must be {wanted}, got {tuple(class_labels.shape)}")
-        check_range("class_labels", class_labels, self.config.num_class_embeddings)
-        return class_labels.to(self.device, torch.int64)
+    def _to_model(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.device, self.dtype if value.is_floating_point() else torch.int64)
 
     def _check_batch(self, batch_size: int | None, conditions: dict, code_shape: tuple[int, ...]) -> tuple[int, dict]:
         conditions = self.check_conditions(conditions, None, code_shape)
@@ -108,22 +134,45 @@ class InputChecks:
             raise ValueError(f"code_shape must be {self.grid_dims} sizes of at least 1, got {tuple(code_shape)}")
         return tuple(code_shape)
 
-    def _check_known(
-        self, known_codes: torch.Tensor | None, known_mask: torch.Tensor | None, shape: tuple[int, ...]
-    ) -> None:
-        if known_codes is None and known_mask is None:
+    def _check_known(self, known: torch.Tensor | None, mask: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        if known is None and mask is None:
             return
-        if known_codes is None or known_mask is None:
-            raise ValueError("known_codes and known_mask go together: one of them is missing")
-        for name, value, dtype in (("known_codes", known_codes, torch.int64), ("known_mask", known_mask, torch.bool)):
-            if value.dtype != dtype or value.shape != shape:
-                raise ValueError(f"{name} must be {dtype} {shape}, got {value.dtype} {tuple(value.shape)}")
-        check_range("known_codes", known_codes.masked_fill(~known_mask, 0), self.config.codebook_size)
+        if known is None or mask is None:
+            raise ValueError(f"{self.tokens.known_name} and known_mask go together: one of them is missing")
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise ValueError(f"known_mask must be torch.bool {shape}, got {mask.dtype} {tuple(mask.shape)}")
+        self.tokens.check_known(known, mask, shape)
 
 
 def first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The tensor itself, or the first of a tuple."""
     return value[0] if isinstance(value, tuple) else value
+
+
+def map_tensors(function, *values):
+    """A function of tensors, or of the tensors of tuples one by one."""
+    return tuple(map(function, *values)) if isinstance(values[0], tuple) else function(*values)
+
+
+def at_own_lengths(
+    lengths: torch.Tensor, size: int, compute: Callable[[torch.Tensor, int], torch.Tensor]
+) -> torch.Tensor:
+    """What depends on the length of an item, for items of several lengths; zeros in their padding.
+
+    Args:
+        lengths: (batch,).
+        size: the length of all, padding included.
+        compute: from the rows (n,) of one length and that length to (n, channels, length, ...).
+
+    Returns:
+        (batch, channels, size, ...).
+    """
+    rows, parts = [], []
+    for length in lengths.unique().tolist():
+        rows.append((lengths == length).nonzero()[:, 0])
+        part = compute(rows[-1], length)
+        parts.append(F.pad(part, (*[0, 0] * (part.ndim - 3), 0, size - length)))
+    return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
 def check_range(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:

@@ -9,7 +9,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.config import PriorConfig
 
@@ -81,7 +82,7 @@ class LlamaGenPriorConfig(PriorConfig):
         return self.hidden_size // self.num_heads
 
 
-class LlamaGenPrior(CompiledSampling, PriorMixin, PreTrainedModel):
+class LlamaGenPrior(CompiledSampling, AutoregressivePrior, PreTrainedModel):
     """LlamaGen's class-conditional transformer (https://arxiv.org/abs/2406.06525, section 2.2).
 
     Llama layers over the class and then the codes in raster order. Half of the rotary frequencies turn with the row
@@ -124,6 +125,8 @@ class LlamaGenPrior(CompiledSampling, PriorMixin, PreTrainedModel):
         class_labels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes before it in raster order, and their loss.
 
@@ -132,6 +135,7 @@ class LlamaGenPrior(CompiledSampling, PriorMixin, PreTrainedModel):
             class_labels: (batch,) int64; in training some are dropped to the null class.
             labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
@@ -139,7 +143,7 @@ class LlamaGenPrior(CompiledSampling, PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, classes or targets out of range or of the wrong shape or type.
         """
-        return self.run_forward(codes, labels, return_loss, class_labels=class_labels)
+        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def rotary_angles(self, code_shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (height * width, head_dim / 2), float32, of the class and all codes but the last."""

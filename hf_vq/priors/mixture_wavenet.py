@@ -8,9 +8,10 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.logistic_mixture import draw_amplitudes, mixture_log_prob
-from hf_vq.priors.base import PriorOutput, evaluating
+from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.conditions import Condition, FeatureCondition, check_magnitude
 from hf_vq.priors.inputs import IGNORED
-from hf_vq.priors.sampling import check_sampling_options, draw_uniforms
+from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
 
 
@@ -43,6 +44,67 @@ class MixtureWaveNetConfig(ConditionedWaveNetConfig):
             raise ValueError(f"class_dropout_prob must be 0 without guidance, got {self.class_dropout_prob}")
 
 
+class AmplitudeTokens:
+    """Samples of a waveform in [-1, 1], of which logits are a mixture of logistics; see `hf_vq.priors.tokens.Tokens`.
+
+    Args:
+        num_levels: equally spaced levels that a sample can take.
+        min_log_scale: smallest logarithm of a logistic's scale.
+    """
+
+    known_name, dtype, draws = "known_values", torch.float32, 2
+
+    def __init__(self, num_levels: int, min_log_scale: float):
+        self.num_levels, self.min_log_scale = num_levels, min_log_scale
+
+    def check(self, grids: torch.Tensor, labels: torch.Tensor | None, grid_dims: int) -> None:
+        if not grids.is_floating_point():
+            raise ValueError(f"waveforms must be floats, got {grids.dtype}")
+        if grids.ndim != 1 + grid_dims or grids.numel() == 0:
+            raise ValueError(f"waveforms must be (batch, length), got {tuple(grids.shape)}")
+        check_magnitude("waveforms", grids)
+        if labels is None:
+            return
+        if not labels.is_floating_point() or labels.shape != grids.shape:
+            raise ValueError(
+                f"labels must be floats of the shape of waveforms {tuple(grids.shape)}, "
+                f"got {labels.dtype} {tuple(labels.shape)}"
+            )
+        check_magnitude("labels", labels.masked_fill(labels == IGNORED, 0))
+
+    def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+        if not known.is_floating_point() or known.shape != shape:
+            raise ValueError(f"known_values must be floats {shape}, got {known.dtype} {tuple(known.shape)}")
+        check_magnitude("known_values", known.masked_fill(~mask, 0))
+
+    def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
+        kept = targets != IGNORED
+        targets = targets.masked_fill(~kept, 0)
+        nats = -mixture_log_prob(logits, targets, self.num_levels, self.min_log_scale) * kept
+        return nats.sum() / kept.sum() if reduction == "mean" else nats
+
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+        return draw_amplitudes(logits.float(), uniforms, self.num_levels, self.min_log_scale, temperature)
+
+    def others(self, elements: torch.Tensor) -> torch.Tensor:
+        return torch.where(elements > 0, elements - 1, elements + 1)
+
+
+class MixtureSamplingState:
+    """The `SamplingState` of a `MixtureWaveNet`."""
+
+    def __init__(self, prior, num_grids: int, length: int, start_values: torch.Tensor, conditions: dict):
+        self.steps = prior.start_stack(num_grids, length, **conditions)
+        self.weight, self.bias = prior.input.weight[:, 0, 0], prior.input.bias
+        self.newest = start_values
+
+    def next_logits(self) -> torch.Tensor:
+        return self.steps.step(torch.addcmul(self.bias, self.newest[:, None], self.weight))
+
+    def append(self, codes: torch.Tensor) -> None:
+        self.newest = codes.to(self.weight.dtype)
+
+
 class MixtureWaveNet(ConditionedWaveNet):
     """WaveNet over waveforms with a discretised mixture of logistics (https://arxiv.org/abs/1701.05517, eq. 1, 2).
 
@@ -52,7 +114,7 @@ class MixtureWaveNet(ConditionedWaveNet):
 
     config_class = MixtureWaveNetConfig
     main_input_name = "waveforms"
-    condition_names = (*ConditionedWaveNet.condition_names, "start_values")
+    sampling_options = ("temperature", "known_values", "known_mask")
 
     def __init__(self, config: MixtureWaveNetConfig):
         super().__init__(config, 3 * config.num_mixtures)
@@ -70,6 +132,8 @@ class MixtureWaveNet(ConditionedWaveNet):
         start_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Mixtures of every sample from the samples before it, and their loss.
 
@@ -79,6 +143,7 @@ class MixtureWaveNet(ConditionedWaveNet):
             start_values: (batch,) float in [-1, 1], the samples before the first ones; by default 0.
             labels: (batch, length) float targets instead of `waveforms`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real samples of each waveform; the rest takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per sample and logits (batch, length, 3 * num_mixtures): logits,
@@ -91,6 +156,7 @@ class MixtureWaveNet(ConditionedWaveNet):
             waveforms,
             labels,
             return_loss,
+            lengths,
             class_labels=class_labels,
             speaker_labels=speaker_labels,
             global_features=global_features,
@@ -98,22 +164,26 @@ class MixtureWaveNet(ConditionedWaveNet):
             start_values=start_values,
         )
 
-    @apply_forward_hook  # offloaded weights come to the device, as for forward
-    @torch.no_grad()
-    def log_prob(self, waveforms: torch.Tensor, **conditions) -> torch.Tensor:
+    @property
+    def tokens(self) -> AmplitudeTokens:
+        return AmplitudeTokens(self.config.codebook_size, self.config.min_log_scale)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return (*super().conditions, FeatureCondition("start_values", (), largest=1.0, optional=True))
+
+    def log_prob(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         """Log-probability of whole waveforms, in eval mode and without gradients.
 
         Args:
             waveforms: (batch, length) float in [-1, 1]; on the levels, this is the probability of a sequence of them.
+            lengths: (batch,) int64, real samples of each waveform; None: all.
             conditions: those of `forward`.
 
         Returns:
             (batch,) nats, at most 0.
         """
-        self.check_codes(waveforms)
-        conditions = self.check_conditions(conditions, waveforms.shape[0], tuple(waveforms.shape[1:]))
-        with evaluating(self):
-            return self._log_probs(self.predict(waveforms, **conditions), waveforms).sum(1)
+        return super().log_prob(waveforms, lengths, **conditions)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -148,34 +218,13 @@ class MixtureWaveNet(ConditionedWaveNet):
         Raises:
             TypeError: a condition that this prior does not take.
             ValueError: an argument is missing, out of range or of the wrong shape.
-            RuntimeError: the network gave mixtures that are not finite.
+            RuntimeError: the network gave logits that are not finite.
         """
         check_sampling_options(temperature, None, None)
-        length = self._check_code_shape(code_shape)[0]
-        batch_size, conditions = self._check_batch(batch_size, conditions, (length,))
-        self._check_known(known_values, known_mask, (batch_size, length))
-        if known_values is not None:
-            known_values, known_mask = known_values.to(self.device, torch.float32), known_mask.to(self.device)
-        uniforms = draw_uniforms(2 * length, batch_size, generator, self.device).unflatten(0, (length, 2))
-        waveforms = torch.empty(batch_size, length, device=self.device)
-        finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
-        with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            newest = conditions.pop("start_values", self.input.weight.new_zeros(batch_size))
-            state, steps = self.start_stack(batch_size, length, **conditions), range(length)
-            weight, bias = self.input.weight[:, 0, 0], self.input.bias
-            for step in steps if progress_bar is None else progress_bar(steps):
-                mixtures = state.step(torch.addcmul(bias, newest[:, None], weight)).float()
-                finite &= mixtures.sum().isfinite()
-                drawn = draw_amplitudes(
-                    mixtures, uniforms[step], self.config.codebook_size, self.config.min_log_scale, temperature
-                )
-                if known_values is not None:
-                    drawn = torch.where(known_mask[:, step], known_values[:, step], drawn)
-                waveforms[:, step] = drawn
-                newest = drawn.to(self.dtype)
-        if not finite:
-            raise RuntimeError("the prior gave mixtures that are not finite: its weights or its dtype are at fault")
-        return waveforms
+        return self.draw_grids(
+            batch_size, code_shape, conditions, generator, known_values, known_mask, progress_bar,
+            temperature=temperature,
+        )  # fmt: skip
 
     def predict(self, waveforms: torch.Tensor, start_values: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         waveforms = waveforms.to(self.device, self.dtype)
@@ -184,59 +233,9 @@ class MixtureWaveNet(ConditionedWaveNet):
         before = torch.cat([start_values[:, None], waveforms[:, :-1]], dim=1)
         return self.run_stack(self.input(before[:, None]), **conditions)
 
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        if name != "start_values":
-            return super().check_condition(name, value, batch_size, code_shape)
-        if value is None:
-            return None
-        value = self.check_floats(name, value, batch_size, ())
-        _check_amplitudes(name, value)
-        return value
-
-    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
-        """Raise a `ValueError` unless waveforms (and targets) are float (batch, length) in [-1, 1]."""
-        if not codes.is_floating_point():
-            raise ValueError(f"waveforms must be floats, got {codes.dtype}")
-        if codes.ndim != 2 or codes.numel() == 0:
-            raise ValueError(f"waveforms must be (batch, length), got {tuple(codes.shape)}")
-        _check_amplitudes("waveforms", codes)
-        if labels is None:
-            return
-        if not labels.is_floating_point() or labels.shape != codes.shape:
-            raise ValueError(
-                f"labels must be floats of the shape of waveforms {tuple(codes.shape)}, "
-                f"got {labels.dtype} {tuple(labels.shape)}"
-            )
-        _check_amplitudes("labels", labels.masked_fill(labels == IGNORED, 0))
-
-    def compute_loss(self, logits: torch.Tensor, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """Mean nats per sample: `labels` instead of waveforms as targets where given, -100 ignored."""
-        if labels is None:
-            return -self._log_probs(logits, codes).mean()
-        kept = labels != IGNORED
-        return -(self._log_probs(logits, labels.masked_fill(~kept, 0)) * kept).sum() / kept.sum()
-
-    def _log_probs(self, logits: torch.Tensor, waveforms: torch.Tensor) -> torch.Tensor:
-        return mixture_log_prob(logits, waveforms, self.config.codebook_size, self.config.min_log_scale)
-
-    def _check_known(
-        self, known_values: torch.Tensor | None, known_mask: torch.Tensor | None, shape: tuple[int, ...]
-    ) -> None:
-        if known_values is None and known_mask is None:
-            return
-        if known_values is None or known_mask is None:
-            raise ValueError("known_values and known_mask go together: one of them is missing")
-        if known_mask.dtype != torch.bool or known_mask.shape != shape:
-            raise ValueError(f"known_mask must be bool {shape}, got {known_mask.dtype} {tuple(known_mask.shape)}")
-        if not known_values.is_floating_point() or known_values.shape != shape:
-            raise ValueError(
-                f"known_values must be floats {shape}, got {known_values.dtype} {tuple(known_values.shape)}"
-            )
-        _check_amplitudes("known_values", known_values.masked_fill(~known_mask, 0))
-
-
-def _check_amplitudes(name: str, values: torch.Tensor) -> None:
-    if torch.compiler.is_compiling():  # a look at the values would break the graph
-        return
-    if not (values.abs() <= 1).all():
-        raise ValueError(f"{name} must be in [-1, 1], got a largest magnitude of {values.abs().max().item()}")
+    def start_sampling(
+        self, num_grids: int, code_shape: tuple[int, ...], start_values: torch.Tensor | None = None, **conditions
+    ) -> MixtureSamplingState:
+        if start_values is None:
+            start_values = self.input.weight.new_zeros(num_grids)
+        return MixtureSamplingState(self, num_grids, code_shape[0], start_values, conditions)

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
 from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
@@ -66,7 +67,7 @@ class PixelCNNConfig(PriorConfig):
             raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
 
 
-class PixelCNN(PriorMixin, PreTrainedModel):
+class PixelCNN(AutoregressivePrior, PreTrainedModel):
     """Gated PixelCNN (https://arxiv.org/abs/1606.05328) or plain PixelCNN (https://arxiv.org/abs/1601.06759).
 
     With `gated=True` the network of ritheshkumar95/pytorch-vqvae, with `gated=False` and `one_hot=True` that of the
@@ -108,6 +109,8 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         class_labels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes before it in raster order, and their loss.
 
@@ -116,6 +119,7 @@ class PixelCNN(PriorMixin, PreTrainedModel):
             class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
             labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
@@ -123,7 +127,7 @@ class PixelCNN(PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, classes or targets out of range or of the wrong shape or type.
         """
-        return self.run_forward(codes, labels, return_loss, class_labels=class_labels)
+        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Vectors (*shape, in_channels) of codes (*shape)."""

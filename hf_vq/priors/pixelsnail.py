@@ -7,9 +7,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.conditions import Condition, ContextCondition
 from hf_vq.priors.config import PriorConfig
-from hf_vq.priors.inputs import check_range
+from hf_vq.priors.inputs import at_own_lengths
 from hf_vq.priors.pixelsnail_layers import (
     CausalConv2d,
     ContextNetwork,
@@ -32,16 +34,16 @@ class PixelSNAILConfig(PriorConfig):
         num_blocks: blocks, each with its own attention.
         num_residual_layers: causal residual layers in each block.
         residual_channels: channels inside these layers.
-        attention: attend to all codes before; VQ-VAE-2 does so at its top level only, for its cost grows with the
+        attention: attend to all codes before; VQ-VAE-2 does so at its top grid only, for its cost grows with the
             square of the number of codes.
         num_attention_heads: heads that share `hidden_channels // 2` channels.
         num_output_layers: 1x1 residual layers before the logits.
-        context_codebook_sizes: numbers of codes of the coarser levels that the prior is conditioned on, coarse to
-            fine; () is none. Each level has a network of its own, on its own grid; their features are resized to the
+        context_codebook_sizes: numbers of codes of the coarser grids that the prior is conditioned on, coarse to
+            fine; () is none. Each has a network of its own, on its own grid; their features are resized to the
             grid of the codes and summed.
         num_context_layers: residual layers of these networks.
         context_kernel_size: odd size of their kernels.
-        condition_channels: channels of what comes from coarser levels and classes; `residual_channels` by default.
+        condition_channels: channels of what comes from coarser grids and classes; `residual_channels` by default.
         dropout: inside every residual layer and on attention weights.
 
     Raises:
@@ -98,7 +100,7 @@ class PixelSNAILConfig(PriorConfig):
         return bool(self.context_codebook_sizes) or self.num_classes > 0
 
 
-class PixelSNAIL(PriorMixin, PreTrainedModel):
+class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
     """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
 
     It is the network of rosinality/vq-vae-2-pytorch at any width, depth, kernel and grid, its weight norms folded into
@@ -108,8 +110,8 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
     config_class = PixelSNAILConfig
     base_model_prefix = "prior"
     supports_gradient_checkpointing = True
-    condition_names = ("class_labels", "context_codes")
     grid_dims = 2
+    reads_lengths = True  # coordinates and features of coarser grids end differently in a higher grid
     _no_split_modules = ["PixelBlock"]
     _supports_sdpa = True
 
@@ -145,15 +147,18 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
         context_codes: tuple[torch.Tensor, ...] | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes before it in raster order, and their loss.
 
         Args:
             codes: (batch, height, width) int64.
             class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
-            context_codes: the coarser levels, coarse to fine, each (batch, its height, its width) int64.
+            context_codes: the coarser grids, coarse to fine, each (batch, its height, its width) int64.
             labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
@@ -161,18 +166,20 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type.
         """
-        return self.run_forward(codes, labels, return_loss, class_labels=class_labels, context_codes=context_codes)
+        return self.run_forward(
+            codes, labels, return_loss, lengths, class_labels=class_labels, context_codes=context_codes
+        )
 
-    def check_condition(self, name, value, batch_size, code_shape):
-        if name == "class_labels":
-            return self.check_class_labels(value, batch_size)
-        return self._check_context_codes(value, batch_size, code_shape)
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return (*super().conditions, ContextCondition(self.config.context_codebook_sizes))
 
     def compute_condition(
         self,
         grid: tuple[int, int],
         class_labels: torch.Tensor | None,
         context_codes: tuple[torch.Tensor, ...] | None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """What the residual layers of the blocks are conditioned on, the same for every code that is drawn.
 
@@ -180,17 +187,18 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
             (batch, condition_channels, height, width); of classes alone (batch, condition_channels, 1, 1); or None.
         """
         parts = [
-            F.interpolate(network(codes), size=grid, mode="nearest")
+            _context_features(network, codes, grid, lengths)
             for network, codes in zip(self.contexts, context_codes or (), strict=True)
         ]
         if self.class_embedding is not None:
             parts.append(self.class_embedding(class_labels)[:, :, None, None])
         return sum(parts[1:], start=parts[0]) if parts else None
 
-    def predict(self, codes, class_labels=None, context_codes=None):
-        condition = self.compute_condition(tuple(codes.shape[1:]), class_labels, context_codes)
+    def predict(self, codes, class_labels=None, context_codes=None, lengths=None):
+        grid = tuple(codes.shape[1:])
+        condition = self.compute_condition(grid, class_labels, context_codes, lengths)
         features = self.first(codes)  # (batch, hidden_channels, height, width)
-        background = coordinates(tuple(codes.shape[1:]), features).expand(codes.shape[0], -1, -1, -1)
+        background = coordinates(grid, features, lengths).expand(codes.shape[0], -1, -1, -1)
         for block in self.blocks:
             features = block(features, background, condition)
         for layer in self.output_layers:
@@ -201,33 +209,20 @@ class PixelSNAIL(PriorMixin, PreTrainedModel):
         condition = self.compute_condition(code_shape, class_labels, context_codes)
         return PixelSNAILSamplingState(self, num_grids, code_shape, condition)
 
-    def _check_context_codes(self, context_codes, batch_size, code_shape):
-        sizes = self.config.context_codebook_sizes
-        if not sizes:
-            if context_codes is not None:
-                raise ValueError(
-                    "context_codes given, but this prior has no coarser levels (context_codebook_sizes=())"
-                )
-            return None
-        if not isinstance(context_codes, (tuple, list)) or len(context_codes) != len(sizes):
-            got = len(context_codes) if isinstance(context_codes, (tuple, list)) else type(context_codes).__name__
-            raise ValueError(f"context_codes must be a tuple of {len(sizes)} levels, coarse to fine, got {got}")
-        previous = (1, 1)
-        for index, (codes, size) in enumerate(zip(context_codes, sizes, strict=True)):
-            name = f"context_codes[{index}]"
-            if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or codes.ndim != 3:
-                got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else codes
-                raise ValueError(f"{name} must be int64 (batch, height, width), got {got}")
-            if codes.numel() == 0 or codes.shape[0] != (batch_size or codes.shape[0]):
-                raise ValueError(f"{name} must have {batch_size} grids that are not empty, got {tuple(codes.shape)}")
-            grid = tuple(codes.shape[1:])
-            if grid[0] < previous[0] or grid[1] < previous[1]:
-                raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
-            check_range(name, codes, size)
-            batch_size, previous = codes.shape[0], grid
-        if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
-            raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")
-        return tuple(codes.to(self.device) for codes in context_codes)
+
+def _context_features(
+    network: ContextNetwork, codes: torch.Tensor, grid: tuple[int, int], lengths: torch.Tensor | None
+) -> torch.Tensor:
+    """Features of coarser codes (batch, rows, columns), resized to a grid; of items of given lengths, each alone."""
+    if lengths is None:
+        return F.interpolate(network(codes), size=grid, mode="nearest")
+    height, width = grid
+
+    def alone(rows: torch.Tensor, length: int) -> torch.Tensor:
+        coarser = codes[rows, : -(-length * codes.shape[1] // height)]
+        return F.interpolate(network(coarser), size=(length, width), mode="nearest")
+
+    return at_own_lengths(lengths, height, alone)
 
 
 def _set_init_stds(prior: PixelSNAIL) -> None:

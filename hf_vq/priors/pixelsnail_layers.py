@@ -25,10 +25,17 @@ def centered_conv(in_channels: int, out_channels: int, kernel_size: int) -> Shif
     return ShiftedConv2d(in_channels, out_channels, around, around)
 
 
-def coordinates(grid: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
-    """Where each position lies, (1, 2, height, width): row and column, from -0.5 on and below 0.5."""
-    height, width = (torch.arange(size, device=like.device) / size - 0.5 for size in grid)
-    return torch.stack(torch.meshgrid(height, width, indexing="ij"))[None].to(like.dtype)
+def coordinates(grid: tuple[int, int], like: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """Where each position lies, (1, 2, height, width): row and column, from -0.5 on and below 0.5.
+
+    Of items with `lengths` (batch,) rows, (batch, 2, height, width), as if each were a grid of its own.
+    """
+    height, width = grid
+    heights = height if lengths is None else lengths[:, None]
+    rows = torch.arange(height, device=like.device).view(1, -1) / heights - 0.5
+    columns = torch.arange(width, device=like.device) / width - 0.5
+    shape = (len(rows), height, width)
+    return torch.stack([rows[:, :, None].expand(shape), columns.expand(shape)], dim=1).to(like.dtype)
 
 
 class FirstConv2d(nn.Module):

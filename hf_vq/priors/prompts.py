@@ -5,12 +5,10 @@ from math import prod
 import torch
 from transformers.models.llama import LlamaConfig
 
-from hf_vq.priors.base import PriorMixin
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
-from hf_vq.priors.inputs import check_range
 from hf_vq.priors.sampling import positions_first
-
-NO_TOKEN = -1  # in `prompt_ids`: nothing here
 
 
 class DecoderConfig(PriorConfig):
@@ -133,14 +131,29 @@ class DecoderConfig(PriorConfig):
         return self.prompt_length + 1 + (8192 if self.code_shape is None else prod(self.code_shape))
 
 
-class PromptMixin(PriorMixin):
+class PromptMixin(AutoregressivePrior):
     """The part of a transformer prior that stands before its codes: text, then the class or the null entry."""
-
-    condition_names = ("class_labels", "prompt_ids")
 
     @property
     def grid_dims(self) -> int:
         return self.config.grid_dims
+
+    @property
+    def has_levels(self) -> bool:
+        return self.config.num_levels > 1
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        config = self.config
+        prompt = PromptCondition(
+            config.num_text_tokens,
+            config.prompt_length,
+            padded=True,
+            having=f"has num_text_tokens={config.num_text_tokens}",
+            lacking="has no text (num_text_tokens=0)",
+            dropout_prob=config.prompt_dropout_prob,
+        )
+        return (*super().conditions, prompt)
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)
@@ -187,7 +200,7 @@ class PromptMixin(PriorMixin):
     def prompt_tokens(
         self, batch_size: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`make_prompt` of checked conditions; in training it drops text with the configured probability."""
+        """`make_prompt` of checked conditions."""
         config = self.config
         if class_labels is None:
             begin = torch.full((batch_size,), config.null_token, device=self.device)
@@ -195,41 +208,5 @@ class PromptMixin(PriorMixin):
             begin = config.num_code_tokens + class_labels
         if prompt_ids is None:
             return begin[:, None]
-        if self.training and config.prompt_dropout_prob > 0:
-            dropped = torch.rand(batch_size, 1, device=prompt_ids.device) < config.prompt_dropout_prob
-            prompt_ids = prompt_ids.masked_fill(dropped, NO_TOKEN)
-        text = config.null_token + 1 + prompt_ids  # NO_TOKEN becomes the null entry
+        text = config.null_token + 1 + prompt_ids  # no token, -1, becomes the null entry
         return torch.cat([text, begin[:, None]], dim=1)
-
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        if name == "class_labels":
-            return self.check_class_labels(value, batch_size)
-        num_text_tokens, length = self.config.num_text_tokens, self.config.prompt_length
-        if num_text_tokens == 0:
-            if value is not None:
-                raise ValueError("prompt_ids given, but this prior has no text (num_text_tokens=0)")
-            return None
-        if value is None:
-            raise ValueError(f"prompt_ids missing: this prior has num_text_tokens={num_text_tokens}")
-        value = torch.as_tensor(value)
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ValueError(f"prompt_ids must be integers, got {value.dtype}")
-        if value.ndim != 2 or value.numel() == 0 or value.shape[1] > length or batch_size not in (None, len(value)):
-            wanted = "batch" if batch_size is None else batch_size
-            raise ValueError(f"prompt_ids must be ({wanted}, at most {length}), got {tuple(value.shape)}")
-        check_range("prompt_ids", value, num_text_tokens, lowest=NO_TOKEN)
-        value = value.to(self.device, torch.int64)
-        return torch.nn.functional.pad(value, (0, length - value.shape[1]), value=NO_TOKEN)
-
-    @property
-    def can_guide(self) -> bool:
-        return self.config.class_dropout_prob > 0 or self.config.prompt_dropout_prob > 0
-
-    def null_conditions(self, conditions: dict) -> dict:
-        """What guidance compares with: without what training has dropped now and then, the class, the text or both."""
-        null = dict(conditions)
-        if self.config.class_dropout_prob > 0:
-            null["class_labels"] = torch.full_like(conditions["class_labels"], self.config.num_classes)
-        if self.config.prompt_dropout_prob > 0:
-            null["prompt_ids"] = torch.full_like(conditions["prompt_ids"], NO_TOKEN)
-        return null

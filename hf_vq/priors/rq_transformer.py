@@ -11,8 +11,11 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
-from hf_vq.priors.base import PriorMixin, PriorOutput
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import positions_first
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
@@ -144,7 +147,7 @@ class RQTransformerConfig(PriorConfig):
         return "embeddings" in (self.spatial_inputs, self.depth_inputs)
 
 
-class RQTransformer(PriorMixin, PreTrainedModel):
+class RQTransformer(AutoregressivePrior, PreTrainedModel):
     """RQ-Transformer (https://arxiv.org/abs/2203.01941, section 3.2), conditioned on a class, a prompt or nothing.
 
     Codes are drawn position by position, at each of them level by level. A prior that takes code vectors keeps a
@@ -159,8 +162,7 @@ class RQTransformer(PriorMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerBlock"]
-    condition_names = ("class_labels", "prompt_ids")
-    grid_dims = 3
+    grid_dims, has_levels = 3, True
 
     def __init__(self, config: RQTransformerConfig):
         super().__init__(config)
@@ -248,6 +250,8 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         labels: torch.Tensor | None = None,
         target_probs: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> RQTransformerOutput:
         """Logits of every code from the codes drawn before it, and their loss.
 
@@ -259,6 +263,8 @@ class RQTransformer(PriorMixin, PreTrainedModel):
             target_probs: (batch, levels, height, width, codebook_size) probabilities as targets instead of `codes`,
                 such as the soft codes of RQ-VAE (section 3.2.3).
             return_loss: compute the loss.
+            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss, and prompts count
+                by the real codes that follow them.
 
         Returns:
             `RQTransformerOutput`.
@@ -266,12 +272,14 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type, or no code vectors.
         """
-        conditions = self.check_inputs(codes, labels, class_labels=class_labels, prompt_ids=prompt_ids)
         self._check_target_probs(target_probs, codes, labels)
+        codes, labels, conditions = self.check_inputs(
+            codes, labels, lengths, class_labels=class_labels, prompt_ids=prompt_ids
+        )
         logits, prompt_logits = self._predict_all(codes, **conditions)
         output = RQTransformerOutput(logits=logits, prompt_logits=prompt_logits)
         if return_loss:
-            self._add_losses(output, codes, labels, target_probs, conditions.get("prompt_ids"))
+            self._add_losses(output, codes, labels, target_probs, conditions.get("prompt_ids"), lengths)
         return output
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
@@ -292,16 +300,17 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         self.config.check_grid("codes", tuple(codes.shape[1:]))
         self._check_code_vectors()
 
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        if name == "class_labels":
-            return self.check_class_labels(value, batch_size)
-        return self._check_prompt_ids(value, batch_size)
-
-    def pick_conditions(self, item: dict) -> dict:
-        picked = super().pick_conditions(item)
-        if not self.config.prompt_vocab_size:
-            picked.pop("prompt_ids", None)
-        return picked
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        config = self.config
+        prompt = PromptCondition(
+            config.prompt_vocab_size,
+            config.prompt_length,
+            padded=False,
+            having=f"has prompt_vocab_size={config.prompt_vocab_size}",
+            lacking="follows no prompts (prompt_vocab_size=0)",
+        )
+        return (*super().conditions, prompt)
 
     def embed_conditions(
         self, num_grids: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
@@ -350,17 +359,23 @@ class RQTransformer(PriorMixin, PreTrainedModel):
         prompt_logits = None if prompt_ids is None else self.prompt_head(self.prompt_norm(hidden[:, :last]))
         return logits, prompt_logits
 
-    def _add_losses(self, output, codes, labels, target_probs, prompt_ids) -> None:
+    def _add_losses(self, output, codes, labels, target_probs, prompt_ids, lengths) -> None:
         if target_probs is None:
             output.loss = self.compute_loss(output.logits, codes, labels)
         else:
-            output.loss = soft_cross_entropy(output.logits, target_probs)
+            kept = slice(None) if labels is None else labels != IGNORED
+            output.loss = soft_cross_entropy(output.logits[kept], target_probs[kept])
         if prompt_ids is None:
             return
         output.code_loss = output.loss
         if prompt_ids.shape[1] > 1:  # the first token has nothing before it
             weight, logits = self.config.prompt_loss_weight, output.prompt_logits.float()
-            output.prompt_loss = F.cross_entropy(logits.transpose(1, 2), prompt_ids[:, 1:])
+            if lengths is None:
+                output.prompt_loss = F.cross_entropy(logits.transpose(1, 2), prompt_ids[:, 1:])
+            else:
+                nats = F.cross_entropy(logits.transpose(1, 2), prompt_ids[:, 1:], reduction="none").mean(1)
+                lengths = torch.as_tensor(lengths, device=nats.device)
+                output.prompt_loss = (nats * lengths).sum() / lengths.sum()
             output.loss = (1 - weight) * output.code_loss + weight * output.prompt_loss
 
     def _look_up_vectors(self, codes: torch.Tensor) -> torch.Tensor:
@@ -384,29 +399,6 @@ class RQTransformer(PriorMixin, PreTrainedModel):
                 "its checkpoint as first_stage)"
             )
         self._vectors_seen = True  # looked at once: a look waits for the device
-
-    def _check_prompt_ids(self, prompt_ids, batch_size: int | None) -> torch.Tensor | None:
-        size, longest = self.config.prompt_vocab_size, self.config.prompt_length
-        if size == 0:
-            if prompt_ids is not None:
-                raise ValueError("prompt_ids given, but this prior follows no prompts (prompt_vocab_size=0)")
-            return None
-        if prompt_ids is None:
-            raise ValueError(f"prompt_ids missing: this prior has prompt_vocab_size={size}")
-        prompt_ids = torch.as_tensor(prompt_ids)
-        if prompt_ids.is_floating_point() or prompt_ids.dtype == torch.bool:
-            raise ValueError(f"prompt_ids must be integers, got {prompt_ids.dtype}")
-        fits = prompt_ids.ndim == 2 and len(prompt_ids) and 1 <= prompt_ids.shape[1] <= longest
-        if not fits or batch_size not in (None, len(prompt_ids)):
-            wanted = "batch" if batch_size is None else batch_size
-            raise ValueError(
-                f"prompt_ids must be ({wanted}, length) with a length of 1 to {longest}, got {tuple(prompt_ids.shape)}"
-            )
-        if not torch.compiler.is_compiling():  # a look at the values would break the graph
-            low, high = (int(extreme) for extreme in prompt_ids.aminmax())
-            if low < 0 or high >= size:
-                raise ValueError(f"prompt_ids must be in [0, {size}), got {low if low < 0 else high}")
-        return prompt_ids.to(self.device, torch.int64)
 
     def _check_target_probs(self, target_probs, codes, labels) -> None:
         if target_probs is None:

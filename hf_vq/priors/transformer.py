@@ -110,6 +110,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         return_loss: bool = True,
         *,
         prompt_ids: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -127,6 +128,8 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
             prompt_ids: (batch, at most prompt_length) int64 of a prior with text; -1 is no token.
+            lengths: (batch,) int64, real positions of each item along the first axis of space; what is beyond takes no
+                part in the loss.
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep, kwargs:
                 without `codes`, those of `LlamaForCausalLM`, whose output this then is; `generate` calls it so.
 
@@ -141,7 +144,9 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         if codes is not None:
             if input_ids is not None or inputs_embeds is not None:
                 raise ValueError("codes and input_ids exclude each other: give one of them")
-            return self.run_forward(codes, labels, return_loss, class_labels=class_labels, prompt_ids=prompt_ids)
+            return self.run_forward(
+                codes, labels, return_loss, lengths, class_labels=class_labels, prompt_ids=prompt_ids
+            )
         if input_ids is None and inputs_embeds is None:
             raise ValueError("codes missing")
         return super().forward(

@@ -5,6 +5,7 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from hf_vq.priors.base import PriorOutput
+from hf_vq.priors.conditions import Condition, LabelCondition
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
 
 
@@ -52,7 +53,6 @@ class WaveNet(ConditionedWaveNet):
     """
 
     config_class = WaveNetConfig
-    condition_names = (*ConditionedWaveNet.condition_names, "start_codes")
 
     def __init__(self, config: WaveNetConfig):
         super().__init__(config, config.codebook_size)
@@ -70,6 +70,8 @@ class WaveNet(ConditionedWaveNet):
         start_codes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes before it, and their loss.
 
@@ -84,6 +86,7 @@ class WaveNet(ConditionedWaveNet):
                 by default the config's `start_code`.
             labels: (batch, length) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
+            lengths: (batch,) int64, real codes of each item; the rest takes no part in the loss.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, length, codebook_size).
@@ -95,12 +98,17 @@ class WaveNet(ConditionedWaveNet):
             codes,
             labels,
             return_loss,
+            lengths,
             class_labels=class_labels,
             speaker_labels=speaker_labels,
             global_features=global_features,
             local_features=local_features,
             start_codes=start_codes,
         )
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return (*super().conditions, LabelCondition("start_codes", self.config.codebook_size, optional=True))
 
     def predict(self, codes: torch.Tensor, start_codes: torch.Tensor | None = None, **conditions) -> torch.Tensor:
         before = torch.cat([self._start_codes(codes.shape[0], start_codes)[:, None], codes[:, :-1]], dim=1)
@@ -111,11 +119,6 @@ class WaveNet(ConditionedWaveNet):
     ) -> WaveNetSamplingState:
         start_codes = self._start_codes(num_grids, start_codes)
         return WaveNetSamplingState(self, num_grids, code_shape[0], start_codes, conditions)
-
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        if name != "start_codes":
-            return super().check_condition(name, value, batch_size, code_shape)
-        return None if value is None else self.check_labels(name, value, self.config.codebook_size, batch_size)
 
     def _start_codes(self, batch_size: int, start_codes: torch.Tensor | None) -> torch.Tensor:
         if start_codes is not None:

@@ -8,8 +8,10 @@ from transformers import initialization as init
 from hf_vq.networks.upsampling import FeatureUpsampler
 from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
 from hf_vq.networks.wavenet_steps import WaveNetSteps
-from hf_vq.priors.base import PriorMixin
+from hf_vq.priors.autoregressive import AutoregressivePrior
+from hf_vq.priors.conditions import Condition, FeatureCondition, LabelCondition
 from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import at_own_lengths
 
 
 class ConditionedWaveNetConfig(PriorConfig):
@@ -112,7 +114,7 @@ class ConditionedWaveNetConfig(PriorConfig):
         )
 
 
-class ConditionedWaveNet(PriorMixin, PreTrainedModel):
+class ConditionedWaveNet(AutoregressivePrior, PreTrainedModel):
     """A WaveNet with its conditions; subclasses add what goes into the first layer and what comes out of the last.
 
     Args:
@@ -123,8 +125,8 @@ class ConditionedWaveNet(PriorMixin, PreTrainedModel):
     base_model_prefix = "prior"
     supports_gradient_checkpointing = True
     _no_split_modules = ["WaveNetLayer"]
-    condition_names = ("class_labels", "speaker_labels", "global_features", "local_features")
     grid_dims = 1
+    reads_lengths = True  # upsampled features end differently in a longer item
 
     def __init__(self, config: ConditionedWaveNetConfig, out_channels: int):
         super().__init__(config)
@@ -157,58 +159,40 @@ class ConditionedWaveNet(PriorMixin, PreTrainedModel):
         local_features = self._local_condition(length, **conditions)
         return WaveNetSteps(self.stack, batch_size, local_features, self._global_condition(**conditions))
 
-    def check_condition(self, name: str, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
-        """One condition, checked and on the model's device; None where the prior needs none."""
-        if name == "class_labels":
-            return self.check_class_labels(value, batch_size)
-        widths = {
-            "speaker_labels": self.config.num_speakers,
-            "global_features": self.config.use_global_features * self.config.global_channels,
-            "local_features": self.config.local_channels,
-        }
-        if not widths[name]:
-            if value is not None:
-                raise ValueError(f"{name} given, but this prior was made without them")
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        config = self.config
+        return (
+            *super().conditions,
+            LabelCondition("speaker_labels", config.num_speakers, taken=config.num_speakers > 0),
+            FeatureCondition("global_features", (config.global_channels,), taken=config.use_global_features),
+            FeatureCondition(
+                "local_features", (config.local_channels,), self.num_frames, taken=config.local_channels > 0
+            ),
+        )
+
+    def num_frames(self, length: int) -> int:
+        """Frames of local features that `length` samples need."""
+        return length if self.upsampler is None else self.upsampler.num_frames(length)
+
+    def _local_condition(
+        self,
+        length: int,
+        local_features: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **_,
+    ) -> torch.Tensor | None:
+        """Local features (batch, local_channels, length); of items of given lengths, those of each item alone."""
+        if local_features is None:
             return None
-        if value is None:
-            raise ValueError(f"{name} missing: this prior was made with them")
-        if name == "speaker_labels":
-            return self.check_labels(name, value, widths[name], batch_size)
-        length = self._check_num_frames(value, code_shape) if name == "local_features" else ()
-        return self.check_floats(name, value, batch_size, (widths[name], *length))
+        if lengths is None:
+            return self._stretch(local_features, length)
+        return at_own_lengths(
+            lengths, length, lambda rows, own: self._stretch(local_features[rows, :, : self.num_frames(own)], own)
+        )
 
-    def check_labels(self, name: str, labels, size: int, batch_size: int | None) -> torch.Tensor:
-        """Whole numbers (batch,) in [0, size), as int64 on the model's device; a `ValueError` names what is wrong."""
-        labels = torch.as_tensor(labels)
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"{name} must be integers, got {labels.dtype}")
-        if labels.ndim != 1 or len(labels) == 0 or batch_size not in (None, len(labels)):
-            raise ValueError(f"{name} must be ({batch_size or 'batch'},), got {tuple(labels.shape)}")
-        if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= size)).any():
-            raise ValueError(f"{name} must be in [0, {size}), got {labels.tolist()}")
-        return labels.to(self.device, torch.int64)
-
-    def check_floats(self, name: str, values, batch_size: int | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """Floats (batch, *shape) in the model's dtype on its device; a `ValueError` names what is wrong."""
-        values = torch.as_tensor(values)
-        if not values.is_floating_point():
-            raise ValueError(f"{name} must be floats, got {values.dtype}")
-        fits = values.ndim == 1 + len(shape) and values.shape[1:] == shape
-        if not fits or len(values) == 0 or batch_size not in (None, len(values)):
-            wanted = ", ".join(map(str, (batch_size or "batch", *shape)))
-            raise ValueError(f"{name} must be ({wanted}), got {tuple(values.shape)}")
-        return values.to(self.device, self.dtype)
-
-    def _check_num_frames(self, features, code_shape: tuple[int, ...] | None) -> tuple[int]:
-        """The number of frames that local features must have: what the samples need."""
-        if code_shape is None:
-            return tuple(torch.as_tensor(features).shape[2:3])
-        return (code_shape[0] if self.upsampler is None else self.upsampler.num_frames(code_shape[0]),)
-
-    def _local_condition(self, length: int, local_features: torch.Tensor | None = None, **_) -> torch.Tensor | None:
-        if local_features is None or self.upsampler is None:
-            return local_features
-        return self.upsampler(local_features)[..., :length]
+    def _stretch(self, local_features: torch.Tensor, length: int) -> torch.Tensor:
+        return local_features if self.upsampler is None else self.upsampler(local_features)[..., :length]
 
     def _global_condition(
         self,

@@ -83,25 +83,39 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
 
     Args:
         prior: a prior; it is left in the mode, training or evaluation, in which it came.
-        dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`.
+        dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`; with
+            `lengths` () int64, only so many positions of an item are real, and count.
         batch_size: items per forward; the result does not depend on it.
         sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
 
     Returns:
         A dict: `nats_per_code`, `bits_per_code`, `unigram_entropy` (nats, of the same codes), `ratio` of nats to it,
-        `bits_per_dim` (of the codes alone) where `sample_shape` is given, `num_samples`. A code is a token:
-        `nats_per_token` is `nats_per_code`.
+        `bits_per_dim` (of the codes alone) where `sample_shape` is given, `num_samples`, and
+        `likelihood`: "exact", or "bound" where the nats are at most so many. A code is a token: `nats_per_token` is
+        `nats_per_code`.
 
     Raises:
-        ValueError: an empty data set.
+        ValueError: an empty data set, a prior without a likelihood, or one whose network sees what it predicts.
     """
+    check_likelihood_kind(prior)
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
     with evaluating(prior) as device:
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
         for batch in batches(dataset, batch_size, device):
-            likelihood.update(batch["codes"], prior.log_prob(batch["codes"], **prior.pick_conditions(batch)))
-    return {**describe_code_likelihood(likelihood.compute()), "num_samples": len(dataset)}
+            conditions, lengths = prior.pick_conditions(batch), batch.get("lengths")
+            if lengths is not None:
+                conditions["lengths"] = lengths
+            log_prob = prior.log_prob(batch["codes"], **conditions)
+            likelihood.update(batch["codes"], log_prob, lengths, axis=1 + prior.has_levels)
+    figures = describe_code_likelihood(likelihood.compute())
+    return {**figures, "num_samples": len(dataset), "likelihood": prior.likelihood}
+
+
+def check_likelihood_kind(prior):
+    """Raise a ValueError for a prior that has no likelihood to report."""
+    if prior.likelihood is None:
+        raise ValueError(f"{type(prior).__name__} has likelihood=None: it cannot say how probable codes are")
 
 
 def describe_code_likelihood(result):

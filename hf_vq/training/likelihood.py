@@ -10,7 +10,7 @@ from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.metrics.reduction import sum_over_processes
-from hf_vq.training.evaluation import batches, describe_code_likelihood, evaluating
+from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, evaluating
 
 FIT_IMAGES = 1024  # that the scale of a decoder without a distribution is fitted on
 BOUND = "upper bound: -log p(x) <= -log p(x | codes) - log p(codes), for the codes that the encoder chooses"
@@ -109,13 +109,15 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
         `decoder_bits_per_dim`, `nats_per_sample`, `num_samples`, and `protocol`, which says how they were measured.
 
     Raises:
-        ValueError: an empty data set, or not one prior a grid.
+        ValueError: an empty data set, not one prior a grid, or a prior without a likelihood.
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
     sizes = autoencoder.codebook_sizes
     if priors is not None and len(priors) != len(sizes):
         raise ValueError(f"priors must be {len(sizes)}, one for each grid of codes, coarse to fine; got {len(priors)}")
+    for prior in priors or ():
+        check_likelihood_kind(prior)
     shape = tuple(dataset[0]["sample"].shape)
     with evaluating(autoencoder) as device:
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
@@ -166,7 +168,7 @@ def describe_models(autoencoder, priors, item):
     shape = tuple(item["sample"].shape)
     protocol = {
         "whole_model": BOUND,
-        "codes": "exact" if all(prior.exact_log_prob for prior in priors or ()) else "upper bound",
+        "codes": "exact" if all(prior.likelihood == "exact" for prior in priors or ()) else "upper bound",
         "bits_per_dim": f"nats over ln 2 and over {math.prod(shape):,} dimensions, {' x '.join(map(str, shape))}",
         "autoencoder": type(autoencoder).__name__,
         "code_shapes": [list(grid) for grid in autoencoder.code_shapes(shape)],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import default_collate
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from hf_vq.training.checkpoints import (
@@ -25,6 +25,7 @@ from hf_vq.training.checkpoints import (
 )
 from hf_vq.training.evaluation import evaluate_prior
 from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
+from hf_vq.training.lengths import LengthsTrainer
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.weight_ema import WeightEMA
 
@@ -78,20 +79,24 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
     Args:
         prior: a prior of this package. It ends with the weights that are published: the averaged ones when
             `args.weight_ema_decay` is given.
-        train_dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`.
+        train_dataset: map-style, items `{"codes": (*grid) int64, "class_labels": () int64 where there are classes}`;
+            with `lengths` () int64, only so many positions of an item are real, and count.
         args: `PriorTrainingArguments`.
         eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
 
     Returns:
-        The report: `metrics` (final, with `eval_loss` and `eval_nats_per_code`), `history`, `best`,
-        `wall_time_seconds`, `settings`.
+        The report: `metrics` (final, with `eval_loss` and, of a prior that has a likelihood, `eval_nats_per_code` and
+        the rest of `evaluate_prior`), `history`, `best`, `wall_time_seconds`, `settings`.
 
     Raises:
-        ValueError: data that does not fit the prior, an output folder or a checkpoint that cannot be used.
+        ValueError: data that does not fit the prior, a network that sees the codes that it predicts, an output folder
+            or a checkpoint that cannot be used.
         DivergenceError: the loss became NaN or infinite.
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
         _check_dataset(prior, dataset)
+    first = collate(prior, [train_dataset[0]])
+    prior.check_likelihood(first.pop("codes"), **first)
     prepare_output_dir(args.output_dir, prior)
     checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
     with InterruptGuard() as guard:
@@ -109,13 +114,16 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
             raise
 
 
-class PriorTrainer(Trainer):
+class PriorTrainer(LengthsTrainer):
     """`transformers.Trainer` for priors: sealed checkpoints, weight average, an end to training on NaN."""
 
     def __init__(self, prior, args, train_dataset, eval_dataset, guard):
-        self.pick_conditions = prior.pick_conditions
         super().__init__(
-            model=prior, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, data_collator=self._collate
+            model=prior,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=functools.partial(collate, prior),
         )
         self.weight_ema = WeightEMA(prior, args.weight_ema_decay) if args.weight_ema_decay is not None else None
         self.guard, self.stopped_by_signal = guard, False
@@ -125,9 +133,6 @@ class PriorTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(_LossInProgress)
         self.started = time.monotonic()
-
-    def _collate(self, items):
-        return default_collate([{"codes": item["codes"], **self.pick_conditions(item)} for item in items])
 
     @property
     def identity(self):
@@ -207,7 +212,7 @@ class PriorTrainer(Trainer):
         if self.weight_ema is not None:
             self.weight_ema.copy_to_model()
         self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)  # takes autocast off the forward
-        if self.eval_dataset is not None:
+        if self.eval_dataset is not None and self.model.likelihood is not None:
             likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
             metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
         if not self.is_world_process_zero():
@@ -224,6 +229,14 @@ class PriorTrainer(Trainer):
             wall_time=time.monotonic() - self.started,
             device=self.args.device,
         )
+
+
+def collate(prior, items):
+    """Items of a data set as a batch of what a prior takes: codes, conditions and, where there are, lengths."""
+    names = ("codes", "lengths")
+    return default_collate(
+        [{name: item[name] for name in names if name in item} | prior.pick_conditions(item) for item in items]
+    )
 
 
 class _EveryStep(TrainerCallback):

@@ -1,0 +1,76 @@
+"""What pipelines of images share: sizes in pixels, and pictures to complete."""
+
+import torch.nn.functional as F
+from diffusers.image_processor import VaeImageProcessor
+
+from hf_vq.grids import as_grids
+from hf_vq.modalities.image import IMAGE
+from hf_vq.pipelines.base import CodesPipeline
+
+
+class PicturesPipeline(CodesPipeline):
+    """A pipeline that takes sizes and pictures where its autoencoder is one of images."""
+
+    @property
+    def image_processor(self):
+        """Pictures of any form to samples in [-1, 1], as stock pipelines have it."""
+        return VaeImageProcessor(vae_scale_factor=1)
+
+    @property
+    def mask_processor(self):
+        """Masks of any form to (batch, 1, height, width), 1 where something new is to be drawn."""
+        return VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+
+    def _known_and_shapes(self, image, mask_image, height, width, known_codes, known_mask, num_images):
+        """What is known of the codes, a list of one entry a grid or None, and the shape of every grid or None.
+
+        Raises:
+            ValueError: arguments that exclude each other, or pictures for an autoencoder of something else.
+        """
+        given = {"image": image, "mask_image": mask_image, "height": height, "width": width}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and self.autoencoder.modality != IMAGE.name:
+            name, autoencoder = next(iter(given)), type(self.autoencoder).__name__
+            raise ValueError(f"{name} given, but {autoencoder} is no autoencoder of images")
+        if image is not None or mask_image is not None:
+            if known_codes is not None or known_mask is not None:
+                raise ValueError("image and known_codes exclude each other")
+            known_codes, known_mask, height, width = self._known_of_picture(
+                image, mask_image, height, width, num_images
+            )
+        return known_codes, known_mask, self._code_shapes(height, width)
+
+    def _code_shapes(self, height, width):
+        """Shape of every grid for an image of this size, coarse to fine; None without a size."""
+        if height is None and width is None:
+            return None
+        if height is None or width is None:
+            raise ValueError(f"height and width go together, got height={height}, width={width}")
+        return self.autoencoder.code_shapes((self.autoencoder.in_channels, height, width))
+
+    def _known_of_picture(self, image, mask_image, height, width, num_images):
+        """Codes of a picture and where they are to be kept, one entry a grid, coarse to fine; its height and width.
+
+        A code is drawn anew where the mask touches any of the pixels that it stands for.
+        """
+        if image is None or mask_image is None:
+            missing = "image" if image is None else "mask_image"
+            raise ValueError(f"image and mask_image go together: {missing} is missing")
+        sample = self.image_processor.preprocess(image, height=height, width=width)
+        channels = self.autoencoder.in_channels
+        if sample.shape[1] != channels:
+            raise ValueError(f"image must have {channels} channels, got {tuple(sample.shape)}")
+        height, width = sample.shape[-2:]
+        mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # (n, 1, height, width), 1: new
+        for name, value in (("image", sample), ("mask_image", mask)):
+            if len(value) not in (1, num_images):
+                raise ValueError(f"{name} must be one, or one for each of {num_images} images, got {len(value)}")
+        device, dtype = self._execution_device, self.autoencoder.dtype
+        grids = as_grids(self.autoencoder.tokenize(sample.to(device, dtype)))
+        known_codes, known_masks = [], []
+        for codes, strides in zip(grids, self.autoencoder.grid_strides, strict=True):
+            kept = F.max_pool2d(mask.to(device), strides) == 0  # (n, 1, *grid)
+            kept = kept if codes.ndim == 4 else kept[:, 0]  # levels of a residual quantizer are kept together
+            known_codes.append(codes.expand(num_images, *codes.shape[1:]))
+            known_masks.append(kept.expand(num_images, *codes.shape[1:]))
+        return known_codes, known_masks, height, width

@@ -1,0 +1,78 @@
+"""What a prior's sequence is made of: how its elements are checked, drawn from logits and rated by them."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from hf_vq.priors.inputs import IGNORED, check_range
+from hf_vq.priors.sampling import sample_codes
+
+
+class Tokens(Protocol):
+    """The elements of the grids of an `AutoregressivePrior`, and what its logits say of them.
+
+    Attributes:
+        known_name: of the option of `sample` that keeps given elements.
+        dtype: of drawn grids.
+        draws: uniform numbers that one element takes.
+    """
+
+    known_name: str
+    dtype: torch.dtype
+    draws: int
+
+    def check(self, grids: torch.Tensor, labels: torch.Tensor | None, grid_dims: int) -> None:
+        """Raise a `ValueError` unless grids (batch, *grid), and targets where given, are such elements."""
+
+    def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+        """Raise a `ValueError` unless known elements of this shape are such where the mask is True."""
+
+    def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
+        """Negative log-probabilities of targets (batch, *grid), 0 where ignored; "mean" is over those not ignored."""
+
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+        """Elements (batch,) from logits (batch, ...) and numbers (draws, batch) in [0, 1)."""
+
+    def others(self, elements: torch.Tensor) -> torch.Tensor:
+        """Elements that differ from those of (batch, count) wherever there are others."""
+
+
+class CodeTokens:
+    """Codes in [0, codebook_size), of which logits are those of a softmax; `Tokens` says what the methods do."""
+
+    known_name, dtype, draws = "known_codes", torch.int64, 1
+
+    def __init__(self, codebook_size: int):
+        self.codebook_size = codebook_size
+
+    def check(self, grids: torch.Tensor, labels: torch.Tensor | None, grid_dims: int) -> None:
+        if grids.dtype != torch.int64:
+            raise ValueError(f"codes must be int64, got {grids.dtype}")
+        if grids.ndim != 1 + grid_dims or grids.numel() == 0:
+            raise ValueError(f"codes must be (batch, *grid) with {grid_dims} grid axes, got {tuple(grids.shape)}")
+        check_range("codes", grids, self.codebook_size)
+        if labels is None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != grids.shape:
+            raise ValueError(
+                f"labels must be int64 of the shape of codes {tuple(grids.shape)}, "
+                f"got {labels.dtype} {tuple(labels.shape)}"
+            )
+        check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.codebook_size)
+
+    def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+        if known.dtype != torch.int64 or known.shape != shape:
+            raise ValueError(f"known_codes must be torch.int64 {shape}, got {known.dtype} {tuple(known.shape)}")
+        check_range("known_codes", known.masked_fill(~mask, 0), self.codebook_size)
+
+    def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction=reduction)
+
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+        return sample_codes(logits, uniforms[0], **options)
+
+    def others(self, elements: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(elements.shape[1], device=elements.device) % max(1, self.codebook_size - 1)
+        return (elements + 1 + steps) % self.codebook_size
