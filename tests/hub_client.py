@@ -76,12 +76,13 @@ def images(pipe):
 
 def build(work, seed=0):
     """Saves a model of each kind, with what a training leaves beside it, and what each of them computes."""
-    from hf_vq import VQVAE, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
+    from hf_vq import VQVAE, ImageProcessor, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
 
     torch.manual_seed(seed)
     work, tensors = Path(work), {"sample": torch.rand(2, 3, 16, 16) * 2 - 1}
     work.mkdir(exist_ok=True)
     vqvae = VQVAE(hidden_channels=8, codebook_size=12, codebook_dim=4, stage_channels=(8,))
+    vqvae.processor = ImageProcessor(size=(16, 16))
     for name, model in {"vqmodel": VQModel(**VQMODEL), "vqvae": vqvae}.items():
         model.train()(tensors["sample"])
         model.eval().save_pretrained(work / name)
@@ -167,7 +168,14 @@ def load_ours(work):
         for auto_class in (hf_vq.AutoVQPrior, hf_vq.PixelCNN, transformers.AutoModel):
             prior = auto_class.from_pretrained("me/prior")
             same(prior.sample(class_labels=[1, 0], generator=torch.Generator().manual_seed(3)), wanted["prior.codes"])
-        same(images(hf_vq.VQPipeline.from_pretrained("me/pipeline")), wanted["pipeline.images"])
+        pipe = hf_vq.VQPipeline.from_pretrained("me/pipeline")
+        same(images(pipe), wanted["pipeline.images"])
+        assert pipe.autoencoder.processor == hf_vq.ImageProcessor(size=(16, 16))
+        assert hf_vq.VQVAE.from_pretrained("me/vqvae").processor == pipe.autoencoder.processor
+        assert hf_vq.ImageProcessor.from_pretrained("me/vqmodel") == hf_vq.ImageProcessor()
+        assert hf_vq.ImageProcessor.from_pretrained("me/prior") is None
+        stock = transformers.AutoImageProcessor.from_pretrained("me/vqvae")
+        assert (stock.size["height"], stock.size["width"], stock.num_channels) == (16, 16, 3)
         part = hf_vq.AutoVQModel.from_pretrained("me/pipeline", subfolder="autoencoder")
         same(part.tokenize(wanted["sample"]), wanted["vqvae.codes"])
     return found

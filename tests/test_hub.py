@@ -85,16 +85,18 @@ def client(hub, tmp_path_factory):
 
 def test_folders_travel_dressed_and_nothing_else_does(client, hub):
     assert sorted(hub.files("me/vqmodel")) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py"
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py",
+        "preprocessor_config.json",
     ]  # fmt: skip
     assert sorted(hub.files("me/vqvae")) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py", "recipe.yaml",
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py",
+        "preprocessor_config.json", "recipe.yaml",
         "reconstructions.png", "report.json",
     ]  # fmt: skip
     assert sorted(hub.files("me/pipeline")) == [
         "README.md", "autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors",
-        "autoencoder/hf_vq_remote.py", "evaluation.json", "model_index.json", "pipeline.py", "prior/config.json",
-        "prior/hf_vq_remote.py", "prior/model.safetensors",
+        "autoencoder/hf_vq_remote.py", "autoencoder/preprocessor_config.json", "evaluation.json",
+        "model_index.json", "pipeline.py", "prior/config.json", "prior/hf_vq_remote.py", "prior/model.safetensors",
     ]  # fmt: skip
 
 

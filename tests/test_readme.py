@@ -11,6 +11,11 @@ from hf_vq.quantizers import QUANTIZERS
 README = Path(__file__).parent.parent / "README.md"
 
 
+def ours(classes):
+    """Names in a table without those that other tests have put there."""
+    return {name for name, found in classes.items() if found.__module__.startswith("hf_vq.")}
+
+
 def test_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = README.read_text(encoding="utf-8")
@@ -38,7 +43,7 @@ def test_hierarchy_example_runs_and_the_tables_have_every_model_and_format():
     exec(re.search(r"```python\n(.*?)```", section, flags=re.S)[1], names)
     assert (names["top"].shape, names["bottom"].shape) == ((4, 8, 8), (4, 16, 16))
     assert names["coarse"].shape == names["images"].shape
-    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == set(AUTOENCODERS)
+    assert set(re.findall(r"^\| `(\w+)` \|", section, flags=re.M)) == ours(AUTOENCODERS)
     formats = text.split("## Checkpoints of others")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", formats, flags=re.M)
     assert {name for row in rows[1:] for name in re.findall(r"`([\w-]+)`", row)} == set(FORMATS)

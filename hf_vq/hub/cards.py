@@ -232,10 +232,11 @@ def _usage(folder, repo_id):
         load = f'from hf_vq import AutoVQModel\n\nmodel = AutoVQModel.from_pretrained("{repo_id}")'
         if modality is None:
             return load
-        shape = (1, folder.config.get("in_channels", 1), *modality.example_space)
+        channels = folder.config.get("in_channels", "model.in_channels")
+        shape = ", ".join(map(str, (1, channels, *modality.example_space)))
         return (
             f"import torch\n\n{load}\n"
-            f"sample = torch.rand{shape} * 2 - 1  # one {modality.name}, in [-1, 1]\n"
+            f"sample = torch.rand({shape}) * 2 - 1  # one {modality.name}, in [-1, 1]\n"
             "codes = model.tokenize(sample)\n"
             "reconstruction = model.detokenize(codes)"
         )
