@@ -76,13 +76,12 @@ def images(pipe):
 
 def build(work, seed=0):
     """Saves a model of each kind, with what a training leaves beside it, and what each of them computes."""
-    from hf_vq import VQVAE, ImageProcessor, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
+    from hf_vq import VQVAE, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
 
     torch.manual_seed(seed)
     work, tensors = Path(work), {"sample": torch.rand(2, 3, 16, 16) * 2 - 1}
     work.mkdir(exist_ok=True)
     vqvae = VQVAE(hidden_channels=8, codebook_size=12, codebook_dim=4, stage_channels=(8,))
-    vqvae.processor = ImageProcessor(size=(16, 16))
     for name, model in {"vqmodel": VQModel(**VQMODEL), "vqvae": vqvae}.items():
         model.train()(tensors["sample"])
         model.eval().save_pretrained(work / name)
@@ -168,17 +167,29 @@ def load_ours(work):
         for auto_class in (hf_vq.AutoVQPrior, hf_vq.PixelCNN, transformers.AutoModel):
             prior = auto_class.from_pretrained("me/prior")
             same(prior.sample(class_labels=[1, 0], generator=torch.Generator().manual_seed(3)), wanted["prior.codes"])
-        pipe = hf_vq.VQPipeline.from_pretrained("me/pipeline")
-        same(images(pipe), wanted["pipeline.images"])
-        assert pipe.autoencoder.processor == hf_vq.ImageProcessor(size=(16, 16))
-        assert hf_vq.VQVAE.from_pretrained("me/vqvae").processor == pipe.autoencoder.processor
-        assert hf_vq.ImageProcessor.from_pretrained("me/vqmodel") == hf_vq.ImageProcessor()
-        assert hf_vq.ImageProcessor.from_pretrained("me/prior") is None
-        stock = transformers.AutoImageProcessor.from_pretrained("me/vqvae")
-        assert (stock.size["height"], stock.size["width"], stock.num_channels) == (16, 16, 3)
+        same(images(hf_vq.VQPipeline.from_pretrained("me/pipeline")), wanted["pipeline.images"])
         part = hf_vq.AutoVQModel.from_pretrained("me/pipeline", subfolder="autoencoder")
         same(part.tokenize(wanted["sample"]), wanted["vqvae.codes"])
     return found
+
+
+def push_prepared(work):
+    """A model and a pipeline with a processor, and who reads it by repo id."""
+    from hf_vq import AutoVQModel, AutoVQPrior, ImageProcessor, VQPipeline
+
+    wanted = ImageProcessor(size=(16, 16))
+    model = AutoVQModel.from_pretrained(Path(work) / "vqvae")
+    model.processor = wanted
+    model.push_to_hub("me/prepared", license="mit")
+    pipe = VQPipeline(model, AutoVQPrior.from_pretrained(Path(work) / "prior"))
+    pipe.push_to_hub("me/prepared-pipeline", license="mit")
+    assert ImageProcessor.from_pretrained("me/prepared") == wanted
+    assert ImageProcessor.from_pretrained("me/vqvae") is None
+    assert AutoVQModel.from_pretrained("me/prepared").processor == wanted
+    assert VQPipeline.from_pretrained("me/prepared-pipeline").autoencoder.processor == wanted
+    assert ImageProcessor.from_pretrained("me/prepared-pipeline", subfolder="autoencoder") == wanted
+    stock = transformers.AutoImageProcessor.from_pretrained("me/prepared")
+    return [stock.size["height"], stock.size["width"], stock.num_channels]
 
 
 def load_stock_diffusers(work):

@@ -85,18 +85,16 @@ def client(hub, tmp_path_factory):
 
 def test_folders_travel_dressed_and_nothing_else_does(client, hub):
     assert sorted(hub.files("me/vqmodel")) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py",
-        "preprocessor_config.json",
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py"
     ]  # fmt: skip
     assert sorted(hub.files("me/vqvae")) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py",
-        "preprocessor_config.json", "recipe.yaml",
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "hf_vq_remote.py", "recipe.yaml",
         "reconstructions.png", "report.json",
     ]  # fmt: skip
     assert sorted(hub.files("me/pipeline")) == [
         "README.md", "autoencoder/config.json", "autoencoder/diffusion_pytorch_model.safetensors",
-        "autoencoder/hf_vq_remote.py", "autoencoder/preprocessor_config.json", "evaluation.json",
-        "model_index.json", "pipeline.py", "prior/config.json", "prior/hf_vq_remote.py", "prior/model.safetensors",
+        "autoencoder/hf_vq_remote.py", "evaluation.json", "model_index.json", "pipeline.py", "prior/config.json",
+        "prior/hf_vq_remote.py", "prior/model.safetensors",
     ]  # fmt: skip
 
 
@@ -113,6 +111,12 @@ def test_a_converted_checkpoint_brings_its_licence_and_origin(client, hub, tmp_p
 
 def test_our_classes_load_by_repo_id(client):
     assert client("load_ours", work=str(client.work)) == []
+
+
+def test_a_processor_travels_with_a_model_and_with_a_pipeline(client, hub):
+    assert client("push_prepared", work=str(client.work)) == [16, 16, 3]
+    assert "preprocessor_config.json" in hub.files("me/prepared")
+    assert "autoencoder/preprocessor_config.json" in hub.files("me/prepared-pipeline")
 
 
 def test_stock_diffusers_loads_stock_options_without_trust_or_warning(client):

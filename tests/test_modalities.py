@@ -162,7 +162,9 @@ def test_another_modality_trains_tokenizes_and_is_shown_by_the_same_commands(sig
 
 
 def test_another_modality_has_its_own_words_on_a_card(signals):
-    TextCodec(strides=(4,)).save_pretrained("codec")
+    codec = TextCodec(strides=(4,))
+    codec.processor = SignalProcessor(size=(24,))
+    codec.save_pretrained("codec")
     Path("codec/reconstructions.txt").write_text("a signal")
     Path("codec/evaluation.json").write_text(json.dumps({"autoencoder": {"mse": 0.5}, "data": "waves"}))
     folder = read_folder("codec")
