@@ -30,7 +30,8 @@ def test_a_picture_gives_the_numbers_of_the_training_pipeline(tmp_path, channels
         photo(seed=index).save(tmp_path / f"{index}.png")
     dataset = load_images(tmp_path, image_size=image_size, channels=channels, validation_fraction=0)
     processor = ImageProcessor.from_dataset(dataset)
-    assert processor == ImageProcessor(image_size and (image_size, image_size), "center_crop", channels, 255)
+    rule = "center_crop" if image_size else "none"
+    assert processor == ImageProcessor(dataset.sample_shape[1:], rule, channels, 255)
     wanted = torch.stack([item["sample"] for item in dataset])
     pictures = [Image.open(tmp_path / f"{index}.png") for index in range(3)]
     assert torch.equal(processor(pictures), wanted)
@@ -56,7 +57,7 @@ def test_a_picture_gives_the_numbers_of_the_training_pipeline(tmp_path, channels
 def test_digits_keep_their_own_white(tmp_path):
     digits = load_images("digits")
     processor = ImageProcessor.from_dataset(digits)
-    assert (processor.size, processor.white) == (None, 16)
+    assert processor == ImageProcessor((8, 8), "none", 1, 16)
     with digits.source.open(4) as picture:
         assert torch.equal(processor(picture)[0], digits[4]["sample"])
     with pytest.raises(ValueError, match="white=16, got 255"):
@@ -105,11 +106,14 @@ def test_bad_arguments_are_named(arguments):
         ImageProcessor(**arguments)
 
 
-def test_without_resizing_a_picture_must_have_the_size():
+def test_without_resizing_pictures_stay_as_they_come_but_the_size_is_known(tmp_path):
     processor = ImageProcessor(size=(4, 6), resize="none")
     assert processor(photo((6, 4))).shape == (1, 3, 4, 6)
-    with pytest.raises(ValueError, match=r"\(4, 6\).*got \(6, 4\)"):
-        processor(photo((4, 6)))
+    assert processor(photo((5, 7))).shape == (1, 3, 7, 5)
+    processor.save_pretrained(tmp_path)
+    stock = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (stock.size["height"], stock.size["width"]) == (4, 6)
+    assert stock(photo((5, 7)), return_tensors="pt")["pixel_values"].shape == (1, 3, 7, 5)
 
 
 @pytest.mark.parametrize(("white", "channels"), [(255, 1), (255, 3)])

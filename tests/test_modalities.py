@@ -114,7 +114,7 @@ def test_a_model_trained_on_images_as_they_come_takes_them_as_they_come(tmp_path
     monkeypatch.chdir(tmp_path)
     flags = ["--data", "digits", "--model_config", json.dumps(TINY), *TRAINING]
     assert run("train", "autoencoder", "--output", "tokenizer", *flags) == 0
-    assert hf_vq.AutoVQModel.from_pretrained("tokenizer").processor == hf_vq.ImageProcessor(channels=1, white=16)
+    assert hf_vq.AutoVQModel.from_pretrained("tokenizer").processor == hf_vq.ImageProcessor((8, 8), "none", 1, 16)
     Image.new("L", (12, 20), 9).save("grey.png")
     assert run("reconstruct", "tokenizer", "--files", "grey.png", "--output", "out.png") == 0
 
@@ -163,7 +163,7 @@ def test_another_modality_trains_tokenizes_and_is_shown_by_the_same_commands(sig
 
 def test_another_modality_has_its_own_words_on_a_card(signals):
     codec = TextCodec(strides=(4,))
-    codec.processor = SignalProcessor(size=(24,))
+    codec.processor = SignalProcessor()
     codec.save_pretrained("codec")
     Path("codec/reconstructions.txt").write_text("a signal")
     Path("codec/evaluation.json").write_text(json.dumps({"autoencoder": {"mse": 0.5}, "data": "waves"}))

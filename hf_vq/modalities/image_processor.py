@@ -26,9 +26,9 @@ class ImageProcessor:
     """Makes samples of pictures, exactly as `hf_vq.data.images` does for training, and pictures of samples.
 
     Args:
-        size: (height, width) in pixels; None leaves pictures as they come.
-        resize: "center_crop": crop to the central square, then Lanczos to `size`, a square; "none": pictures must be
-            of `size` already.
+        size: (height, width) in pixels of the samples that the model was trained on; None where that is not known.
+        resize: "center_crop": crop to the central square, then Lanczos to `size`, a square; "none": pictures stay as
+            they come.
         channels: of the samples; a PIL image is converted to 1 (grey) or 3 (RGB).
         white: the pixel value that becomes 1.0.
 
@@ -58,10 +58,9 @@ class ImageProcessor:
     @classmethod
     def from_dataset(cls, dataset):
         """The processor that makes the samples of an `ImageDataset`."""
-        side = dataset.image_size
-        return cls(
-            None if side is None else (side, side), "center_crop", dataset.sample_shape[0], dataset.source.white
-        )
+        channels, *size = dataset.sample_shape
+        rule = "none" if dataset.image_size is None else "center_crop"
+        return cls(tuple(size), rule, channels, dataset.source.white)
 
     def __call__(self, images, device=None):
         """Samples of pictures.
@@ -81,9 +80,7 @@ class ImageProcessor:
         pixels = [one for picture in pictures for one in self._pixels(picture)]
         shapes = sorted({one.shape[1:] for one in pixels})
         if len(shapes) != 1:
-            raise ValueError(f"images must be one or more, of one size where the processor has none; got {shapes}")
-        if self.size is not None and shapes[0] != self.size:
-            raise ValueError(f"images must be {self.size} (height, width) where resize='none', got {shapes[0]}")
+            raise ValueError(f"images must be one or more, of one size where they are not resized; got {shapes}")
         pixels = torch.from_numpy(np.stack(pixels)).to(device)
         return pixels.to(torch.float32) * (2 / self.white) - 1
 
