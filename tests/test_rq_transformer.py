@@ -206,6 +206,10 @@ def test_one_hot_soft_targets_are_hard_targets_and_labels_override_codes():
     labels = torch.where(torch.rand(codes.shape) < 0.5, codes, -100)
     expected = F.cross_entropy(output.logits.flatten(0, 3), labels.flatten())
     torch.testing.assert_close(prior(codes, labels=labels).loss, expected)
+    probabilities, lengths = F.one_hot(codes, 11).float(), torch.tensor([2, 1])
+    probabilities[1, :, 1:] = torch.nan
+    soft = prior(codes, target_probs=probabilities, lengths=lengths).loss
+    torch.testing.assert_close(soft, prior(codes, lengths=lengths).loss)
 
 
 @torch.no_grad()

@@ -222,7 +222,7 @@ class AutoregressivePrior(Prior):
             guidance_steps = num_codes
         places = self.drawing_places(code_shape).tolist()
         uniforms = draw_uniforms(tokens.draws * num_codes, batch_size, generator, self.device)
-        uniforms = uniforms.unflatten(0, (num_codes, tokens.draws))
+        uniforms = uniforms.unflatten(0, (num_codes, tokens.draws)).squeeze(1).unbind()
         codes = torch.empty(batch_size, num_codes, dtype=tokens.dtype, device=self.device)
         first = 0  # step
         if known is not None:

@@ -19,8 +19,10 @@ def check_causality(prior, codes: torch.Tensor, labels: torch.Tensor | None, con
     if torch.compiler.is_compiling():
         return
     code_shape = tuple(codes.shape[1:])
-    versions = [(id(weight), 0 if weight.is_inference() else weight._version) for weight in prior.parameters()]
-    if (code_shape, versions) == prior.causal_state:
+    # by the norms of the weights: fused optimizers, which Trainer takes, leave their `_version` as it is
+    norms = [_norm(weight).to(prior.device) for weight in prior.parameters() if not weight.is_meta]
+    state = (code_shape, torch.stack(norms).tolist())
+    if state == prior.causal_state:
         return
     places, row = prior.drawing_places(code_shape).to(codes.device), 0
     if labels is not None:  # padding is not drawn
@@ -49,4 +51,8 @@ def check_causality(prior, codes: torch.Tensor, labels: torch.Tensor | None, con
             f"they moved by {moved.item():.3g}. Its log_prob is no likelihood; predict must not let a code see itself "
             "or what follows in code_order"
         )
-    prior.causal_state = (code_shape, versions)
+    prior.causal_state = state
+
+
+def _norm(weight: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)).float()

@@ -83,12 +83,14 @@ class InputChecks:
             TypeError: a condition that this prior does not take.
             ValueError: one is missing or does not fit.
         """
+        takes, checked = self.conditions, {}
+        names = [condition.name for condition in takes]
         for name in conditions:
-            if name not in self.condition_names:
-                taken = ", ".join(self.condition_names) or "none"
-                raise TypeError(f"{type(self).__name__} takes no condition {name!r}; it takes {taken}")
-        checked = {}
-        for condition in self.conditions:
+            if name not in names:
+                raise TypeError(
+                    f"{type(self).__name__} takes no condition {name!r}; it takes {', '.join(names) or 'none'}"
+                )
+        for condition in takes:
             value = condition.check(conditions.get(condition.name), batch_size, code_shape)
             if value is not None:
                 checked[condition.name] = map_tensors(self._to_model, value)

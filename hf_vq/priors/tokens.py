@@ -32,7 +32,7 @@ class Tokens(Protocol):
         """Negative log-probabilities of targets (batch, *grid), 0 where ignored; "mean" is over those not ignored."""
 
     def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
-        """Elements (batch,) from logits (batch, ...) and numbers (draws, batch) in [0, 1)."""
+        """Elements (batch,) from logits (batch, ...) and numbers in [0, 1): (batch,), or (draws, batch) of several."""
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
         """Elements that differ from those of (batch, count) wherever there are others."""
@@ -71,7 +71,7 @@ class CodeTokens:
         return F.cross_entropy(logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction=reduction)
 
     def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
-        return sample_codes(logits, uniforms[0], **options)
+        return sample_codes(logits, uniforms, **options)
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(elements.shape[1], device=elements.device) % max(1, self.codebook_size - 1)

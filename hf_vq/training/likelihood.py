@@ -130,7 +130,11 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
                 total = total - log_prob.double().sum()
             decoded = torch.zeros_like(total) if pixels is None else -pixels.log_prob(batch["sample"], codes).double()
             nats += torch.stack([torch.full_like(total, len(batch["sample"])), total, decoded.sum()])
-    figures = [{**describe_code_likelihood(part.compute()), "num_samples": len(dataset)} for part in parts]
+    kinds = ["exact" if priors is None else prior.likelihood for prior in priors or parts]
+    figures = [
+        {**describe_code_likelihood(part.compute()), "num_samples": len(dataset), "likelihood": kind}
+        for part, kind in zip(parts, kinds, strict=True)
+    ]
     if pixels is None:
         return figures, None
     count, code_nats, pixel_nats = sum_over_processes(nats).tolist()

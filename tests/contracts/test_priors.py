@@ -115,7 +115,7 @@ def padded(name):
     prior, codes, conditions = make(name)
     size = codes.shape[1 + prior.has_levels]
     lengths = torch.tensor([size, 1, size - 1, (size + 1) // 2])
-    junk = codes.clone() if codes.is_floating_point() else codes + 0
+    junk = codes.clone()
     junk[~prior.real_places(lengths, codes)] = torch.nan if codes.is_floating_point() else 10**6
     if "local_features" in conditions:
         for row, length in enumerate(lengths.tolist()):
@@ -125,28 +125,14 @@ def padded(name):
 
 def alone(prior, codes, conditions, row, length):
     """One item without its padding."""
-    axis = 1 + prior.has_levels
+    axis, own = 1 + prior.has_levels, slice(row, row + 1)
     height = codes.shape[axis]
-    conditions = {
-        key: value for key, value in conditions.items() if key not in ("context_codes", "local_features")
-    } | {
-        key: value
-        for key, value in {
-            "context_codes": tuple(
-                grid[row : row + 1, : -(-length * grid.shape[1] // height)]
-                for grid in conditions.get("context_codes", ())
-            ),
-            "local_features": conditions["local_features"][row : row + 1, :, : prior.num_frames(length)]
-            if "local_features" in conditions
-            else (),
-        }.items()
-        if len(value)
+    cut = {
+        "context_codes": lambda grids: tuple(grid[own, : -(-length * grid.shape[1] // height)] for grid in grids),
+        "local_features": lambda features: features[own, :, : prior.num_frames(length)],
     }
-    conditions = {
-        key: value if key in ("context_codes", "local_features") else value[row : row + 1]
-        for key, value in conditions.items()
-    }
-    return codes[row : row + 1].narrow(axis, 0, length), conditions
+    conditions = {key: cut.get(key, lambda value: value[own])(value) for key, value in conditions.items()}
+    return codes[own].narrow(axis, 0, length), conditions
 
 
 @every
@@ -304,8 +290,6 @@ def test_a_class_that_breaks_the_contract_is_told_so_at_its_definition():
 
 
 def test_coarser_codes_in_the_data_are_not_for_a_prior_without_them():
-    context = (torch.zeros(2, 2, dtype=torch.int64),)
-    assert test_pixelsnail.make_prior("top").pick_conditions({"context_codes": context}) == {}
-    assert test_pixelsnail.make_prior("bottom").pick_conditions({"context_codes": context}) == {
-        "context_codes": context
-    }
+    item = {"context_codes": (torch.zeros(2, 2, dtype=torch.int64),)}
+    assert test_pixelsnail.make_prior("top").pick_conditions(item) == {}
+    assert test_pixelsnail.make_prior("bottom").pick_conditions(item) == item
