@@ -119,7 +119,7 @@ class DataOptions:
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(modality.loader_options)}
 
     def _compare(self, dataset):
-        """Raise a ValueError for data of a shape that the model cannot take; say once where they are unlike its own."""
+        """Raise a ValueError for a shape that the model cannot take; say once where data are unlike its own."""
         if self.model is not None and not self.compared:
             self.model.code_shape(dataset.sample_shape)
             if lines := self.model.processor.differences(dataset):
