@@ -17,8 +17,8 @@ class DataOptions:
 
     Attributes:
         modality: of the data, None before `fit`.
-        processor: of the model, None where it has none.
-        compared: whether data and processor have been compared.
+        model: that is to take them, None where there is none yet.
+        compared: whether data and model have been compared.
     """
 
     data: str | None = field(
@@ -38,27 +38,28 @@ class DataOptions:
     )
     skip_bad: bool = field(default=False, metadata={"help": "leave out samples that cannot be read, and list them"})
     modality: Modality | None = field(default=None, init=False)
-    processor: object | None = field(default=None, init=False)
+    model: object | None = field(default=None, init=False)
     compared: bool = field(default=False, init=False)
 
-    def fit(self, modality, channels=None, processor=None):
+    def fit(self, modality, channels=None, model=None):
         """These options for data of a modality, completed by what a model takes.
 
         Args:
             modality: Modality.
             channels: of the model, None where they are not known.
-            processor: of the model, or None; a difference of the data is told on stderr.
+            model: an autoencoder, if there is one; where data are unlike those of its processor, stderr tells it.
 
         Raises:
             ValueError: options and model contradict each other.
         """
-        fitted = dataclasses.replace(self, **modality.fit_options(self._loader_options(modality), channels, processor))
-        fitted.modality, fitted.processor = modality, processor
+        options = modality.fit_options(self._loader_options(modality), channels, model and model.processor)
+        fitted = dataclasses.replace(self, **options)
+        fitted.modality, fitted.model = modality, model
         return fitted
 
     def fit_model(self, model):
         """These options for data of an autoencoder."""
-        return self.fit(find_modality(type(model).__name__), model.in_channels, model.processor)
+        return self.fit(find_modality(type(model).__name__), model.in_channels, model)
 
     def load(self, split="train", **options):
         """Load one split; bad samples that were left out are listed on stderr.
@@ -118,11 +119,12 @@ class DataOptions:
         return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(modality.loader_options)}
 
     def _compare(self, dataset):
-        """Say once where the data are unlike those of the model."""
-        lines = self.processor.differences(dataset) if self.processor is not None and not self.compared else ()
-        if lines:
-            print(f"warning: {'; '.join(lines)}", file=sys.stderr)
-        self.compared = True
+        """Raise a ValueError for a shape that the model cannot take; say once where data are unlike its own."""
+        if self.model is not None and not self.compared:
+            self.model.code_shape(dataset.sample_shape)
+            if lines := self.model.processor.differences(dataset):
+                print(f"warning: {'; '.join(lines)}", file=sys.stderr)
+            self.compared = True
         return dataset
 
 

@@ -90,7 +90,6 @@ def _evaluate_on_data(folder, device, kind, options, data):
         autoencoder, priors = hf_vq.AutoVQModel.from_pretrained(folder).to(device), {}
     data = data.fit_model(autoencoder)
     dataset = data.load(options.split)
-    autoencoder.code_shape(dataset.sample_shape)
     for prior in priors.values():
         if prior.config.num_classes not in (0, dataset.num_classes):
             raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {dataset.num_classes}")

@@ -54,7 +54,6 @@ def run(options, data):
     model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
     data = data.fit_model(model)
     dataset = data.load_files(options.files) if options.files else data.load(options.split, cache_bytes=0)
-    model.code_shape(dataset.sample_shape)
     samples = torch.stack([dataset[index]["sample"] for index in range(min(options.num, len(dataset)))])
     model.eval()
     with torch.no_grad():

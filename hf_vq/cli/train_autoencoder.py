@@ -81,7 +81,7 @@ def run(options, data, args, given):
         initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
     modality = find_modality(options.model if initial is None else type(initial).__name__)
-    data = data.fit(modality, config.get("in_channels"), initial and initial.processor)
+    data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)

@@ -174,14 +174,15 @@ class ImageProcessor:
             found = cls(size, rule, len(config["image_mean"]), round(1 / config["rescale_factor"]))
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
             return None
-        ignored = ["image_processor_type", "resample", "do_convert_rgb"]
-        meaning = found.to_dict()
+        meaning, ignored = found.to_dict(), {"image_processor_type", "resample", "do_convert_rgb"}
         if meaning["do_resize"]:
-            same_type = str(config.get("image_processor_type")).startswith(STOCK_TYPE)
-            same = same_type and config.get("resample") == LANCZOS
+            crops_first = str(config.get("image_processor_type")).startswith(STOCK_TYPE)
+            if not crops_first or config.get("resample") != LANCZOS:
+                return None
         else:
-            same, ignored = True, [*ignored, "size", "crop_size"]
-        return found if same and all(config.get(n, v) == v for n, v in meaning.items() if n not in ignored) else None
+            ignored |= {"size", "crop_size"}
+        same = all(config.get(name, value) == value for name, value in meaning.items() if name not in ignored)
+        return found if same else None
 
     def _pixels(self, picture):
         """Pixel values of one picture or of a batch: list of (channels, height, width) uint8 arrays."""
