@@ -177,7 +177,9 @@ def drawn(model, codes, conditions):
     if isinstance(model, hf_vq.MixtureWaveNet):
         return found | {"completed": sample(known_values=codes, known_mask=mask)}
     found |= {"completed": sample(known_codes=codes, known_mask=mask), "top": sample(top_k=4, top_p=0.8)}
-    if model.can_guide:
+    if any(
+        getattr(model.config, f"{kind}_dropout_prob", 0) for kind in ("class", "prompt")
+    ):  # a null to guide away from
         found["guided"] = sample(guidance_scale=2.0, guidance_steps=5)
     return found
 
