@@ -3,17 +3,18 @@
     python benchmarks/same_speed.py --before PATH
 
 200 training steps of the quickstart's autoencoder and of its prior by the real trainers, without evaluation, and 100
-samples of its pipeline; scaled to that from turns of fewer steps, set-up included. Each checkout has one process of
-one thread that lives through all rounds and takes turns with the other, a few seconds each and the first of a round
-alternating, so that what else the machine does meets both. Seconds are those of the processor, which other programs
-that come in between do not lengthen. Three minutes.
+samples of its pipeline; scaled to that from turns of fewer steps, set-up included. Each checkout has a process of one
+thread; the two take turns of a second or two on the same core, the first of a round alternating, so that what else the
+machine does meets both, and new pairs follow, since where a process happens to lie in memory makes it faster or
+slower. Seconds are those of the processor. The ratio to believe is that of the rounds: the median of after / before,
+with its quartiles. Four minutes.
 """
 
 import argparse
 import contextlib
 import io
-import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 from checkouts import HERE, add_arguments, check_origin, start
 
 RECIPES = HERE.parent / "hf_vq/cli/recipes"
-AUTOENCODER_STEPS, PRIOR_STEPS, SAMPLES, REPEATS = 100, 50, 100, 60  # of a turn: two or three seconds each
+AUTOENCODER_STEPS, PRIOR_STEPS, SAMPLES, REPEATS = 50, 24, 100, 40  # of a turn
 TURNS = {
     "200 steps of the autoencoder": AUTOENCODER_STEPS / 200,
     "200 steps of the prior": PRIOR_STEPS / 200,
@@ -93,7 +94,7 @@ class Quickstart:
 
 
 def work(checkout):
-    """Take turns: a name a line comes in, its seconds of processor and of clock go out."""
+    """Take turns: a name a line comes in, its seconds of processor go out."""
     check_origin(checkout)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -102,56 +103,66 @@ def work(checkout):
         quickstart = Quickstart(folder)
         print("ready", file=out, flush=True)
         for line in sys.stdin:
-            run = quickstart.turns[line.strip()]
-            begun = time.process_time(), time.perf_counter()
-            run()
-            seconds = time.process_time() - begun[0], time.perf_counter() - begun[1]
-            print(json.dumps(seconds), file=out, flush=True)
+            begun = time.process_time()
+            quickstart.turns[line.strip()]()
+            print(time.process_time() - begun, file=out, flush=True)
 
 
-def compare(options):
-    """Play the rounds and print a table."""
-    workers = {
-        side: start(checkout, Path(__file__).name, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for side, checkout in (("before", options.before), ("after", options.after))
-    }
-    for side, worker in workers.items():
-        if worker.stdout.readline() != "ready\n":
-            raise SystemExit(f"the worker of {side} failed")
+@contextlib.contextmanager
+def pair_of_workers(options, core):
+    """A process of each checkout, ready, on one core: a core that others use would slow one of them alone."""
+    workers = {}
+    try:
+        for side, checkout in (("before", options.before), ("after", options.after)):
+            worker = start(checkout, Path(__file__).name, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            workers[side] = worker
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(worker.pid, {core})
+            if worker.stdout.readline() != "ready\n":
+                raise SystemExit(f"the worker of {checkout} failed")
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
 
-    def turn(side, name):
-        workers[side].stdin.write(name + "\n")
-        workers[side].stdin.flush()
-        return [seconds / TURNS[name] for seconds in json.loads(workers[side].stdout.readline())]
 
-    seconds = {name: {side: [] for side in workers} for name in TURNS}
-    for number in range(options.rounds + 1):
-        for name in TURNS:
-            for side in list(workers)[:: 1 if number % 2 else -1]:
-                measured = turn(side, name)
-                if number:  # the first warms up
-                    seconds[name][side].append(measured)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
-    heads = ("median before", "after", "ratio", "least before", "after", "ratio", "paired", "clock")
-    print(f"{options.rounds} rounds, seconds".ljust(30) + "".join(f"{head:>15}" for head in heads))
-    for name, sides in seconds.items():
-        before, after = ([cpu for cpu, _ in sides[side]] for side in workers)
-        clocks = [statistics.median(clock for _, clock in sides[side]) for side in workers]
+def measure(options):
+    """Seconds of every round, {turn: [(before, after)]}."""
+    seconds = {name: [] for name in TURNS}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    for number in range(options.pairs):
+        with pair_of_workers(options, cores[number % len(cores)]) as workers:
+            for index in range(options.rounds):
+                for name, share in TURNS.items():
+                    found = {}
+                    for side in ("before", "after")[:: 1 if index % 2 else -1]:
+                        workers[side].stdin.write(name + "\n")
+                        workers[side].stdin.flush()
+                        found[side] = float(workers[side].stdout.readline()) / share
+                    seconds[name].append((found["before"], found["after"]))
+    return seconds
+
+
+def report(seconds):
+    """Print medians, least ones, their ratios, and the ratios of the rounds."""
+    heads = ("median before", "after", "ratio", "least before", "after", "ratio", "of rounds", "quartiles")
+    print("seconds".ljust(30) + "".join(f"{head:>14}" for head in heads))
+    for name, rounds in seconds.items():
         figures = []
         for summary in (statistics.median, min):
-            one, other = summary(before), summary(after)
+            one, other = map(summary, zip(*rounds, strict=True))
             figures += [one, other, other / one]
-        figures += [statistics.median(b / a for a, b in zip(before, after, strict=True)), clocks[1] / clocks[0]]
-        print(name.ljust(30) + "".join(f"{figure:15.4f}" for figure in figures))
+        low, middle, high = statistics.quantiles([after / before for before, after in rounds], n=4)
+        print(name.ljust(30) + "".join(f"{f:14.4f}" for f in [*figures, middle]) + f"   {low:.3f} to {high:.3f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=12)
-    compare(parser.parse_args())
+    parser.add_argument("--pairs", type=int, default=4, help="of processes, one after another")
+    parser.add_argument("--rounds", type=int, default=4, help="of every pair")
+    report(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":
