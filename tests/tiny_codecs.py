@@ -100,7 +100,12 @@ CODECS = {  # constructor arguments, space of a sample, of a shorter one
     PictureCodec: ({"strides": (4, 2)}, (16, 8), (8, 8)),
     ClipCodec: ({"strides": (2, 2, 4)}, (8, 4, 8), (4, 4, 8)),
 }
-AUTOENCODERS.update({codec.__name__: codec for codec in CODECS})
+
+
+def register_codecs(monkeypatch):
+    """Puts the codecs into the table for the time of a test."""
+    for codec in CODECS:
+        monkeypatch.setitem(AUTOENCODERS, codec.__name__, codec)
 
 
 def make_codec(codec_class, **changes):

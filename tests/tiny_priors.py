@@ -3,12 +3,11 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_vq import AutoregressivePrior
 from hf_vq.priors import PriorConfig
 from hf_vq.priors.sampling import positions_first
-from hf_vq.registry import PRIORS
 
 
 class RasterConvPriorConfig(PriorConfig):
@@ -80,8 +79,3 @@ class RasterConvState:
 
     def append(self, codes):
         self.window = torch.cat([self.window[:, 1:], self.prior.embedding(codes)[:, None]], dim=1)
-
-
-PRIORS["RasterConvPrior"] = (RasterConvPriorConfig, RasterConvPrior)
-AutoConfig.register(RasterConvPriorConfig.model_type, RasterConvPriorConfig, exist_ok=True)
-AutoModel.register(RasterConvPriorConfig, RasterConvPrior, exist_ok=True)

@@ -90,9 +90,8 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
 
     Returns:
         A dict: `nats_per_code`, `bits_per_code`, `unigram_entropy` (nats, of the same codes), `ratio` of nats to it,
-        `bits_per_dim` (of the codes alone) where `sample_shape` is given, `num_samples`, and
-        `likelihood`: "exact", or "bound" where the nats are at most so many. A code is a token: `nats_per_token` is
-        `nats_per_code`.
+        `bits_per_dim` (of the codes alone) where `sample_shape` is given, `num_samples`, and `likelihood_is_exact`:
+        False where the truth is at most so many nats. A code is a token: `nats_per_token` is `nats_per_code`.
 
     Raises:
         ValueError: an empty data set, a prior without a likelihood, or one whose network sees what it predicts.
@@ -109,7 +108,7 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
             log_prob = prior.log_prob(batch["codes"], **conditions)
             likelihood.update(batch["codes"], log_prob, lengths, axis=1 + prior.has_levels)
     figures = describe_code_likelihood(likelihood.compute())
-    return {**figures, "num_samples": len(dataset), "likelihood": prior.likelihood}
+    return {**figures, "num_samples": len(dataset), "likelihood_is_exact": prior.likelihood == "exact"}
 
 
 def check_likelihood_kind(prior):

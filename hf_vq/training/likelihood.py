@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from hf_vq.data.padding import has_variable_length
 from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
@@ -109,10 +110,13 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
         `decoder_bits_per_dim`, `nats_per_sample`, `num_samples`, and `protocol`, which says how they were measured.
 
     Raises:
-        ValueError: an empty data set, not one prior a grid, or a prior without a likelihood.
+        ValueError: an empty data set, samples of different lengths, not one prior a grid, or a prior without a
+            likelihood.
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
+    if has_variable_length(dataset):
+        raise ValueError("bits per dimension need samples of one length, but the data set has variable_length=True")
     sizes = autoencoder.codebook_sizes
     if priors is not None and len(priors) != len(sizes):
         raise ValueError(f"priors must be {len(sizes)}, one for each grid of codes, coarse to fine; got {len(priors)}")
@@ -130,10 +134,10 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
                 total = total - log_prob.double().sum()
             decoded = torch.zeros_like(total) if pixels is None else -pixels.log_prob(batch["sample"], codes).double()
             nats += torch.stack([torch.full_like(total, len(batch["sample"])), total, decoded.sum()])
-    kinds = ["exact" if priors is None else prior.likelihood for prior in priors or parts]
+    exact = [priors is None or prior.likelihood == "exact" for prior in priors or parts]
     figures = [
-        {**describe_code_likelihood(part.compute()), "num_samples": len(dataset), "likelihood": kind}
-        for part, kind in zip(parts, kinds, strict=True)
+        {**describe_code_likelihood(part.compute()), "num_samples": len(dataset), "likelihood_is_exact": each}
+        for part, each in zip(parts, exact, strict=True)
     ]
     if pixels is None:
         return figures, None

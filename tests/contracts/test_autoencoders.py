@@ -9,7 +9,7 @@ import hf_vq
 from hf_vq import as_grids
 from hf_vq.registry import AUTOENCODERS
 
-from ..tiny_codecs import CODECS, SignalCodec, make_codec
+from ..tiny_codecs import CODECS, SignalCodec, make_codec, register_codecs
 
 SMALL = {
     "VQVAE": {"hidden_channels": 8, "codebook_size": 8, "codebook_dim": 4, "num_residual_layers": 1},
@@ -26,9 +26,13 @@ SMALL = {
                    "codebook_dim": 4},
 }  # fmt: skip
 CODEC_NAMES = [codec.__name__ for codec in CODECS]
-every = pytest.mark.parametrize("name", sorted(AUTOENCODERS))
+every = pytest.mark.parametrize("name", [*sorted(SMALL), *CODEC_NAMES])
 codecs = pytest.mark.parametrize("codec_class", CODECS, ids=CODEC_NAMES)
-LOCAL = (*CODEC_NAMES, "VQModel")  # VQModel's codebook has no statistics
+
+
+@pytest.fixture(autouse=True)
+def codecs_are_registered(monkeypatch):
+    register_codecs(monkeypatch)
 
 
 def make(name):

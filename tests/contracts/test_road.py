@@ -11,12 +11,13 @@ from hf_vq import VQPipeline
 from hf_vq.data.codes import load_codes
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
+from hf_vq.registry import PRIORS
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import evaluate_likelihood
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-from ..tiny_codecs import CODECS, ClipCodec, PictureCodec, SignalCodec, Waves, make_codec
+from ..tiny_codecs import CODECS, ClipCodec, PictureCodec, SignalCodec, Waves, make_codec, register_codecs
 from ..tiny_priors import RasterConvPrior, RasterConvPriorConfig
 
 SHORT = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "use_cpu": True, "disable_tqdm": True, "seed": 0}
@@ -32,9 +33,11 @@ ROADS = [  # codec, its options, whether samples differ in length
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache_and_classes(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    register_codecs(monkeypatch)
+    monkeypatch.setitem(PRIORS, "RasterConvPrior", (RasterConvPriorConfig, RasterConvPrior))
 
 
 def train(codec_class, options, variable, folder, steps=12, **more):
@@ -89,10 +92,14 @@ def test_samples_become_codes_and_new_codes_become_samples(codec_class, options,
     alone = 0
     for index, single in enumerate(singles):
         alone -= loaded.log_prob(model.tokenize(single), class_labels=codes.labels[index : index + 1]).item()
-    assert likelihood["likelihood"] == "exact"
+    assert likelihood["likelihood_is_exact"]
     assert likelihood["nats_per_code"] == pytest.approx(alone / found["num_codes"], rel=1e-5)
-    if not variable:
-        _, whole = evaluate_likelihood(model, [loaded], held_out, None)
+    if variable:
+        with pytest.raises(ValueError, match="variable_length=True"):
+            evaluate_likelihood(model, [loaded], held_out)
+    else:
+        ((figures,), whole) = evaluate_likelihood(model, [loaded], held_out)
+        assert figures["nats_per_code"] == pytest.approx(likelihood["nats_per_code"], rel=1e-5)
         assert whole is None
 
     VQPipeline(model, loaded, held_out.class_names).save_pretrained(tmp_path / "pipeline")
