@@ -54,18 +54,17 @@ def register(found: Any, name: str | None = None) -> Any:
     kind: str = getattr(found, "registry_kind", "")
     if kind not in TABLES or isinstance(found, type) == (kind == "modality"):
         raise TypeError(f"register takes {BASES}; got {found!r}")
-    name = _name(found, kind, name)
-    table = TABLES[kind]
-    taken = table.get(name, found)
+    own_name, table = _name(found, kind, name), TABLES[kind]
+    taken = table.get(own_name, found)
     if taken is not found and (kind == "modality" or _place(taken) != _place(found)):
-        raise ValueError(f"{_place(found)} cannot be the {kind} {name!r}: {_place(taken)} is registered under it")
+        raise ValueError(f"{_place(found)} cannot be the {kind} {own_name!r}: {_place(taken)} is registered under it")
     if kind != "modality":
         found.check_contract()
     for act in _subscribers[kind]:
         act(found)
     if kind == "quantizer":
-        found.quantizer_type = name
-    table[name] = found
+        found.quantizer_type = own_name
+    table[own_name] = found
     return found
 
 

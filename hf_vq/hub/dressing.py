@@ -15,7 +15,7 @@ from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline as _Pipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as _Pipeline
     from transformers import PreTrainedConfig as _Config
 else:
     _Config = _Pipeline = object
@@ -84,6 +84,7 @@ class HubPipelineMixin(PushMixin, _Pipeline):
         index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         (folder / f"{PIPELINE}.py").write_text(pipeline_text(name, type(self)), encoding="utf-8")
         for key, value in index.items():
-            if isinstance(value, list) and value[0] not in STOCK and (value[0] == "hf_vq" or find_class(value[1])):
+            ours = isinstance(value, list) and value[0] not in STOCK and (value[0] == "hf_vq" or find_class(value[1]))
+            if ours and not key.startswith("_"):
                 index[key] = [SHIM, value[1]]
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
