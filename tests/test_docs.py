@@ -1,4 +1,4 @@
-"""Every block of the README and of docs/ runs as it is printed, page by page, in a folder that has what the page names."""
+"""Every block of the README and of docs/ runs as printed, page by page, in a folder that has what the page names."""
 
 import os
 import re
