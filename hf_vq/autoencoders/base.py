@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.codebooks import CodebookControl
+from hf_vq.autoencoders.contract import check_autoencoder
 from hf_vq.autoencoders.folders import SavedFolder
 from hf_vq.autoencoders.grids import Geometry, mean_distance
 from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
@@ -19,6 +20,13 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     `downsample_factors`, coarse to fine, and its own `tokenize_sample` and `decode_codes`; its codes are tuples in
     that order.
     """
+
+    registry_kind = "autoencoder"
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError or ValueError that says what a class lacks to be registered."""
+        check_autoencoder(cls, AutoencoderMixin)
 
     @property
     def quantizers(self):

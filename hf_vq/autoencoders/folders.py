@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import Any
 
 import diffusers
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
@@ -20,15 +21,21 @@ class SavedFolder(PushMixin):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
-        face_type: the `model_type` under which transformers finds the saved folder.
+        face_type: the `model_type` under which transformers finds the saved folder; of a class that does not say it,
+            "hf_vq_" and its name.
         modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
 
-    face_type = None
-    modality = None
+    face_type: str | None = None
+    modality: str | None = None
     _processor = None
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "face_type" not in vars(cls):
+            cls.face_type = f"hf_vq_{cls.__name__.lower()}"
 
     def finish_loading(self, missing):
         """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
@@ -110,7 +117,7 @@ class SavedFolder(PushMixin):
 
     def save_config(self, save_directory, **kwargs):
         super().save_config(save_directory, **kwargs)
-        write_shim(save_directory)
+        write_shim(save_directory, type(self), f"{type(self).__name__}Config")
         if self._processor is not None:
             self._processor.save_pretrained(save_directory)
 

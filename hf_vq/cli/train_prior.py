@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,16 +25,19 @@ from hf_vq.cli.sample import draw
 from hf_vq.data.codes import check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
 from hf_vq.modalities import MODALITIES
-from hf_vq.priors import PRIORS as PRIOR_CLASSES
+from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-SAMPLES = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
-OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", *SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+
+
+def trainable_priors() -> dict[str, Any]:
+    """The registered priors whose input are codes, by name."""
+    return {name: prior for name, prior in PRIORS.items() if prior.main_input_name == "codes"}
 
 
 @dataclass
@@ -41,7 +45,7 @@ class PriorOptions:
     """Which prior to train, on which codes."""
 
     codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
-    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(PRIORS)}"})
+    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(trainable_priors())}"})
     prior_config: dict | str | None = field(
         default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
     )
@@ -103,7 +107,8 @@ def run(options, args, given):
         prior.set_code_vectors(vectors)
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
-    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
+    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
@@ -156,15 +161,16 @@ def load_initial(options, given, codes):
 
 def check_prior_config(options, codes):
     """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
-    if options.prior not in PRIORS:
-        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
+    known_priors = trainable_priors()
+    if options.prior not in known_priors:
+        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, known_priors)}")
     config = as_mapping("prior_config", options.prior_config)
     known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
     if codes.context_codebook_sizes:
         if CONTEXT not in known:
-            takers = [name for name, taker in PRIORS.items() if hasattr(taker.config_class, CONTEXT)]
+            takers = [name for name, taker in known_priors.items() if hasattr(taker.config_class, CONTEXT)]
             raise ValueError(
                 f"prior={options.prior!r} takes no codes of coarser grids, which grid={options.grid} has: use "
                 f"{' or '.join(takers)}"

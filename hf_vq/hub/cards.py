@@ -131,7 +131,8 @@ def write_card(folder, repo_id, data, files=None):
         title=repo_id.split("/")[-1],
         summary=_summary(folder),
         previews=_previews(folder, files),
-        usage=_usage(folder, repo_id),
+        packages=" ".join(["hf_vq", *folder.packages]),
+        usage=_with_imports(folder, _usage(folder, repo_id)),
         stock_words=words,
         stock_usage=stock_usage,
         dataset=f"{results[0].dataset_name}{split}" if results else None,
@@ -249,9 +250,16 @@ def _usage(folder, repo_id):
     )
 
 
+def _with_imports(folder, usage):
+    """Code for our classes, after the import of a user's package that registers its own."""
+    lines = "".join(f"import {module}  # registers its classes with hf_vq\n" for module in folder.modules)
+    return f"{lines}\n{usage}" if lines else usage
+
+
 def _stock(folder, repo_id):
+    installed = " and ".join(["hf_vq", *folder.packages])
     if folder.kind == "pipeline":
-        return "In stock diffusers, with hf_vq installed:", (
+        return f"In stock diffusers, with {installed} installed:", (
             "from diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)'
         )
@@ -264,6 +272,6 @@ def _stock(folder, repo_id):
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")'
         )
-    return "In stock transformers, with hf_vq installed:", (
+    return f"In stock transformers, with {installed} installed:", (
         f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
     )

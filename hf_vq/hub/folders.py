@@ -1,13 +1,16 @@
 """What a saved folder is, and which of its files travel to the Hub."""
 
 import json
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_vq.hub.shims import PIPELINE, SHIM
+from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import modality_of
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
@@ -41,12 +44,26 @@ class ModelFolder:
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def modality(self):
+    def packages(self) -> list[str]:
+        """What must be installed beside hf_vq: packages of a user's classes."""
+        return self._ask_shims(needed_packages)
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that must be imported, so that a user's classes are registered."""
+        return self._ask_shims(needed_modules)
+
+    def _ask_shims(self, question: Callable[[str], list[str]]) -> list[str]:
+        shims = [path for name, path in self.files.items() if Path(name).name in (f"{SHIM}.py", f"{PIPELINE}.py")]
+        return list(dict.fromkeys(found for path in shims for found in question(path.read_text(encoding="utf-8"))))
+
+    @property
+    def modality(self) -> Any:
         """That of the autoencoder in it; None of a prior, and of an autoencoder without one."""
         return modality_of(self.components.get("autoencoder", self).class_name)
 
 
-def read_folder(path):
+def read_folder(path: str | os.PathLike) -> ModelFolder:
     """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
 
     Checkpoints, optimizer states and logs of a training in the same folder do not travel.
@@ -70,12 +87,12 @@ def read_folder(path):
     return folder
 
 
-def is_model_file(name):
+def is_model_file(name: str) -> bool:
     """Whether a file of this name is part of the folder of a model."""
     return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file; a ValueError names it when that fails."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -83,7 +100,7 @@ def read_json(path):
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
-def _read_pipeline(path):
+def _read_pipeline(path: Path) -> ModelFolder:
     index = read_json(path / "model_index.json")
     name = index.get("_class_name")
     if not isinstance(name, list) or name[0] != PIPELINE or not (path / f"{PIPELINE}.py").is_file():
@@ -102,7 +119,7 @@ def _read_pipeline(path):
     return folder
 
 
-def _read_model(path):
+def _read_model(path: Path) -> ModelFolder:
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json")
     config = read_json(path / "config.json")
@@ -119,7 +136,7 @@ def _read_model(path):
     return folder
 
 
-def _check_weights(path):
+def _check_weights(path: Path) -> None:
     weights = {file.name for file in path.glob("*.safetensors")}
     for index in path.glob("*.safetensors.index*.json"):
         for name in sorted(set(read_json(index)["weight_map"].values()) - weights):
@@ -134,5 +151,5 @@ def _check_weights(path):
             raise ValueError(f"{path / name} is no whole safetensors file: {error}") from error
 
 
-def _find(path, patterns):
+def _find(path: Path, patterns: Iterable[str]) -> dict[str, Path]:
     return {file.name: file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}

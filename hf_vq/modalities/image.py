@@ -8,7 +8,7 @@ from hf_vq.data.images import load_images
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
-from hf_vq.registry import MODALITIES
+from hf_vq.registry import register
 
 
 @dataclass
@@ -77,4 +77,4 @@ IMAGE = Modality(
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
 )
-MODALITIES[IMAGE.name] = IMAGE
+register(IMAGE)

@@ -1,5 +1,6 @@
 """What pipelines share: requests for codes, and the way from codes to samples; nothing here speaks of pictures."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,20 @@ class SamplePipelineOutput(BaseOutput):
 
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
+
+    registry_kind = "pipeline"
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        if "__call__" not in {name for base in cls.__mro__[: cls.__mro__.index(CodesPipeline)] for name in vars(base)}:
+            raise TypeError(f"{cls.__name__} must define __call__, which draws samples")
+        components = inspect.signature(cls.__init__).parameters
+        if "autoencoder" not in components or not any(name.endswith("prior") for name in components):
+            raise TypeError(
+                f"the constructor of {cls.__name__} must take autoencoder, and prior or several named such as "
+                f"top_prior; it takes {', '.join(list(components)[1:])}"
+            )
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""

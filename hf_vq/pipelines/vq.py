@@ -6,8 +6,10 @@ import torch
 
 from hf_vq.pipelines.base import check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.registry import register
 
 
+@register
 class VQPipeline(PicturesPipeline):
     """Draws samples from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
 

@@ -6,8 +6,10 @@ import torch
 
 from hf_vq.pipelines.base import check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.registry import register
 
 
+@register
 class VQVAE2Pipeline(PicturesPipeline):
     """Draws images from a hierarchy of priors (VQ-VAE-2, https://arxiv.org/abs/1906.00446, section 3.2).
 

@@ -45,6 +45,13 @@ class AutoregressivePrior(Prior):
     reads_lengths = False
     causal_state: tuple | None = None  # the grid and the state of the weights that `check_causality` has passed
 
+    @classmethod
+    def check_contract(cls) -> None:
+        super().check_contract()
+        for method in ("predict", "start_sampling"):
+            if getattr(cls, method) is getattr(AutoregressivePrior, method):
+                raise TypeError(f"{cls.__name__} must define {method}, as AutoregressivePrior says")
+
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions)")

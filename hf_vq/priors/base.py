@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_vq.hub import PushMixin
+from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
@@ -58,6 +59,7 @@ class Prior(InputChecks, PushMixin):
         TypeError: at its definition, of a subclass that lacks `sample`, or `log_prob` for its `likelihood`.
     """
 
+    registry_kind = "prior"
     main_input_name = "codes"
     # A loss is a mean over real codes. Where all grids are full, the mean over accumulated batches is the mean of
     # their means, and Trainer may simply average; where they are not, our trainer weighs them. (What Trainer would
@@ -78,6 +80,29 @@ class Prior(InputChecks, PushMixin):
                 f"{cls.__name__} must define log_prob and say in likelihood whether it is 'exact' or a 'bound', or "
                 f"neither; got likelihood={cls.likelihood!r}"
             )
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        name, bases = cls.__name__, f"class {cls.__name__}(Prior or AutoregressivePrior, PreTrainedModel)"
+        if not issubclass(cls, PreTrainedModel):
+            raise TypeError(f"{name} must be a PreTrainedModel of transformers: {bases}")
+        if cls.__mro__.index(Prior) > cls.__mro__.index(PreTrainedModel):
+            raise TypeError(f"among the bases of {name}, Prior must stand before PreTrainedModel: {bases}")
+        config_class = cls.config_class
+        if config_class is None or not issubclass(config_class, HubConfigMixin):
+            raise TypeError(f"{name}.config_class must be a subclass of PriorConfig, got {config_class!r}")
+        if not config_class.model_type:
+            raise TypeError(f"{config_class.__name__} must have a model_type, under which saved folders are found")
+        if config_class.__name__ != f"{name}Config":
+            raise TypeError(f"the config_class of {name} must be called {name}Config, got {config_class.__name__}")
+        for field in ("codebook_size", "num_classes", "code_shape", "class_dropout_prob"):
+            if not hasattr(config_class, field):
+                raise TypeError(f"{config_class.__name__} must have the field {field}, as PriorConfig has")
+        if not hasattr(cls, "grid_dims"):
+            raise TypeError(f"{name} must define grid_dims, the axes of a grid of codes")
+        if cls.forward is PreTrainedModel.forward:
+            raise TypeError(f"{name} must define forward(codes, labels=None, return_loss=True, lengths=None, ...)")
 
     @property
     def tokens(self) -> Tokens:

@@ -10,6 +10,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
 from hf_vq.priors.transformer import start_decoder
+from hf_vq.registry import register
 
 
 class DelayedTransformerPriorConfig(DecoderConfig):
@@ -33,6 +34,7 @@ class DelayedTransformerPriorConfig(DecoderConfig):
         return super().max_position_embeddings + self.num_levels
 
 
+@register
 class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedModel):
     """MusicGen's delay pattern (https://arxiv.org/abs/2306.05284, section 2.2) over residual codes (levels, *space).
 

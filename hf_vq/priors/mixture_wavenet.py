@@ -13,6 +13,7 @@ from hf_vq.priors.conditions import Condition, FeatureCondition, check_magnitude
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.registry import register
 
 
 class MixtureWaveNetConfig(ConditionedWaveNetConfig):
@@ -105,6 +106,7 @@ class MixtureSamplingState:
         self.newest = codes.to(self.weight.dtype)
 
 
+@register
 class MixtureWaveNet(ConditionedWaveNet):
     """WaveNet over waveforms with a discretised mixture of logistics (https://arxiv.org/abs/1701.05517, eq. 1, 2).
 

@@ -22,6 +22,7 @@ from hf_vq.priors.pixelsnail_layers import (
     pointwise_conv,
 )
 from hf_vq.priors.pixelsnail_sampling import PixelSNAILSamplingState
+from hf_vq.registry import register
 
 
 class PixelSNAILConfig(PriorConfig):
@@ -100,6 +101,7 @@ class PixelSNAILConfig(PriorConfig):
         return bool(self.context_codebook_sizes) or self.num_classes > 0
 
 
+@register
 class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
     """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
 

@@ -17,6 +17,7 @@ from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import positions_first
+from hf_vq.registry import register
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
 DEPTH_INPUTS = ("cumulative_vectors", "vectors", "embeddings")
@@ -147,6 +148,7 @@ class RQTransformerConfig(PriorConfig):
         return "embeddings" in (self.spatial_inputs, self.depth_inputs)
 
 
+@register
 class RQTransformer(AutoregressivePrior, PreTrainedModel):
     """RQ-Transformer (https://arxiv.org/abs/2203.01941, section 3.2), conditioned on a class, a prompt or nothing.
 

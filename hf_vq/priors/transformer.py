@@ -13,6 +13,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.decoder_sampling import DecoderState
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
+from hf_vq.registry import register
 
 PRIOR_FIELDS = (
     "codebook_size", "num_classes", "code_shape", "class_dropout_prob", "grid_dims", "num_levels", "num_text_tokens",
@@ -65,6 +66,7 @@ class TransformerPriorConfig(DecoderConfig):
         return loaded
 
 
+@register
 class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     """An autoregressive transformer over codes, with classes or text (https://arxiv.org/abs/2302.13971 on codes).
 

@@ -7,6 +7,7 @@ from transformers.utils import can_return_tuple
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, LabelCondition
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.registry import register
 
 
 class WaveNetConfig(ConditionedWaveNetConfig):
@@ -44,6 +45,7 @@ class WaveNetSamplingState:
         self.newest = codes
 
 
+@register
 class WaveNet(ConditionedWaveNet):
     """WaveNet over codes (https://arxiv.org/abs/1609.03499), the network of r9y9/wavenet_vocoder.
 

@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput
 
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.nearest import widest_float
+from hf_vq.quantizers.registry import constructor_arguments
 
 
 @dataclass
@@ -46,8 +47,16 @@ class Quantizer(nn.Module):
         nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
             is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
+
+    Class attributes:
+        quantizer_type: the name in configs; `@register("my_type")` sets it.
+        can_be_level: whether it may be a level of a residual quantizer: it gives one code per position, and learns by
+            its own loss and statistics, since the sum of the levels passes gradients by.
     """
 
+    registry_kind = "quantizer"
+    quantizer_type: str | None = None
+    can_be_level = True
     num_levels = 1
     initialized = True
     codebook_updates = "forward"
@@ -63,6 +72,24 @@ class Quantizer(nn.Module):
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        if constructor_arguments(cls)[:2] != ["codebook_size", "dim"]:
+            raise TypeError(
+                f"the constructor of {cls.__name__} must begin with codebook_size, dim; it takes "
+                f"{', '.join(constructor_arguments(cls)) or 'nothing'}"
+            )
+        for name, verb in (("_quantize", "forward"), ("_codes", "tokenize"), ("_vectors", "detokenize")):
+            if all(getattr(cls, each) is getattr(Quantizer, each) for each in (name, verb)):
+                raise TypeError(f"{cls.__name__} must define {name}, which its {verb} calls")
+        if cls.bits_per_token is Quantizer.bits_per_token:
+            raise TypeError(f"{cls.__name__} must define the property bits_per_token")
+        if cls.initialized is not True and all(
+            getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
+        ):
+            raise TypeError(f"{cls.__name__} has a codebook to start, by its initialized: it must define _initialize")
 
     @property
     def bits_per_token(self):

@@ -21,6 +21,7 @@ class CompositeQuantizer(Quantizer):
     """
 
     lowest_code = 0
+    can_be_level = False
     _codebook_updates = "forward"
 
     def __init__(self, codebook_size, dim, num_parts, part_dim, part_type, part_config, code_dim=None):

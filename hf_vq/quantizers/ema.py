@@ -7,7 +7,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_de
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.kmeans import cluster_statistics
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("ema")

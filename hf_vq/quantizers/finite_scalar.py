@@ -7,7 +7,7 @@ import torch
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.gradients import straight_through
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 _EDGE = 1e-3  # the outermost levels are reached a little before tanh's limit
 

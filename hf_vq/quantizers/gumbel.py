@@ -11,7 +11,7 @@ from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mean
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("gumbel")
@@ -37,6 +37,8 @@ class GumbelQuantizer(Quantizer):
     Raises:
         ValueError: an argument out of its range.
     """
+
+    can_be_level = False
 
     def __init__(
         self,

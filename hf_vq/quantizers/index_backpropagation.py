@@ -6,7 +6,7 @@ from torch import nn
 from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mse
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("index_backpropagation")
@@ -28,6 +28,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     metric = "dot"
     stock_compatible = False
+    can_be_level = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_positive_int, check_range
 from hf_vq.quantizers.entropy import bit_entropies
 from hf_vq.quantizers.gradients import masked_mse, straight_through
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("product")

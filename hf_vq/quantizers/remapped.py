@@ -7,7 +7,8 @@ import torch
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.quantizers.registry import make_quantizer, register
+from hf_vq.quantizers.registry import make_quantizer
+from hf_vq.registry import register
 
 
 @register("remapped")
@@ -32,6 +33,8 @@ class RemappedQuantizer(Quantizer):
     Raises:
         ValueError: an argument out of its range.
     """
+
+    can_be_level = False
 
     def __init__(self, codebook_size, dim, *, num_used=None, unknown_code="nearest", base_config=None):
         check_positive_int(num_used=num_used)

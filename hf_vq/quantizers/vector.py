@@ -7,7 +7,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_de
 from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("vector")

@@ -18,10 +18,12 @@ from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
 
 
+@register
 class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """The discrete VAE of DALL-E (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A).
 

@@ -16,6 +16,7 @@ from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 NORM_EPSILON = 1e-6
 
@@ -162,6 +163,7 @@ class Decoder(nn.Module):
         return self.output(F.silu(self.norm(hidden)))
 
 
+@register
 class MAGVIT2Model(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """The image tokenizer of Open-MAGVIT2 (https://arxiv.org/abs/2409.04410, section 3.1), after MAGVIT-v2
     (https://arxiv.org/abs/2310.05737): lookup-free codes, and a decoder whose norms follow the quantized latents.

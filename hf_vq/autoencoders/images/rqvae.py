@@ -12,9 +12,11 @@ from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 from hf_vq.renaming import renamed_options
 
 
+@register
 class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """RQ-VAE (https://arxiv.org/abs/2203.01941, section 3.1).
 

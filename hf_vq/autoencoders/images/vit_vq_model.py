@@ -12,6 +12,7 @@ from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 NORMALIZED = ("vector", "ema")  # quantizers that compare by direction here unless `quantizer_config` says otherwise
 
@@ -75,6 +76,7 @@ class Transformer(nn.Module):
         return self.norm(tokens)
 
 
+@register
 class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3), the image tokenizer of Parti.
 

@@ -1,8 +1,10 @@
 """diffusers' VQModel (VQGAN, MoVQ, aMUSEd) that trains and gives token ids."""
 
+import functools
 import inspect
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -16,6 +18,7 @@ from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
+from hf_vq.registry import register
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
 
@@ -59,13 +62,21 @@ class StockProtocol:
         return vectors.view(shape).movedim(-1, 1).contiguous()
 
 
-STOCK_QUANTIZERS = {
-    name: type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
-    for name, base in QUANTIZERS.items()
-}
-globals().update({made.__name__: made for made in STOCK_QUANTIZERS.values()})  # where pickle looks for them
+@functools.cache
+def stock_variant(base: type) -> type:
+    """A quantizer class with `StockProtocol`, named `Stock<Name>`."""
+    return type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
 
 
+def __getattr__(name: str) -> Any:
+    """The stock variants of all registered quantizers: pickle looks for them here."""
+    for base in QUANTIZERS.values():
+        if name == f"Stock{base.__name__}":
+            return stock_variant(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@register
 class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
     """diffusers' `VQModel` with training, token ids and a choice of quantizer (https://arxiv.org/abs/2012.09841).
 
@@ -131,7 +142,7 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
         options.update(quantizer_config or {})
-        quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, STOCK_QUANTIZERS)
+        quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, stock_variant)
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,

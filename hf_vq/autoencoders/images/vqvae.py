@@ -19,12 +19,14 @@ from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")
 SHORTCUTS = (False, True, "principal")
 
 
+@register
 class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE (https://arxiv.org/abs/1711.00937, section 4.1) with the initialisers of Sonnet's example.
 

@@ -26,9 +26,11 @@ from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
+from hf_vq.registry import register
 from hf_vq.renaming import renamed_options
 
 
+@register
 class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE-2 (https://arxiv.org/abs/1906.00446, section 3.1 and figure 2a), laid out as rosinality/vq-vae-2-pytorch.
 
