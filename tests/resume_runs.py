@@ -8,7 +8,7 @@ import torch
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-from .tiny_models import Codes, Images, TinyAutoencoder, tiny_prior
+from .tiny_models import Codes, Images, tiny_autoencoder, tiny_prior
 
 OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, checkpoints fall in the middle of a pass
     "per_device_train_batch_size": 8,
@@ -30,7 +30,7 @@ def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset):
     torch.manual_seed(0)
     if kind == "autoencoder":
         args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
-        return train_autoencoder(TinyAutoencoder(), dataset_wrapper(Images(100)), args, Images(20))
+        return train_autoencoder(tiny_autoencoder(), dataset_wrapper(Images(100)), args, Images(20))
     args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
     return train_prior(tiny_prior(), dataset_wrapper(Codes(100)), args, Codes(20))
 
@@ -80,4 +80,4 @@ def train_on_whole_batches(output_dir, batch_size=16):
     torch.manual_seed(0)
     options = {**OPTIONS, "gradient_accumulation_steps": 1, "per_device_train_batch_size": batch_size, "max_steps": 10}
     args = AutoencoderTrainingArguments(output_dir=output_dir, **options)
-    return train_autoencoder(TinyAutoencoder(dropout=0.0), Images(100), args, Images(21))
+    return train_autoencoder(tiny_autoencoder(dropout=0.0), Images(100), args, Images(21))

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_grid
-from hf_vq.training import autoencoder as autoencoder_training
-from hf_vq.training.autoencoder import AutoencoderTrainer, AutoencoderTrainingArguments, train_autoencoder
+from hf_vq.training import loop as training_loop
+from hf_vq.training import tasks
+from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import latest_checkpoint, list_checkpoints
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.interruption import DivergenceError
@@ -25,7 +26,8 @@ from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from hf_vq.training.report import write_report
 from hf_vq.training.sampling import ShuffledStream
 
-from .tiny_models import Codes, Images, TinyAutoencoder, tiny_prior
+from .tiny_codecs import PictureCodec
+from .tiny_models import Codes, Images, tiny_autoencoder, tiny_prior
 
 QUIET = {"use_cpu": True, "disable_tqdm": True}
 
@@ -38,6 +40,10 @@ def autoencoder_arguments(output_dir, **options):
 def prior_arguments(output_dir, **options):
     options = {"per_device_train_batch_size": 16, "max_steps": 6, "logging_steps": 1, **QUIET, **options}
     return PriorTrainingArguments(output_dir=str(output_dir), **options)
+
+
+def loop(model, dataset, args):
+    return training_loop.TrainingLoop(tasks.Reconstruction(model, args), dataset, args)
 
 
 class Meddling(Dataset):
@@ -74,7 +80,7 @@ def test_accumulating_four_batches_trains_the_autoencoder_as_one_large_batch_doe
     updates, reports, models = [], [], []
     for accumulation in [1, 4]:
         torch.manual_seed(0)
-        model = TinyAutoencoder(dropout=0.0)
+        model = tiny_autoencoder(dropout=0.0)
         update = model.quantizer._update
         monkeypatch.setattr(
             model.quantizer, "_update", lambda *sums, update=update: (updates.append(1), update(*sums))
@@ -117,51 +123,50 @@ def test_accumulating_four_batches_trains_the_prior_as_one_large_batch_does(tmp_
 
 def test_the_first_codebook_comes_from_enough_latents_and_only_where_none_was_loaded(tmp_path, monkeypatch):
     seen = []
-    initialize = TinyAutoencoder.initialize_codebook
+    initialize = PictureCodec.initialize_codebook
     monkeypatch.setattr(
-        TinyAutoencoder, "initialize_codebook", lambda self, sample: (seen.append(sample), initialize(self, sample))[1]
+        PictureCodec, "initialize_codebook", lambda self, sample: (seen.append(sample), initialize(self, sample))[1]
     )
-    model = TinyAutoencoder(codebook_size=32)
-    AutoencoderTrainer(model, Images(400), autoencoder_arguments(tmp_path / "new"))
+    model = tiny_autoencoder(codebook_size=32)
+    loop(model, Images(400), autoencoder_arguments(tmp_path / "new"))
     assert [len(samples) for samples in seen] == [16 * 32 // 4]  # 16 latents a code, 4 latents an image
     assert model.codebook_initialized
 
     model.save_pretrained(tmp_path / "saved")
     codebook = model.quantizer.embedding.weight.clone()
-    loaded = TinyAutoencoder.from_pretrained(tmp_path / "saved")
-    loaded.quantizer.initialized = True  # what this tiny model's loading leaves out
-    AutoencoderTrainer(loaded, Images(400), autoencoder_arguments(tmp_path / "loaded"))
+    loaded = PictureCodec.from_pretrained(tmp_path / "saved")
+    loop(loaded, Images(400), autoencoder_arguments(tmp_path / "loaded"))
     assert len(seen) == 1
     assert torch.equal(loaded.quantizer.embedding.weight, codebook)
 
 
 def test_weight_decay_spares_biases_and_the_codebook(tmp_path):
-    trainer = AutoencoderTrainer(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path, weight_decay=0.1))
-    decayed, spared = trainer.optimizer.param_groups
+    trainer = loop(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, weight_decay=0.1))
+    decayed, spared = trainer.turns[0].optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0
     assert {parameter.ndim for parameter in decayed["params"]} == {4}
 
 
 def test_published_weights_are_the_average_and_the_codebook_is_the_live_one(tmp_path):
-    live, averaged = TinyAutoencoder(), TinyAutoencoder()
+    live, averaged = tiny_autoencoder(), tiny_autoencoder()
     averaged.load_state_dict(live.state_dict())
     averaged.quantizer.initialized = False
     train_autoencoder(live, Images(64), autoencoder_arguments(tmp_path / "live"))
     args = autoencoder_arguments(tmp_path / "averaged", weight_ema_decay=0.9)
     report = train_autoencoder(averaged, Images(64), args, Images(20))
-    assert not torch.allclose(live.encoder.weight, averaged.encoder.weight)
+    assert not torch.allclose(live.to_latents.weight, averaged.to_latents.weight)
     assert torch.equal(live.quantizer.embedding.weight, averaged.quantizer.embedding.weight)
-    published = TinyAutoencoder.from_pretrained(tmp_path / "averaged")
+    published = PictureCodec.from_pretrained(tmp_path / "averaged")
     assert evaluate_autoencoder(published, Images(20))["mse"] == pytest.approx(report["metrics"]["eval_mse"], rel=1e-6)
 
 
 def test_a_half_precision_run_leaves_the_model_and_the_next_run_in_full_precision(tmp_path):
-    model = TinyAutoencoder()
+    model = tiny_autoencoder()
     train_autoencoder(model, Images(64), autoencoder_arguments(tmp_path / "half", bf16=True))
     with torch.no_grad():
-        assert torch.equal(model(Images(4).samples).sample, TinyAutoencoder.forward(model, Images(4).samples).sample)
-    trainer = AutoencoderTrainer(model, Images(64), autoencoder_arguments(tmp_path / "full"))
+        assert torch.equal(model(Images(4).samples).sample, PictureCodec.forward(model, Images(4).samples).sample)
+    trainer = loop(model, Images(64), autoencoder_arguments(tmp_path / "full"))
     assert trainer.accelerator.mixed_precision == "no"
 
 
@@ -169,7 +174,7 @@ def test_a_half_precision_run_leaves_the_model_and_the_next_run_in_full_precisio
 
 
 def test_evaluation_depends_neither_on_the_batch_size_nor_on_dropout_and_costs_training_no_randomness():
-    model, prior = TinyAutoencoder().train(), tiny_prior().train()
+    model, prior = tiny_autoencoder().train(), tiny_prior().train()
     before = torch.get_rng_state()
     one, many = (evaluate_autoencoder(model, Images(20), batch_size) for batch_size in (1, 20))
     assert one == pytest.approx(many, rel=1e-5)
@@ -181,8 +186,8 @@ def test_evaluation_depends_neither_on_the_batch_size_nor_on_dropout_and_costs_t
 
 
 def test_a_collapsed_codebook_is_called_so(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(autoencoder_training, "COLLAPSE_USAGE", 1.01)
-    train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path), Images(20))
+    monkeypatch.setattr(tasks, "COLLAPSE_USAGE", 1.01)
+    train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path), Images(20))
     assert "the codebook is collapsing" in caplog.text
 
 
@@ -194,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_training_by_step_and_loses_nothing(tmp_p
         return {"sample": item["sample"] * 1e30}
 
     fourth_step = 1 + 32 + 3 * 16 + 1  # one sample tells the shape, 32 start the codebook
-    models = [TinyAutoencoder(), TinyAutoencoder()]
+    models = [tiny_autoencoder(), tiny_autoencoder()]
     models[1].load_state_dict(models[0].state_dict())
     models[1].quantizer.initialized = False
     with pytest.raises(DivergenceError, match="step 4: loss is inf"):
@@ -229,7 +234,7 @@ def test_a_file_that_cannot_be_read_in_the_middle_loses_nothing(tmp_path):
         raise OSError("cannot read broken.png")
 
     with pytest.raises(OSError, match=r"broken\.png"):
-        train_autoencoder(TinyAutoencoder(), Meddling(60, fail), autoencoder_arguments(tmp_path))
+        train_autoencoder(tiny_autoencoder(), Meddling(60, fail), autoencoder_arguments(tmp_path))
     (step, path), *_ = list_checkpoints(tmp_path)
     assert latest_checkpoint(tmp_path) == path
     assert step == 1
@@ -243,11 +248,11 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path, caplog, nu
 
     args = autoencoder_arguments(tmp_path / "interrupted", logging_steps=1)
     with pytest.raises(stop):
-        train_autoencoder(TinyAutoencoder(), Meddling(60, send), args)
+        train_autoencoder(tiny_autoencoder(), Meddling(60, send), args)
     assert "resume_from_checkpoint=True" in caplog.text
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
     args.resume_from_checkpoint = True
-    assert train_autoencoder(TinyAutoencoder(), Images(64), args)["history"][-1]["step"] == 6
+    assert train_autoencoder(tiny_autoencoder(), Images(64), args)["history"][-1]["step"] == 6
 
 
 def test_a_signal_ends_the_training_of_a_prior_with_a_checkpoint_too(tmp_path):
@@ -269,16 +274,16 @@ def test_a_signal_ends_the_training_of_a_prior_with_a_checkpoint_too(tmp_path):
 
 
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
-    save_state = autoencoder_training.Accelerator.save_state
+    save_state = training_loop.Accelerator.save_state
 
     def fill(self, folder, **kwargs):
         save_state(self, folder, **kwargs)
         if "checkpoint-4" in folder:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(autoencoder_training.Accelerator, "save_state", fill)
+    monkeypatch.setattr(training_loop.Accelerator, "save_state", fill)
     with pytest.raises(OSError, match="No space left"):
-        train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path, save_steps=2))
+        train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, save_steps=2))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -287,7 +292,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
 
 def test_no_more_checkpoints_than_asked_for(tmp_path):
     train_autoencoder(
-        TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path / "a", save_steps=1, save_total_limit=2)
+        tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path / "a", save_steps=1, save_total_limit=2)
     )
     train_prior(tiny_prior(), Codes(64), prior_arguments(tmp_path / "p", save_steps=1, save_total_limit=2))
     for name in "ap":
@@ -295,18 +300,18 @@ def test_no_more_checkpoints_than_asked_for(tmp_path):
 
 
 def test_resuming_from_an_older_checkpoint_discards_the_newer_ones(tmp_path, caplog):
-    train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path, save_steps=2))
+    train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, save_steps=2))
     older = str((tmp_path / "checkpoint-2").rename(tmp_path / "my favourite"))
-    AutoencoderTrainer(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path, resume_from_checkpoint=older))
+    loop(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, resume_from_checkpoint=older))
     assert latest_checkpoint(tmp_path) is None
     assert f"Resuming from my favourite: the newer {tmp_path / 'checkpoint-6'} no longer counts" in caplog.text
 
 
 def test_a_checkpoint_of_other_data_or_settings_is_refused(tmp_path):
-    train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path / "a"))
+    train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path / "a"))
     args = autoencoder_arguments(tmp_path / "a", resume_from_checkpoint="true")
     with pytest.raises(ValueError, match="num_samples=64, this run has 65"):
-        train_autoencoder(TinyAutoencoder(), Images(65), args)
+        train_autoencoder(tiny_autoencoder(), Images(65), args)
     train_prior(tiny_prior(), Codes(64), prior_arguments(tmp_path / "p"))
     with pytest.raises(ValueError, match="seed=42, this run has 43"):
         train_prior(tiny_prior(), Codes(64), prior_arguments(tmp_path / "p", resume_from_checkpoint="true", seed=43))
@@ -323,7 +328,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch, kind, name):
     def train(resume=None):
         if kind == "autoencoder":
             args = autoencoder_arguments(tmp_path / "run", resume_from_checkpoint=resume, save_steps=3)
-            return train_autoencoder(TinyAutoencoder(), Images(64), args)
+            return train_autoencoder(tiny_autoencoder(), Images(64), args)
         args = prior_arguments(tmp_path / "run", resume_from_checkpoint=resume, save_steps=3)
         return train_prior(tiny_prior(), Codes(64), args)
 
@@ -341,7 +346,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch, kind, name):
 
 
 def test_the_report_is_strict_json_with_what_was_asked_and_what_came_out(tmp_path):
-    report = train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path), Images(20))
+    report = train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path), Images(20))
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert report["settings"]["arguments"]["per_device_train_batch_size"] == 16
     assert report["settings"]["model"]["codebook_size"] == 8
@@ -375,7 +380,7 @@ def test_a_bad_option_is_named(option, value):
 def test_an_unusable_output_folder_is_refused_before_any_work(tmp_path, monkeypatch, kind):
     def train(output_dir):
         if kind == "autoencoder":
-            return train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(output_dir))
+            return train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(output_dir))
         return train_prior(tiny_prior(), Codes(64), prior_arguments(output_dir))
 
     (tmp_path / "file").write_text("in the way")
@@ -420,7 +425,7 @@ def test_pictures_are_whole_png_files(tmp_path, channels):
 
 def test_training_is_quiet_below_warnings(tmp_path, capfd, caplog):
     caplog.set_level(logging.WARNING)
-    train_autoencoder(TinyAutoencoder(), Images(64), autoencoder_arguments(tmp_path / "a"), Images(20))
+    train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path / "a"), Images(20))
     train_prior(tiny_prior(), Codes(64), prior_arguments(tmp_path / "p"), Codes(20))
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""

@@ -1,71 +1,17 @@
 """The smallest models that training can be tested on, with every kind of state that a checkpoint must hold."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from torch import nn
 from torch.utils.data import Dataset
-from transformers.utils import ModelOutput
 
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
-from hf_vq.quantizers.ema import EMAVectorQuantizer
+
+from .tiny_codecs import PictureCodec
 
 
-@dataclass
-class TinyOutput(ModelOutput):
-    sample: torch.Tensor = None
-    codes: torch.Tensor = None
-    loss: torch.Tensor = None
-    reconstruction_loss: torch.Tensor = None
-    quantizer_loss: torch.Tensor = None
-
-
-class TinyAutoencoder(ModelMixin, ConfigMixin):
+def tiny_autoencoder(codebook_size=8, dropout=0.1, **options):
     """Linear patches of 2x2 with dropout, and an EMA codebook with restarts."""
-
-    num_levels, hierarchical = 1, False
-
-    @register_to_config
-    def __init__(self, codebook_size=8, dropout=0.1):
-        super().__init__()
-        self.encoder, self.decoder = nn.Conv2d(1, 4, 2, stride=2), nn.ConvTranspose2d(4, 1, 2, stride=2)
-        self.noise, self.quantizer = nn.Dropout(dropout), EMAVectorQuantizer(codebook_size, 4)
-
-    @property
-    def codebook_size(self):
-        return self.config.codebook_size
-
-    @property
-    def codebook_sizes(self):
-        return (self.codebook_size,)
-
-    def code_shape(self, sample_shape):
-        return sample_shape[1] // 2, sample_shape[2] // 2
-
-    def code_shapes(self, sample_shape):
-        return (self.code_shape(sample_shape),)
-
-    @property
-    def codebook_initialized(self):
-        return self.quantizer.initialized
-
-    def initialize_codebook(self, sample):
-        return self.quantizer.initialize(self.encoder(sample))
-
-    def set_codebook_updates(self, mode):
-        self.quantizer.codebook_updates = mode
-
-    def update_codebook(self):
-        self.quantizer.update_codebook()
-
-    def forward(self, sample):
-        quantized = self.quantizer(self.noise(self.encoder(sample)))
-        reconstruction = self.decoder(quantized.latents)
-        error = F.mse_loss(reconstruction, sample)
-        return TinyOutput(reconstruction, quantized.codes, error + quantized.loss, error, quantized.loss)
+    return PictureCodec(1, (2, 2), codebook_size, codebook_dim=4, dropout=dropout, **options)
 
 
 class Images(Dataset):

@@ -55,11 +55,13 @@ class AutoencoderOutput(BaseOutput):
         reconstruction_loss: scalar.
         quantizer_loss: scalar, as the quantizer weighs its terms.
         losses: every term by name, before weighting.
+
+    Mixed precision and DDP build outputs anew from one mapping of their items: all fields but the first have defaults.
     """
 
     sample: torch.Tensor
-    codes: torch.Tensor
-    loss: torch.Tensor
-    reconstruction_loss: torch.Tensor
-    quantizer_loss: torch.Tensor
-    losses: dict[str, torch.Tensor]
+    codes: torch.Tensor | tuple[torch.Tensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    quantizer_loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None

@@ -1,7 +1,6 @@
 """What every verb checks before any work: output paths, disk space, model folders, class labels."""
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -12,6 +11,8 @@ import torch
 from hf_vq.data.sources import HUB_ID
 from hf_vq.pipelines import PIPELINES
 from hf_vq.registry import modality_of
+from hf_vq.training.disk import module_footprint, run_bytes
+from hf_vq.training.tasks import Task
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -73,24 +74,18 @@ def check_disk_space(path, needed, what):
         )
 
 
-def training_bytes(model, args, num_samples):
-    """Bytes that a training writes: the weights, and per checkpoint weights, gradient averages and weight average."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    steps = args.max_steps
-    if steps <= 0:
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        steps = math.ceil(num_samples / per_step * args.num_train_epochs)
-    strategy, every = getattr(args, "save_strategy", "steps"), args.save_steps  # the autoencoder's only has steps
-    if strategy == "no" or (strategy == "steps" and not every):
-        checkpoints = 1  # the last one
-    elif strategy == "steps":
-        checkpoints = math.ceil(steps / every) if every >= 1 else math.ceil(1 / every)  # below 1: share of all steps
-    else:
-        checkpoints = math.ceil(args.num_train_epochs)
-    if args.save_total_limit:
-        checkpoints = min(checkpoints, args.save_total_limit + 1)  # the new one is written before an old one goes
-    copies = 4 if getattr(args, "weight_ema_decay", None) else 3
-    return weights * (1 + copies * checkpoints)
+def training_bytes(trained, args, num_samples):
+    """Bytes that a training writes at the most.
+
+    Args:
+        trained: a `Task`, or the model of a training that knows one alone.
+        args: the training's arguments.
+        num_samples: in its data.
+    """
+    if not isinstance(trained, Task):
+        averaged = getattr(args, "weight_ema_decay", None) is not None
+        return run_bytes(module_footprint(trained, averaged=averaged), args, num_samples)
+    return run_bytes(trained.footprint(), args, num_samples)
 
 
 def is_main_process():

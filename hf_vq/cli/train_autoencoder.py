@@ -28,6 +28,7 @@ from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoe
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.tasks import Reconstruction
 
 SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
 PICTURES = ("codebook_usage.png", "loss_curve.png")
@@ -87,7 +88,7 @@ def run(options, data, args, given):
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
     code_shapes = model.code_shapes(train.sample_shape)
-    check_disk_space(args.output_dir, training_bytes(model, args, len(train)), "training")
+    check_disk_space(args.output_dir, training_bytes(Reconstruction(model, args), args, len(train)), "training")
 
     start_output_folder(
         args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *(f"{name}{modality.suffix}" for name in SHOWN)]

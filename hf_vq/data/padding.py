@@ -1,7 +1,24 @@
-"""Samples of different lengths in one batch."""
+"""Items of a data set to the batches that autoencoders take; samples of different lengths in one batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import default_collate
+
+STOCK_NAME = "pixel_values"  # what image data sets of transformers call a sample
+
+
+def sample_of(item: Mapping[str, Any]) -> torch.Tensor:
+    """The sample of an item, (channels, *space) in [-1, 1], called "sample" or "pixel_values".
+
+    Raises:
+        ValueError: it has neither.
+    """
+    for name in ("sample", STOCK_NAME):
+        if name in item:
+            return item[name]
+    raise ValueError(f"an item of the data set must have 'sample' or {STOCK_NAME!r}, it has {sorted(item)}")
 
 
 class SampleCollator:
@@ -14,16 +31,20 @@ class SampleCollator:
         sides: what the padded sides are at least, so that all batches are alike.
     """
 
-    def __init__(self, multiples=None, sides=None):
+    def __init__(self, multiples: Sequence[int] | None = None, sides: Sequence[int] | None = None):
         self.multiples, self.sides = multiples, sides
 
-    def __call__(self, items):
-        """Items `{"sample": (channels, *space), ...}` as a dict of tensors (batch, ...).
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Items `{"sample" or "pixel_values": (channels, *space), ...}` as a dict of tensors (batch, ...), of which
+        `sample` is one.
 
         Raises:
-            ValueError: samples that differ in shape, where none are to be padded.
+            ValueError: an item without a sample, or samples that differ in shape, where none are to be padded.
         """
-        spaces = [tuple(item["sample"].shape[1:]) for item in items]
+        samples = [sample_of(item) for item in items]
+        spaces = [tuple(sample.shape[1:]) for sample in samples]
+        rest = [{name: value for name, value in item.items() if name not in ("sample", STOCK_NAME)} for item in items]
+        batch = default_collate(rest) if rest[0] else {}
         if self.multiples is None:
             for space in spaces:
                 if space != spaces[0]:
@@ -31,20 +52,19 @@ class SampleCollator:
                         f"samples differ in shape, {spaces[0]} and {space}: a data set of such samples says so by "
                         "variable_length = True"
                     )
-            return default_collate(items)
+            return {"sample": default_collate(samples), **batch}
         longest = (max(sides) for sides in zip(*spaces, *([self.sides] if self.sides else []), strict=True))
         sides = [-(-side // multiple) * multiple for side, multiple in zip(longest, self.multiples, strict=True)]
         mask = torch.zeros(len(items), *sides, dtype=torch.bool)
-        samples = items[0]["sample"].new_zeros(len(items), items[0]["sample"].shape[0], *sides)
-        for index, (item, space) in enumerate(zip(items, spaces, strict=True)):
+        padded = samples[0].new_zeros(len(items), samples[0].shape[0], *sides)
+        for index, (sample, space) in enumerate(zip(samples, spaces, strict=True)):
             inside = tuple(slice(0, side) for side in space)
-            samples[(index, slice(None), *inside)] = item["sample"]
+            padded[(index, slice(None), *inside)] = sample
             mask[(index, *inside)] = True
-        rest = default_collate([{name: value for name, value in item.items() if name != "sample"} for item in items])
-        return {**rest, "sample": samples, "padding_mask": mask}
+        return {**batch, "sample": padded, "padding_mask": mask}
 
 
-def collator_for(autoencoder, dataset, whole=False):
+def collator_for(autoencoder: Any, dataset: Any, whole: bool = False) -> SampleCollator:
     """The `SampleCollator` of a data set's samples for an autoencoder.
 
     Args:
@@ -57,11 +77,11 @@ def collator_for(autoencoder, dataset, whole=False):
     return SampleCollator(autoencoder.grid_strides[0], dataset.sample_shape[1:] if whole else None)
 
 
-def has_variable_length(dataset):
+def has_variable_length(dataset: Any) -> bool:
     """Whether samples of a data set differ in length, by its own word."""
     return getattr(dataset, "variable_length", False)
 
 
-def padding_of(batch):
+def padding_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The keyword argument of an autoencoder that a padded batch needs; none for another."""
     return {"padding_mask": batch["padding_mask"]} if "padding_mask" in batch else {}

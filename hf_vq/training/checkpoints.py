@@ -10,7 +10,10 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ PARTIAL_SUFFIX = ".incomplete"
 FOLDER_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(PARTIAL_SUFFIX)})?")
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all: under a temporary name, flushed to disk, then renamed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
@@ -31,7 +34,7 @@ def write_text(path, text):
     os.replace(temporary, path)
 
 
-def seal(folder, step):
+def seal(folder: str | Path, step: int) -> None:
     """Declare a checkpoint complete: flush its files to disk, then write the manifest that lists them."""
     folder = Path(folder)
     sizes = {}
@@ -42,12 +45,12 @@ def seal(folder, step):
     write_text(folder / MANIFEST, json.dumps({"step": step, "files": sizes}, indent=2) + "\n")
 
 
-def unseal(folder):
+def unseal(folder: str | Path) -> None:
     """Declare a checkpoint incomplete, before its files are written again."""
     (Path(folder) / MANIFEST).unlink(missing_ok=True)
 
 
-def why_incomplete(folder):
+def why_incomplete(folder: str | Path) -> str | None:
     """Say what a checkpoint folder lacks.
 
     Args:
@@ -74,7 +77,7 @@ def why_incomplete(folder):
     return None
 
 
-def list_checkpoints(output_dir):
+def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     """All checkpoint folders, complete or not, as `(step, path)` in ascending order of step."""
     found = []
     for path in Path(output_dir).glob("checkpoint-*"):
@@ -84,7 +87,7 @@ def list_checkpoints(output_dir):
     return sorted(found)
 
 
-def latest_checkpoint(output_dir):
+def latest_checkpoint(output_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of a run, or None; each newer, incomplete one is named in a warning."""
     for _, path in reversed(list_checkpoints(output_dir)):
         reason = why_incomplete(path)
@@ -94,7 +97,7 @@ def latest_checkpoint(output_dir):
     return None
 
 
-def resolve_checkpoint(output_dir, resume_from_checkpoint):
+def resolve_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Path | bool | None) -> Path | None:
     """Turn the argument `resume_from_checkpoint` into the folder to resume from.
 
     Args:
@@ -130,7 +133,7 @@ def resolve_checkpoint(output_dir, resume_from_checkpoint):
     return path
 
 
-def abandon_newer(output_dir, checkpoint):
+def abandon_newer(output_dir: str | Path, checkpoint: str | Path) -> None:
     """Let no checkpoint count that is newer than the one a run resumes from: the run will write its own."""
     newest = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))["step"]
     for step, path in list_checkpoints(output_dir):
@@ -139,7 +142,7 @@ def abandon_newer(output_dir, checkpoint):
             unseal(path)
 
 
-def rotate_checkpoints(output_dir, limit, keep=None):
+def rotate_checkpoints(output_dir: str | Path, limit: int | None, keep: str | Path | None = None) -> None:
     """Delete the oldest complete checkpoints beyond `limit`, and the remains of interrupted writes.
 
     Args:
@@ -158,7 +161,7 @@ def rotate_checkpoints(output_dir, limit, keep=None):
 
 
 @contextlib.contextmanager
-def writing_checkpoint(output_dir, step, accelerator):
+def writing_checkpoint(output_dir: str | Path, step: int, accelerator: Accelerator) -> Iterator[Path]:
     """Write a checkpoint under a temporary name, and give it its own when it is whole.
 
     Args:
@@ -188,12 +191,12 @@ def writing_checkpoint(output_dir, step, accelerator):
     accelerator.wait_for_everyone()
 
 
-def prepare_output_dir(output_dir, model):
+def prepare_output_dir(output_dir: str | Path, needed: int) -> None:
     """Create the folder of a run, and check before any work that one checkpoint will fit.
 
     Args:
         output_dir: folder to create; it may exist.
-        model: its parameters and buffers, with two optimizer moments each, give the size of a checkpoint.
+        needed: bytes of a checkpoint and of what is published.
 
     Raises:
         ValueError: the folder cannot be created or written, or its disk is too full.
@@ -206,8 +209,6 @@ def prepare_output_dir(output_dir, model):
         probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise ValueError(f"output_dir={str(output_dir)!r} cannot be written: {error}") from error
-    tensors = [*model.parameters(), *model.buffers()]
-    needed = 4 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     free = shutil.disk_usage(path).free
     if free < needed:
         raise ValueError(

@@ -24,6 +24,7 @@ from hf_vq.training.checkpoints import (
     unseal,
     write_text,
 )
+from hf_vq.training.disk import module_footprint
 from hf_vq.training.evaluation import evaluate_prior
 from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
 from hf_vq.training.lengths import LengthsTrainer
@@ -98,7 +99,8 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
         _check_dataset(prior, dataset)
     item = send_to_device(collate(prior, [train_dataset[0]]), prior.device)
     prior.check_likelihood(item.pop("codes"), **item)
-    prepare_output_dir(args.output_dir, prior)
+    footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
+    prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
     with InterruptGuard() as guard:
         trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)

@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -16,7 +17,7 @@ from hf_vq.training.checkpoints import write_text
 from hf_vq.version import __version__
 
 
-def describe_machine(device):
+def describe_machine(device: str | torch.device) -> dict[str, Any]:
     """The machine and the library versions of a run, as a dict of plain values."""
     return {
         "platform": platform.platform(),
@@ -32,13 +33,23 @@ def describe_machine(device):
     }
 
 
-def best_entry(history, key):
-    """The entry of the history where `key` is lowest, or None where no entry has it."""
+def best_entry(history: list[dict[str, Any]], key: str, highest: bool = False) -> dict[str, Any] | None:
+    """The entry of the history where `key` is lowest, or highest; None where no entry has it."""
     entries = [entry for entry in history if key in entry]
-    return min(entries, key=lambda entry: entry[key]) if entries else None
+    return (max if highest else min)(entries, key=lambda entry: entry[key]) if entries else None
 
 
-def write_report(output_dir, *, arguments, model_config, history, metrics, best, wall_time, device):
+def write_report(
+    output_dir: str | Path,
+    *,
+    arguments: dict[str, Any],
+    model_config: dict[str, Any],
+    history: list[dict[str, Any]],
+    metrics: dict[str, Any],
+    best: dict[str, Any] | None,
+    wall_time: float,
+    device: str | torch.device,
+) -> dict[str, Any]:
     """Write `report.json` into the folder of a run.
 
     Args:
@@ -68,7 +79,7 @@ def write_report(output_dir, *, arguments, model_config, history, metrics, best,
     return report
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """JSON's own types only: NaN and infinity, which strict readers refuse, become None; other objects their text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -1,0 +1,41 @@
+"""Callbacks of a training, as those of `transformers.Trainer`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import TrainerControl, TrainerState
+
+
+class Callbacks:
+    """Objects, or classes of them, with some of the methods of `transformers.TrainerCallback`, called one by one.
+
+    A method gets `(args, state, control, model=, **more)`: the training's own arguments, transformers' `TrainerState`
+    and `TrainerControl`. Of the control, `should_training_stop`, `should_log`, `should_evaluate` and `should_save`
+    count; when several processes train, each calls its own callbacks, which must agree.
+
+    Args:
+        callbacks: their methods `on_train_begin`, `on_step_end`, `on_log` (`logs=`), `on_evaluate` (`metrics=`),
+            `on_save` and `on_train_end` are called, as far as they have them.
+        args: the training's arguments.
+        model: the module that is published.
+        state: what callbacks read.
+    """
+
+    def __init__(self, callbacks: Iterable[Any], args: Any, model: nn.Module, state: TrainerState):
+        self.callbacks = [made() if isinstance(made, type) else made for made in callbacks]
+        self.args, self.model, self.state, self.control = args, model, state, TrainerControl()
+
+    def call(self, event: str, **more: Any) -> TrainerControl:
+        """Call a method of each callback that has it; return the control."""
+        for callback in self.callbacks:
+            method = getattr(callback, event, None)
+            if method is not None:
+                changed = method(self.args, self.state, self.control, model=self.model, **more)
+                self.control = self.control if changed is None else changed
+        return self.control
+
+    def step_ended(self, *, log: bool, evaluate: bool, save: bool) -> TrainerControl:
+        """Tell the callbacks of a step and what is due after it; return the control with what they make of it."""
+        self.control.should_log, self.control.should_evaluate, self.control.should_save = log, evaluate, save
+        return self.call("on_step_end")

@@ -1,0 +1,364 @@
+"""One loop over a task: exactly resumable, with a step of every turn's optimizer in each step."""
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.checkpointing import load as load_tensors_only
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, send_to_device, set_seed, tqdm
+from torch import nn
+from transformers import TrainerState
+
+from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.callbacks import Callbacks
+from hf_vq.training.checkpoints import (
+    TRAINER_STATE,
+    abandon_newer,
+    prepare_output_dir,
+    resolve_checkpoint,
+    rotate_checkpoints,
+    write_text,
+    writing_checkpoint,
+)
+from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
+from hf_vq.training.reading import Batch, check_readable, make_reader
+from hf_vq.training.report import best_entry, write_report
+from hf_vq.training.tasks import Task, Turn
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingLoop:
+    """One run of a task.
+
+    Everything a checkpoint must hold is in `self.state`, the task's modules and what it saves itself, the turns'
+    optimizers and schedules, and the random generators. All of it is built and prepared before any of it is loaded:
+    what accelerate does not know, it saves and restores not.
+
+    Args:
+        task: what is trained.
+        train_dataset: items that the task's collator takes; map-style, or an `IterableDataset`.
+        args: `AutoencoderTrainingArguments`.
+        eval_dataset: for the task's evaluation, every `eval_steps` and at the end.
+        callbacks: see `Callbacks`.
+
+    Raises:
+        ValueError: data or options that do not fit, an output folder that cannot be used, an unusable checkpoint.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        train_dataset: Any,
+        args: AutoencoderTrainingArguments,
+        eval_dataset: Any = None,
+        callbacks: Iterable[Any] = (),
+    ):
+        self.task, self.args, self.eval_dataset = task, args, eval_dataset
+        check_readable(train_dataset, args)
+        self.best_metric = self._check_metric()
+        footprint = task.footprint()
+        prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
+        checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        self.accelerator = self._build_accelerator()
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        set_seed(args.seed)
+        for module in task.modules.values():
+            module.to(self.accelerator.device)
+
+        self.reader = make_reader(train_dataset, task.collator(train_dataset), args, processes, rank)
+        self.max_steps = args.max_steps
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(args.num_train_epochs * (len(train_dataset) / self.reader.samples_per_step))
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "history": [],
+            "sums": {},
+            "seconds": 0.0,
+            "stream": self.reader.identity,
+            "modules": list(task.modules),
+        }
+        task.begin(self.reader, self.accelerator.device, resumed=checkpoint is not None)
+        self.turns = self._prepare(task.make_turns(self.max_steps))
+        self.whole_step = True  # no turn has moved since the last finished step
+        set_seed(args.seed + rank)  # dropout differs between processes; DDP made their weights equal
+        if checkpoint is not None:
+            self.load_checkpoint(checkpoint)
+        facts = TrainerState(max_steps=self.max_steps, log_history=self.state["history"])
+        facts.is_world_process_zero = self.accelerator.is_main_process
+        facts.is_local_process_zero = self.accelerator.is_local_main_process
+        self.callbacks = Callbacks(callbacks, args, next(iter(task.modules.values())), facts)
+        self._tell_state()
+
+    def _check_metric(self) -> str:
+        """The history's name of the metric that the best entry goes by."""
+        name = self.args.metric_for_best_model
+        if name is not None and name.removeprefix("eval_") not in self.task.metrics:
+            raise ValueError(f"metric_for_best_model={name!r} must be one of {', '.join(self.task.metrics)}")
+        return (name or self.task.best_metric).removeprefix("eval_")
+
+    def _build_accelerator(self) -> Accelerator:
+        args = self.args
+        AcceleratorState._reset_state(reset_partial_state=True)  # each run has its own, as with TrainingArguments
+        accelerator = Accelerator(
+            cpu=args.use_cpu,
+            mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
+            dynamo_backend="inductor" if args.torch_compile else "no",
+            step_scheduler_with_optimizer=False,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
+        )
+        accelerator.sync_gradients = True  # this loop accumulates by itself
+        return accelerator
+
+    def _prepare(self, turns: list[Turn]) -> list[Turn]:
+        """Wrap the modules, then the optimizers, then the schedules of all turns."""
+        for kind in ("module", "optimizer", "schedule"):
+            for turn in turns:
+                setattr(turn, kind, self.accelerator.prepare(getattr(turn, kind)))
+        return turns
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self.state["step"]
+
+    def train(self) -> dict[str, Any] | None:
+        """Run to the last step; see `train_autoencoder`."""
+        args = self.args
+        if args.report_to != "none":
+            settings = {
+                name: value for name, value in asdict(args).items() if isinstance(value, bool | int | float | str)
+            }
+            self.accelerator.init_trackers("hf_vq", config=settings)
+        bar = tqdm(
+            main_process_only=True,
+            total=self.max_steps,
+            initial=self.step,
+            desc=self.turns[0].name,
+            disable=args.disable_tqdm,
+        )
+        self.started = time.monotonic() - self.state["seconds"]
+        with InterruptGuard() as guard, bar:
+            try:
+                stop = self.callbacks.call("on_train_begin").should_training_stop
+                steps = self.reader.steps(self.step, pin_memory=self.accelerator.device.type == "cuda")
+                while self.step < self.max_steps and not stop:
+                    self.train_step(next(steps))
+                    bar.update()
+                    stop = self.after_step(bar)
+                    if guard.requested(self.accelerator):
+                        self.stop_early("it was asked to")
+                        guard.stop()
+                return self.finish()
+            except Exception as error:
+                together = self.accelerator.num_processes == 1 or isinstance(error, DivergenceError)
+                self.stop_early(f"{type(error).__name__}: {error}", together)
+                raise
+
+    def train_step(self, batches: list[Batch]) -> None:
+        """One optimizer step of every turn that has started.
+
+        Raises:
+            DivergenceError: before weights or codebook of the turn change.
+        """
+        for module in self.task.modules.values():
+            module.train()
+        batches = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in batches]
+        for index, turn in enumerate(self.turns):
+            if self.step >= turn.start_step:
+                with self.gradient_for(turn):
+                    self.take_turn(turn, batches, prefix="" if index == 0 else f"{turn.name}_")
+        self.state["step"] += 1
+        self.whole_step = True
+
+    @contextlib.contextmanager
+    def gradient_for(self, turn: Turn) -> Iterator[None]:
+        """Within the `with` block, parameters of the other turns take no gradient, though it passes through them."""
+        others = [
+            parameter
+            for other in self.turns
+            if other is not turn
+            for group in other.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def take_turn(self, turn: Turn, batches: list[Batch], prefix: str) -> None:
+        """The gradient of the mean loss over the batches, which are all of one size, and a step of the optimizer."""
+        self.task.before_turn(turn)
+        total: Any = 0  # of the loss and of every term, a tensor (terms,) float64
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(turn.module):
+                loss, terms = turn.compute(turn.module, batch)
+                self.accelerator.backward(loss / len(batches))
+            total = total + torch.stack([loss, *terms.values()]).detach().double() / len(batches)
+        total = self.accelerator.reduce(total, "mean")
+        grad_norm = self.accelerator.clip_grad_norm_(turn.module.parameters(), self.args.max_grad_norm or math.inf)
+        scaled = self.accelerator.scaler is not None  # fp16: its scaler skips steps of infinite gradient by itself
+        if not torch.isfinite(total[0]) or not (scaled or torch.isfinite(grad_norm)):
+            raise DivergenceError(
+                f"step {self.step + 1}: {prefix}loss is {total[0].item()}, gradient norm {grad_norm.item()}"
+            )
+        self.whole_step = False
+        turn.optimizer.step()
+        skipped = turn.optimizer.step_was_skipped
+        self.task.after_turn(turn, skipped)
+        if not skipped:
+            turn.schedule.step()
+        turn.optimizer.zero_grad(set_to_none=True)
+        values = dict(zip(["loss", *terms], total.tolist(), strict=True), grad_norm=grad_norm.item())
+        for name, value in values.items():
+            self.state["sums"].setdefault(f"{prefix}{name}", []).append(value)
+
+    def after_step(self, bar: Any) -> bool:
+        """Log, evaluate and save where the step is due; the last step is left to `finish`.
+
+        Returns:
+            Whether the training has ended.
+        """
+        args, last = self.args, self.step == self.max_steps
+        self._tell_state()
+        control = self.callbacks.step_ended(
+            log=self.step % args.logging_steps == 0 or last,
+            evaluate=bool(args.eval_steps) and self.step % args.eval_steps == 0,
+            save=bool(args.save_steps) and self.step % args.save_steps == 0,
+        )
+        if control.should_log:
+            self.log_sums(bar)
+        if control.should_evaluate and not (last or control.should_training_stop):
+            self.evaluate()
+        ending = last or self.callbacks.control.should_training_stop
+        if control.should_save and not ending:
+            self.save_checkpoint()
+        return ending
+
+    def log_sums(self, bar: Any) -> None:
+        """Log the means since the last log entry."""
+        entry = {name: math.fsum(values) / len(values) for name, values in self.state["sums"].items()}
+        self.state["sums"] = {}
+        for index, turn in enumerate(self.turns):
+            prefix = f"{turn.name}_" if index else ""
+            entry[f"{prefix}learning_rate"] = turn.schedule.get_last_lr()[0]
+        self.log(entry)
+        bar.set_postfix(loss=f"{entry['loss']:.4f}")
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Add an entry to the history and hand it to the tracker."""
+        self.state["history"].append({"step": self.step, "epoch": self.reader.epoch(self.step), **values})
+        self.accelerator.log(values, step=self.step)
+        self.callbacks.call("on_log", logs=values)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate what would be published."""
+        if self.eval_dataset is None:
+            return {}
+        metrics = self.task.evaluate(self.eval_dataset, self.args.per_device_eval_batch_size, self.step)
+        metrics = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.callbacks.call("on_evaluate", metrics=metrics)
+        return metrics
+
+    def save_checkpoint(self) -> None:
+        """Write `checkpoint-<step>`, whole or not at all."""
+        self.state["seconds"] = time.monotonic() - self.started
+        self.state["position"] = self.reader.position
+        with writing_checkpoint(self.args.output_dir, self.step, self.accelerator) as folder:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                write_text(folder / TRAINER_STATE, json.dumps(self.state))
+                self.task.save(folder)
+        if self.accelerator.is_main_process:
+            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
+        self.callbacks.call("on_save")
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Continue as if the run had never stopped.
+
+        Accelerate reads its files with `weights_only=True`, as long as nothing is registered for checkpointing: for
+        registered objects it would unpickle anything, so our own state is JSON and safetensors.
+
+        Raises:
+            ValueError: the checkpoint belongs to other data, another batch size, seed, number of processes or task.
+        """
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        state.setdefault("modules", ["autoencoder"])  # of a time that knew one module
+        for name, value in self.reader.identity.items():
+            if state["stream"].get(name) != value:
+                raise ValueError(f"{folder} was written with {name}={state['stream'].get(name)}, this run has {value}")
+        if state["modules"] != self.state["modules"]:
+            raise ValueError(
+                f"{folder} holds the modules {', '.join(state['modules'])}, this run trains "
+                f"{', '.join(self.state['modules'])}"
+            )
+        self.state = state
+        if state.get("position") is not None:
+            self.reader.position = state["position"]
+        self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
+        self.task.load(folder)
+        random_states = load_tensors_only(folder / f"random_states_{self.accelerator.process_index}.pkl")
+        restored = torch.equal(torch.get_rng_state(), random_states["torch_manual_seed"])
+        if restored and torch.cuda.is_available():
+            expected = random_states.get("torch_cuda_manual_seed", [])
+            current = torch.cuda.get_rng_state_all()
+            restored = len(current) == len(expected) and all(map(torch.equal, current, expected))
+        if not restored:  # accelerate passes over a failure here without a word; torch's states come last
+            raise ValueError(f"{folder}: its random states do not fit this machine")
+        abandon_newer(self.args.output_dir, folder)
+        logger.info("Resumed from %s at step %d of %d.", folder, self.step, self.max_steps)
+
+    def _tell_state(self) -> None:
+        """Give the callbacks the current step."""
+        self.callbacks.state.global_step = self.step
+        self.callbacks.state.epoch = self.reader.epoch(self.step)
+
+    def stop_early(self, reason: str, together: bool = True) -> None:
+        """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
+        save = self.save_checkpoint if together and self.whole_step else None
+        everything = nn.ModuleDict(self.task.modules)
+        save_before_stopping(everything, self.args.output_dir, self.step, self.max_steps, save, reason)
+
+    def finish(self) -> dict[str, Any] | None:
+        """Save the last checkpoint, publish the weights, evaluate them and write the report."""
+        args = self.args
+        if self.state.get("finished") != self.step:  # else the checkpoint resumed from was the last one already
+            self.state.update(metrics=self.evaluate(), finished=self.step)
+            self.save_checkpoint()
+        self.task.finish()
+        for turn in self.turns:
+            self.accelerator.unwrap_model(turn.module, keep_fp32_wrapper=False)  # takes autocast off the forward
+        self.accelerator.end_training()
+        report = None
+        if self.accelerator.is_main_process:
+            model_config = self.task.publish(args.output_dir)
+            history = self.state["history"]
+            losses = [entry["loss"] for entry in history if "loss" in entry]
+            report = write_report(
+                args.output_dir,
+                arguments=asdict(args),
+                model_config=model_config,
+                history=history,
+                metrics={"train_loss": losses[-1] if losses else None, **self.state["metrics"]},
+                best=best_entry(history, f"eval_{self.best_metric}", highest=self.task.metrics[self.best_metric]),
+                wall_time=time.monotonic() - self.started,
+                device=self.accelerator.device,
+            )
+        self.callbacks.call("on_train_end")
+        return report

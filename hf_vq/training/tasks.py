@@ -1,0 +1,240 @@
+"""What is trained: modules, and the turns they take in every optimizer step."""
+
+import contextlib
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import nn
+from transformers import get_scheduler
+
+from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
+from hf_vq.data.padding import SampleCollator, collator_for, padding_of
+from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.disk import Footprint, module_footprint
+from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.reading import Batch, IndexedReader, StreamReader
+from hf_vq.training.weight_ema import WeightEMA
+
+logger = logging.getLogger(__name__)
+
+LATENTS_PER_CODE = 16  # k-means of the first codebook sees this many latents for each code, where the bound allows
+INITIAL_BATCHES = 16  # bound on the optimizer steps whose samples are gathered for it
+COLLAPSE_USAGE = 0.25  # an evaluation that finds a smaller share of the codes it could have met warns of collapse
+
+Terms = tuple[torch.Tensor, dict[str, torch.Tensor]]  # a loss, and scalars to log by name
+
+
+@dataclass
+class Turn:
+    """One module's part of an optimizer step: a gradient over the step's batches, and a step of its optimizer.
+
+    Attributes:
+        name: names its figures in the history: `<name>_loss`; those of the first turn have no prefix.
+        module: what is wrapped for several processes, mixed precision and compilation.
+        optimizer: of the module's parameters, or some of them; no other turn may have them.
+        schedule: of its learning rate.
+        compute: `(module, batch)` to the loss and the named terms, the same names in every batch. It calls the module
+            that it is given, the wrapped one; a module of another turn it calls as the task has it, which then gets no
+            gradient of its own.
+        start_step: the turn is left out in the first so many steps.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    compute: Callable[[nn.Module, Batch], Terms]
+    start_step: int = 0
+
+
+class Task(ABC):
+    """What the loop trains; it calls the methods in their order here.
+
+    Attributes:
+        modules: every module with a turn, by name. Checkpoints hold them, by their order.
+        metrics: of `evaluate`, those that `metric_for_best_model` may name; True where more is better.
+        best_metric: which of them it is by default.
+    """
+
+    modules: dict[str, nn.Module]
+    metrics: dict[str, bool]
+    best_metric: str
+
+    @abstractmethod
+    def footprint(self) -> Footprint:
+        """Bytes of a checkpoint and of what is published."""
+
+    @abstractmethod
+    def collator(self, dataset: Any) -> SampleCollator:
+        """Items of a training data set to a batch."""
+
+    @abstractmethod
+    def begin(self, reader: IndexedReader | StreamReader, device: torch.device, resumed: bool) -> None:
+        """Make the modules, which are on the device, ready for their first step, or for a checkpoint's weights."""
+
+    @abstractmethod
+    def make_turns(self, max_steps: int) -> list[Turn]:
+        """The turns of a step, in order; called once."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take from a checkpoint what `save` wrote."""
+
+    @abstractmethod
+    def before_turn(self, turn: Turn) -> None:
+        """Called before the forwards of a turn."""
+
+    @abstractmethod
+    def after_turn(self, turn: Turn, skipped: bool) -> None:
+        """Called after a turn's optimizer step, which float16's scaler may have skipped."""
+
+    @abstractmethod
+    def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
+        """Figures of what would be published after this step."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write into a checkpoint what is neither in modules nor in turns."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Give the modules the state in which they are published and left."""
+
+    @abstractmethod
+    def publish(self, output_dir: str) -> dict[str, Any]:
+        """Write the result; return its config. One process does."""
+
+
+class Reconstruction(Task):
+    """Trains an autoencoder on its own loss.
+
+    A task with more turns adds them to `make_turns` and its modules to `modules`, and changes `loss`.
+
+    Args:
+        model: an autoencoder of this package.
+        args: the training's options.
+
+    Raises:
+        ValueError: codes to freeze of a model that has none yet or has BatchNorm.
+    """
+
+    metrics = {
+        "loss": False, "mse": False, "error_over_variance": False, "psnr": True, "usage": True, "perplexity": True,
+        "dead_codes": False,
+    }  # fmt: skip
+
+    def __init__(self, model: Any, args: AutoencoderTrainingArguments):
+        if args.freeze_codes:
+            model.check_freezable()
+        self.autoencoder, self.args = model, args
+        self.modules = {"autoencoder": model}
+        distance = model.config.reconstruction_loss in RECONSTRUCTION_LOSSES
+        self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
+        self.frozen: list[nn.Parameter] = []
+        self.weight_ema: WeightEMA | None = None
+
+    def footprint(self) -> Footprint:
+        mine = module_footprint(
+            self.autoencoder,
+            trains=self.autoencoder.only_decodes if self.args.freeze_codes else lambda name: True,
+            averaged=self.args.weight_ema_decay is not None,
+        )
+        others = (module for module in self.modules.values() if module is not self.autoencoder)
+        return sum((module_footprint(module, published=False) for module in others), mine)
+
+    def collator(self, dataset: Any) -> SampleCollator:
+        return collator_for(self.autoencoder, dataset)
+
+    def begin(self, reader: IndexedReader | StreamReader, device: torch.device, resumed: bool) -> None:
+        if self.args.freeze_codes:
+            self.frozen = self.autoencoder.freeze_codes()
+        elif not resumed:
+            self.initialize_codebook(reader, device)  # before any forward is compiled
+
+    def initialize_codebook(self, reader: IndexedReader | StreamReader, device: torch.device) -> None:
+        """Run k-means on the first samples, of which each process brings its share."""
+        model = self.autoencoder
+        if model.codebook_initialized:
+            return
+        shape = tuple(reader.first()["sample"].shape[1:])
+        wanted = max(
+            math.ceil(LATENTS_PER_CODE * size * model.num_levels / math.prod(codes))
+            for size, codes in zip(model.codebook_sizes, model.code_shapes(shape), strict=True)
+        )
+        batch = send_to_device(reader.beginning(min(wanted, INITIAL_BATCHES * reader.samples_per_step)), device)
+        with torch.no_grad():
+            model.initialize_codebook(batch["sample"], **padding_of(batch))
+
+    def make_turns(self, max_steps: int) -> list[Turn]:
+        args, decayed, spared = self.args, [], []
+        for name, parameter in self.autoencoder.named_parameters():
+            if parameter.requires_grad:
+                decays = parameter.ndim > 1 and not name.endswith("embedding.weight")
+                (decayed if decays else spared).append(parameter)
+        groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+        betas = (args.adam_beta1, args.adam_beta2)
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, eps=args.adam_epsilon)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, max_steps)
+        if args.weight_ema_decay is not None:
+            self.weight_ema = WeightEMA(self.autoencoder, args.weight_ema_decay)
+        return [Turn("autoencoder", self.autoencoder, optimizer, schedule, self.compute)]
+
+    def load(self, folder: Path) -> None:
+        if self.weight_ema is not None:
+            self.weight_ema.load(folder)
+
+    def before_turn(self, turn: Turn) -> None:
+        """Statistics of the codebook are gathered in the autoencoder's turn alone, whatever others do with it."""
+        if not self.args.freeze_codes:
+            self.autoencoder.set_codebook_updates("deferred" if turn.name == "autoencoder" else "off")
+
+    def compute(self, module: nn.Module, batch: Batch) -> Terms:
+        """The loss of a batch, and every term that the model names."""
+        output = module(batch["sample"], **padding_of(batch))
+        return self.loss(batch, output)
+
+    def loss(self, batch: Batch, output: Any) -> Terms:
+        """The loss of a forward, and its terms."""
+        terms = {"reconstruction_loss": output.reconstruction_loss, "quantizer_loss": output.quantizer_loss}
+        return output.loss, terms | {f"loss_{name}": value for name, value in output.losses.items()}
+
+    def after_turn(self, turn: Turn, skipped: bool) -> None:
+        """The codebook moves once an optimizer step, and not for a step that diverges."""
+        if turn.name != "autoencoder":
+            return
+        self.autoencoder.update_codebook()
+        if self.weight_ema is not None and not skipped:
+            self.weight_ema.update()
+
+    def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
+        """`evaluate_autoencoder` of the weights that would be published; warns when the codebook has collapsed."""
+        with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+            metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size)
+        size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
+        used = size - metrics["dead_codes"]
+        if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
+            message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
+            logger.warning(message, step, used, size, metrics["perplexity"])
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        if self.weight_ema is not None:
+            self.weight_ema.save(folder)
+
+    def finish(self) -> None:
+        if self.weight_ema is not None:
+            self.weight_ema.copy_to_model()
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+        self.autoencoder.set_codebook_updates("forward")
+
+    def publish(self, output_dir: str) -> dict[str, Any]:
+        self.autoencoder.eval().save_pretrained(output_dir)
+        return dict(self.autoencoder.config)
