@@ -80,7 +80,7 @@ def subscribe(kind: str, act: Callable[[Any], object]) -> None:
 
 def modality_of(class_name: str) -> Any:
     """The modality of an autoencoder, by the name of its class; None for a class without one, or of others."""
-    return MODALITIES.get(getattr(AUTOENCODERS.get(class_name), "modality", None))
+    return MODALITIES.get(getattr(AUTOENCODERS.get(class_name), "modality", ""))
 
 
 def find_class(name: str) -> type | None:

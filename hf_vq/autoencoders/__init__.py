@@ -11,7 +11,7 @@ from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel
 from hf_vq.autoencoders.images.vq_model import VQModel, VQModelOutput
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
-from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput, TokenizerOutput
 from hf_vq.registry import AUTOENCODERS
 
 FACES = tuple(f"{name}{suffix}" for name in AUTOENCODERS for suffix in ("Config", "ForAutoModel"))
@@ -22,7 +22,9 @@ __all__ = [
     "AutoencoderMixin",
     "AutoencoderOutput",
     "DVAE",
+    "EncoderOutput",
     "MAGVIT2Model",
+    "ReconstructionOutput",
     "RQVAE",
     "TokenizerOutput",
     "ViTVQModel",

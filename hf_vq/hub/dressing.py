@@ -49,7 +49,7 @@ class HubConfigMixin(_Config):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-class HubPipelineMixin(PushMixin, _Pipeline):
+class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     """For a pipeline, before `DiffusionPipeline`: its repositories load in stock `DiffusionPipeline` with trust.
 
     In a saved index the pipeline's class is `["pipeline", name]` and our components are `["hf_vq_remote", name]`:
@@ -58,7 +58,7 @@ class HubPipelineMixin(PushMixin, _Pipeline):
     """
 
     @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """As diffusers, which takes config and weights of a model alone: here also how its samples are prepared."""
         folder = super().download(pretrained_model_name, **kwargs)
         names = ("cache_dir", "force_download", "local_files_only", "token")

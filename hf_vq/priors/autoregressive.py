@@ -30,8 +30,9 @@ class SamplingState(Protocol):
 class AutoregressivePrior(Prior):
     """A prior whose codes are drawn one by one, each from those before it; before `PreTrainedModel` among the bases.
 
-    A subclass gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions and calls
-    `run_forward`; `make_conditions` where it has others than classes, `code_order` where that is not raster order.
+    A subclass gives `grid_dims`, `predict`, and a `forward` that names its conditions and calls `run_forward`;
+    `start_sampling`, so that a code costs less than a whole grid; `make_conditions` where it has others than classes,
+    `code_order` where that is not raster order.
 
     Class attributes:
         reads_lengths: whether `predict` takes `lengths`, since the network must know where an item ends. Otherwise
@@ -48,19 +49,19 @@ class AutoregressivePrior(Prior):
     @classmethod
     def check_contract(cls) -> None:
         super().check_contract()
-        for method in ("predict", "start_sampling"):
-            if getattr(cls, method) is getattr(AutoregressivePrior, method):
-                raise TypeError(f"{cls.__name__} must define {method}, as AutoregressivePrior says")
+        if cls.predict is AutoregressivePrior.predict:
+            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions)")
 
     def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions)")
 
     def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> SamplingState:
-        """An empty state for `num_grids` grids of `code_shape` under checked conditions."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define start_sampling(num_grids, code_shape, **conditions)"
-        )
+        """An empty state for `num_grids` grids of `code_shape` under checked conditions.
+
+        This one reads the whole grid for every code: right for every prior, and slow. A family has its own.
+        """
+        return WholeGrids(self, num_grids, code_shape, conditions)
 
     def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
         """Places of the codes in the flattened grid, in the order in which they are drawn; None is raster order."""
@@ -258,6 +259,24 @@ class AutoregressivePrior(Prior):
         if not finite:
             raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
         return codes.view(batch_size, *code_shape)
+
+
+class WholeGrids:
+    """The state of a prior that remembers nothing but the codes."""
+
+    def __init__(
+        self, prior: AutoregressivePrior, num_grids: int, code_shape: tuple[int, ...], conditions: dict
+    ) -> None:
+        self.prior, self.conditions, self.step = prior, conditions, 0
+        self.codes = torch.zeros(num_grids, *code_shape, dtype=prior.tokens.dtype, device=prior.device)
+        self.places = prior.drawing_places(code_shape).tolist()
+
+    def next_logits(self) -> torch.Tensor:
+        return self.prior.predict(self.codes, **self.conditions).flatten(1, -2)[:, self.places[self.step]]
+
+    def append(self, codes: torch.Tensor) -> None:
+        self.codes.view(len(codes), -1)[:, self.places[self.step]] = codes
+        self.step += 1
 
 
 def _prefill(state: SamplingState, codes: torch.Tensor) -> None:
