@@ -5,16 +5,16 @@ import torch
 
 from hf_vq.priors.sampling import guide
 
-from .prior_families import batches
-from .test_gpt import code_order
+from .prior_families import FAMILIES
+from .sampling_checks import code_order
 
-FAMILIES = [name for name in batches() if name != "wavenet waveforms"]  # whose values are not codes
+OF_CODES = [name for name in FAMILIES if name != "wavenet waveforms"]  # whose values are not codes
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OF_CODES)
 @torch.no_grad()
 def test_codes_follow_those_that_are_known(name):
-    prior, codes, conditions = batches()[name]
+    prior, codes, conditions = FAMILIES[name]
     order, scale = code_order(prior, codes), 2.5 if prior.can_guide else 1.0
     mask = torch.zeros(len(codes), len(order), dtype=torch.bool)
     mask[:, order[: len(order) // 2]] = True  # in a residual prior it ends within a position

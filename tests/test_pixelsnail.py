@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import hf_vq
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-from .conftest import no_complaints
+from .sampling_checks import cached_logits
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 ORIGINAL = {"rtol": 1e-4, "atol": 1e-5}
@@ -54,14 +53,6 @@ def make_conditions(prior, batch_size=2, grid=(5, 7)):
     return conditions
 
 
-def cached_logits(prior, codes, **conditions):
-    state, logits = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions), []
-    for position in codes.flatten(1).T:
-        logits.append(state.next_logits().clone())
-        state.append(position)
-    return torch.stack(logits, dim=1).view(*codes.shape, -1)
-
-
 # The network
 
 
@@ -84,27 +75,6 @@ def test_logits_depend_on_no_code_at_or_after_their_position(variant, grid):
         assert (moved | torch.ones_like(moved).tril(grid[1] - 1)).all()
 
 
-@variants
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-@torch.no_grad()
-def test_cached_logits_equal_full_logits(variant, grid):
-    prior = make_prior(variant)
-    codes, conditions = torch.randint(11, (3, *grid)), make_conditions(prior, 3, grid)
-    full = prior(codes, **conditions).logits
-    torch.testing.assert_close(cached_logits(prior, codes, **conditions), full, **CLOSE)
-
-
-@pytest.mark.parametrize("batch_size", [1, 16])
-@torch.no_grad()
-def test_cached_logits_equal_full_logits_at_an_ordinary_size(batch_size):
-    torch.manual_seed(0)
-    config = PixelSNAILConfig(codebook_size=64, hidden_channels=32, residual_channels=32, num_classes=10)
-    prior = PixelSNAIL(config).eval()
-    codes, class_labels = torch.randint(64, (batch_size, 12, 12)), torch.arange(batch_size) % 10
-    full = prior(codes, class_labels=class_labels).logits
-    torch.testing.assert_close(cached_logits(prior, codes, class_labels=class_labels), full, **CLOSE)
-
-
 def test_work_per_code_does_not_grow_with_the_grid():
     prior, per_code = make_prior("bottom", context_codebook_sizes=()), []  # attention has more and more to look at
     for height, width in [(2, 3), (3, 8), (8, 4)]:
@@ -113,19 +83,6 @@ def test_work_per_code_does_not_grow_with_the_grid():
         per_code.append(counter.get_total_flops() / (height * width))
     assert per_code[0] > 0
     assert per_code == [per_code[0]] * 3
-
-
-@variants
-def test_saved_prior_loads_with_equal_outputs(variant, tmp_path):
-    prior = make_prior(variant, dropout=0.1)
-    prior.save_pretrained(tmp_path)
-    with no_complaints():
-        loaded = hf_vq.AutoVQPrior.from_pretrained(tmp_path)
-    assert isinstance(loaded, PixelSNAIL)
-    assert loaded.config.to_diff_dict() == prior.config.to_diff_dict()
-    codes, conditions = torch.randint(11, (2, 5, 7)), make_conditions(prior)
-    torch.testing.assert_close(loaded(codes, **conditions).logits, prior(codes, **conditions).logits, **CLOSE)
-    assert all(map(torch.equal, loaded.state_dict().values(), prior.state_dict().values()))
 
 
 @variants
@@ -294,21 +251,6 @@ def test_known_codes_are_kept_and_later_codes_follow_them(variant):
     codes = prior.sample(batch_size, temperature=0, known_codes=known_codes, known_mask=known_mask, **conditions)
     assert torch.equal(codes[known_mask], known_codes[known_mask])
     assert torch.equal(prior(codes, **conditions).logits.argmax(-1)[~known_mask], codes[~known_mask])
-
-
-def test_a_list_of_generators_makes_items_independent_of_the_batch():
-    prior = make_prior("bottom with classes")
-    conditions = make_conditions(prior)
-
-    def draw(items, *seeds):
-        picked = {
-            name: tuple(level[items] for level in value) if isinstance(value, tuple) else value[items]
-            for name, value in conditions.items()
-        }
-        return prior.sample(generator=[torch.Generator().manual_seed(seed) for seed in seeds], **picked)
-
-    both = draw([0, 1], 7, 8)
-    assert torch.equal(both, torch.cat([draw([0], 7), draw([1], 8)]))
 
 
 # Training

@@ -13,7 +13,8 @@ from hf_vq.converters import convert
 from hf_vq.priors.pixelsnail import PixelSNAIL
 
 from .conftest import FIXTURES, fixture
-from .test_pixelsnail import ORIGINAL, cached_logits
+from .sampling_checks import cached_logits
+from .test_pixelsnail import ORIGINAL
 
 SYSTEM = FIXTURES / "vqvae2"
 

@@ -16,7 +16,7 @@ from hf_vq.training.likelihood import evaluate_likelihood
 from hf_vq.training.prior import PriorTrainer, PriorTrainingArguments, train_prior
 
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
-from .prior_families import batches
+from .prior_families import FAMILIES
 from .tiny_models import Codes, Images, tiny_prior
 
 
@@ -112,11 +112,11 @@ def test_a_copy_that_begins_as_nothing_is_found_after_training(tmp_path):
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", batches())
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_no_family_is_accused_in_low_precision(name, dtype):
-    prior, codes, conditions = batches()[name]
+    prior, codes, conditions = FAMILIES[name]
     assert prior.to(dtype).log_prob(codes, **conditions).isfinite().all()
     assert prior.causal_state is not None
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 
-from .prior_families import batches
+from .prior_families import FAMILIES
 
 
 def half(rank, value):
@@ -20,7 +20,7 @@ def _learn(rank, folder):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     gradients = {}
-    for name, (prior, inputs, conditions) in batches().items():
+    for name, (prior, inputs, conditions) in FAMILIES.items():
         units = [module for module in prior.modules() if type(module).__name__ in prior._no_split_modules]
         assert units, name
         for module in (*units, prior):
@@ -36,7 +36,7 @@ def test_sharded_priors_have_the_gradients_of_one_process(tmp_path, monkeypatch)
     monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
     mp.spawn(_learn, (str(tmp_path),), nprocs=2)
     sharded = torch.load(tmp_path / "0.pt", weights_only=True)
-    for name, (prior, inputs, conditions) in batches().items():
+    for name, (prior, inputs, conditions) in FAMILIES.items():
         prior(inputs, **conditions).loss.backward()
         gradients = {key: parameter.grad for key, parameter in prior.named_parameters()}
         assert sharded[name].keys() == gradients.keys()

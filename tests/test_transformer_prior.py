@@ -23,7 +23,7 @@ from hf_vq.priors import (
 )
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-from .test_gpt import cached_logits, check_prefill, code_order
+from .sampling_checks import cached_logits, code_order
 from .tiny_models import Codes
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -99,22 +99,6 @@ def test_logits_depend_on_no_code_at_or_after_their_place_in_the_order(variant):
 
 
 @variants
-@torch.no_grad()
-def test_cached_logits_equal_full_logits(variant):
-    prior = make_prior(variant)
-    codes, conditions = make_codes(prior)
-    torch.testing.assert_close(cached_logits(prior, codes, **conditions), prior(codes, **conditions).logits, **CLOSE)
-
-
-@variants
-@torch.no_grad()
-def test_known_first_codes_are_taken_in_one_pass(variant):
-    prior = make_prior(variant)
-    codes, conditions = make_codes(prior, 2)
-    check_prefill(prior, codes, **conditions)
-
-
-@variants
 def test_greedy_sample_is_the_argmax_of_the_full_logits_and_keeps_known_codes(variant):
     prior = make_prior(variant)
     codes, conditions = make_codes(prior)
@@ -186,19 +170,6 @@ def test_guidance_is_two_passes(variant, guidance_scale):
     null = prior(codes, **prior.null_conditions(conditions)).logits
     assert (null - with_condition).abs().max() > 0.01
     assert torch.equal((null + guidance_scale * (with_condition - null)).argmax(-1), codes)
-
-
-@pytest.mark.parametrize("variant", ["class and text", "delayed", "llamagen"])
-def test_generators_make_items_independent_of_the_batch(variant):
-    prior = make_prior(variant)
-    _, conditions = make_codes(prior)
-
-    def draw(rows):
-        generators = [torch.Generator().manual_seed(row) for row in rows]
-        chosen = {name: value[list(rows)] for name, value in conditions.items()}
-        return prior.sample(**chosen, generator=generators, guidance_scale=1.5)
-
-    assert torch.equal(draw([0, 1, 2]), torch.cat([draw([row]) for row in range(3)]))
 
 
 @variants
@@ -294,15 +265,9 @@ def test_a_short_prompt_is_one_without_tokens_at_its_end():
 
 
 @variants
-def test_saved_prior_loads_with_equal_outputs(variant, tmp_path):
+def test_a_saved_prior_is_a_llama_where_it_can_be(variant, tmp_path):
     prior = make_prior(variant)
     prior.save_pretrained(tmp_path)
-    loaded = hf_vq.AutoVQPrior.from_pretrained(tmp_path)
-    assert type(loaded) is type(prior)
-    assert loaded.config.to_diff_dict() == prior.config.to_diff_dict()
-    assert loaded.config.code_shape == prior.config.code_shape
-    codes, conditions = make_codes(prior)
-    assert torch.equal(loaded(codes, **conditions).logits, prior(codes, **conditions).logits)
     with_trust = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(with_trust) is type(prior)
     told = json.loads((tmp_path / "config.json").read_text())

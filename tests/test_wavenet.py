@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
 
-from hf_vq import AutoVQPrior
 from hf_vq.networks.causal import CausalConv1d
 from hf_vq.networks.logistic_mixture import draw_amplitudes, mixture_log_prob
 from hf_vq.networks.mu_law import mu_law_decode, mu_law_encode
@@ -100,18 +99,6 @@ def test_outputs_depend_on_no_later_sample_and_on_every_earlier_one_in_reach(var
     assert moved.diagonal(1).all()
 
 
-@variants
-@torch.no_grad()
-def test_cached_logits_equal_full_logits(variant):
-    prior = make_prior(variant)
-    codes, conditions = make_input("codes"), make_conditions(prior)
-    state, logits = prior.start_sampling(3, (LENGTH,), **prior.check_conditions(conditions, 3, (LENGTH,))), []
-    for column in codes.T:
-        logits.append(state.next_logits().clone())
-        state.append(column)
-    torch.testing.assert_close(torch.stack(logits, dim=1), prior(codes, **conditions).logits, **CLOSE)
-
-
 @torch.no_grad()
 def test_the_stack_works_alone_and_steps_equal_its_forward_at_ordinary_depth():
     torch.manual_seed(0)
@@ -134,18 +121,6 @@ def test_work_per_sample_does_not_grow_with_the_length(kind):
         per_step.append(counter.get_total_flops() / length)
     assert per_step[0] > 0
     assert per_step == [per_step[0]] * 2
-
-
-@variants
-@both
-def test_saved_prior_loads_with_equal_outputs(variant, kind, tmp_path):
-    prior = make_prior(variant, kind)
-    prior.save_pretrained(tmp_path)
-    loaded = AutoVQPrior.from_pretrained(tmp_path)
-    assert type(loaded) is type(prior)
-    assert loaded.config.to_diff_dict() == prior.config.to_diff_dict()
-    inputs, conditions = make_input(kind), make_conditions(prior)
-    assert torch.equal(loaded(inputs, **conditions).logits, prior(inputs, **conditions).logits)
 
 
 @variants
@@ -320,20 +295,6 @@ def test_known_samples_are_kept_and_later_ones_follow_them(kind):
         expected = draw_amplitudes(mixtures, torch.zeros(2, 2 * LENGTH), 17, temperature=0).view(2, LENGTH)
         torch.testing.assert_close(drawn[~mask], expected[~mask])
     assert torch.equal(drawn[mask], known[mask])
-
-
-@both
-def test_a_list_of_generators_makes_items_independent_of_the_batch(kind):
-    prior = make_prior("upsampled", kind)
-    conditions = make_conditions(prior, 2)
-
-    def draw(items, *seeds):
-        chosen = {name: value[items] for name, value in conditions.items()}
-        return prior.sample(**chosen, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
-
-    together = draw([0, 1], 7, 8)
-    torch.testing.assert_close(together, torch.cat([draw([0], 7), draw([1], 8)]))
-    assert not torch.equal(together, draw([0, 1], 7, 9))
 
 
 def test_waveforms_train_with_trainer(tmp_path):

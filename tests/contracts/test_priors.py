@@ -4,27 +4,33 @@ import inspect
 
 import pytest
 import torch
+from transformers import AutoModel
 
 import hf_vq
 from hf_vq import VQVAE, AutoVQPrior, PixelCNN, VQPipeline, VQVAE2Pipeline, registry
 from hf_vq.priors import PRIORS, AutoregressivePrior, Prior
 
 from .. import test_gpt, test_hierarchical_pipelines, test_pixelsnail, test_priors
-from ..prior_families import batches
+from ..conftest import no_complaints
+from ..prior_families import FAMILIES, GRIDS, LARGE, USERS, VARIANTS, Made
 from ..registering import register_for_now
+from ..sampling_checks import cached_logits, code_order, logits_after
 from .toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
 
 TOY = "toy masked"
-NAMES = [*batches(), TOY]
+NAMES = [*FAMILIES, TOY]
 ON_GRIDS = [name for name in NAMES if "wavenet" not in name and name != "delayed"]  # of image autoencoders
 every = pytest.mark.parametrize("name", NAMES)
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}
+NEAR = {"atol": 1e-5, "rtol": 1e-5}
+CACHED = {**GRIDS, **LARGE, **USERS}
+PREFILLED = [name for name in VARIANTS if name.startswith(("gpt", "rq", "decoder"))]
 
 
 def make(name):
     """A prior in eval mode, a batch of four and its conditions."""
     if name != TOY:
-        return batches()[name]
+        return FAMILIES[name]
     torch.manual_seed(0)
     config = ToyMaskedPriorConfig(codebook_size=11, num_classes=3, class_dropout_prob=0.1, code_shape=(3, 4))
     return ToyMaskedPrior(config).eval(), torch.randint(11, (4, 3, 4)), {"class_labels": torch.arange(4) % 3}
@@ -49,14 +55,80 @@ def test_the_families_are_all_registered_priors():
     assert PRIORS is registry.PRIORS
 
 
-@every
+@pytest.mark.parametrize("name", [*VARIANTS, TOY])
 @torch.no_grad()
-def test_a_saved_prior_loads_by_auto_class(name, tmp_path):
-    prior, codes, conditions = make(name)
+def test_a_saved_prior_loads_by_auto_classes_as_it_was(name, tmp_path):
+    prior, codes, conditions = make(name) if name == TOY else VARIANTS[name]()
     prior.save_pretrained(tmp_path)
-    loaded = AutoVQPrior.from_pretrained(tmp_path)
-    assert type(loaded) is type(prior)
+    with no_complaints():
+        loaded = AutoVQPrior.from_pretrained(tmp_path)
+        _, report = type(prior).from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is type(prior)
+    assert loaded.config.to_diff_dict() == prior.config.to_diff_dict()
+    assert loaded.config.code_shape == prior.config.code_shape
+    assert loaded.state_dict().keys() == prior.state_dict().keys()
+    assert all(map(torch.equal, loaded.state_dict().values(), prior.state_dict().values()))
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(loaded(codes, **conditions).logits, prior(codes, **conditions).logits)
     assert torch.equal(loaded.log_prob(codes, **conditions), prior.log_prob(codes, **conditions))
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("name", CACHED)
+@torch.no_grad()
+def test_cached_logits_equal_full_logits(name):
+    prior, codes, conditions = CACHED[name]()
+    full, close = prior(codes, **conditions).logits, 2e-5 if name.startswith("decoder") else 1e-5
+    for implementation in ("sdpa", "eager") if prior._supports_sdpa else (None,):
+        if implementation:
+            prior.set_attn_implementation(implementation)
+            torch.testing.assert_close(prior(codes, **conditions).logits, full, rtol=close, atol=close)
+        torch.testing.assert_close(cached_logits(prior, codes, **conditions), full, rtol=close, atol=close)
+
+
+def test_every_autoregressive_prior_has_its_cache_compared():
+    families = {prior for prior in PRIORS.values() if issubclass(prior, AutoregressivePrior)}
+    assert families == {type(prior) for prior, *_ in Made(VARIANTS).values()}
+
+
+@pytest.mark.parametrize("name", PREFILLED)
+@torch.no_grad()
+def test_known_first_codes_are_taken_in_one_pass(name):
+    prior, codes, conditions = VARIANTS[name](batch_size=2)
+    order = code_order(prior, codes)
+    expected = prior(codes, **conditions).logits.flatten(1, -2)[:, order]
+    for known in range(1, len(order)):
+        logits = logits_after(prior, codes, order, known, **conditions)
+        torch.testing.assert_close(logits, expected[:, known:], **NEAR)
+
+
+def test_every_state_that_takes_many_codes_is_tried():
+    for name, make_prior in VARIANTS.items():
+        prior, codes, conditions = make_prior()
+        conditions = prior.check_conditions(conditions, len(codes), tuple(codes.shape[1:]))
+        state = prior.start_sampling(len(codes), tuple(codes.shape[1:]), **conditions)
+        assert hasattr(state, "prefill") == (name in PREFILLED), name
+
+
+@every
+def test_a_list_of_generators_makes_items_independent_of_the_batch(name):
+    prior, _, conditions = make(name)
+
+    def draw_rows(*rows, first_seed=7):
+        rows = list(rows)
+        generators = [torch.Generator().manual_seed(first_seed + row) for row in rows]
+        chosen = {
+            key: tuple(grid[rows] for grid in value) if isinstance(value, tuple) else value[rows]
+            for key, value in conditions.items()
+        }
+        guidance = {"guidance_scale": 1.5} if getattr(prior, "can_guide", False) and name != TOY else {}
+        return prior.sample(None if conditions else len(rows), **chosen, **guidance, generator=generators)
+
+    together = draw_rows(0, 1, 2, 3)
+    torch.testing.assert_close(together, torch.cat([draw_rows(row) for row in range(4)]))
+    assert not torch.equal(together, draw_rows(0, 1, 2, 3, first_seed=8))
 
 
 @every
