@@ -11,12 +11,13 @@ from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import with_new_names
+from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
 
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class SavedFolder(PushMixin):
+class SavedFolder(SingleFileMixin, PushMixin):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
@@ -36,23 +37,6 @@ class SavedFolder(PushMixin):
             if isinstance(module, Quantizer):
                 start = prefix + "."
                 module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
-
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a model of this class, without writing anything.
-
-        Args:
-            path: a file of weights, or a folder with one.
-            config: the original's config file; None: the one beside the weights, where there is one.
-            format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: a checkpoint that is broken, not safe, of no known format, or of another class.
-        """
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

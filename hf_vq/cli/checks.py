@@ -1,6 +1,5 @@
 """What every verb checks before any work: output paths, disk space, model folders, class labels."""
 
-import json
 import math
 import os
 import shutil
@@ -12,6 +11,7 @@ import torch
 from hf_vq.data.sources import HUB_ID
 from hf_vq.pipelines import PIPELINES
 from hf_vq.registry import modality_of
+from hf_vq.saved import CONFIG, INDEX, folder_kind, read_json
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -142,35 +142,9 @@ def local_folder(name):
         raise ValueError(f"{name} is no folder here, and downloading it from the Hub failed: {error}") from error
 
 
-def read_json(path):
-    """Read a JSON file; a ValueError names it when that fails."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def folder_kind(folder):
-    """Tell what a folder holds: "pipeline", "autoencoder", "prior" or "codes".
-
-    Raises:
-        ValueError: none of them.
-    """
-    folder = Path(folder)
-    if (folder / "model_index.json").is_file():
-        return "pipeline"
-    if (folder / "config.json").is_file():
-        return "autoencoder" if "_class_name" in read_json(folder / "config.json") else "prior"
-    if any(folder.glob("data/*.parquet")):
-        return "codes"
-    raise ValueError(
-        f"{folder} holds no model, pipeline or codes (no model_index.json, config.json or data/*.parquet)"
-    )
-
-
 def pipeline_folders(folder):
     """Folders of the models of a pipeline by component name, from its model_index.json."""
-    index = read_json(Path(folder) / "model_index.json")
+    index = read_json(Path(folder) / INDEX)
     names = [name for name, value in index.items() if (name == "autoencoder" or name.endswith("prior")) and value[0]]
     return {name: Path(folder) / name for name in names}
 
@@ -181,7 +155,7 @@ def load_pipeline(folder):
     Raises:
         ValueError: it is no pipeline of ours.
     """
-    name = read_json(Path(folder) / "model_index.json").get("_class_name")
+    name = read_json(Path(folder) / INDEX).get("_class_name")
     name = name[1] if isinstance(name, list) else name
     if name not in PIPELINES:
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(PIPELINES)}")
@@ -191,12 +165,14 @@ def load_pipeline(folder):
 def check_weights(folder, *kinds):
     """Raise a ValueError unless a folder is of one of the kinds and has its config and weights; return its kind."""
     folder, kind = Path(folder), folder_kind(folder)
+    if kind is None:
+        raise ValueError(f"{folder} holds no model, pipeline or codes (no {INDEX}, {CONFIG} or data/*.parquet)")
     if kind not in kinds:
         raise ValueError(f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed")
     if kind == "codes":
         return kind
     for model in pipeline_folders(folder).values() if kind == "pipeline" else [folder]:
-        if not (model / "config.json").is_file():
+        if not (model / CONFIG).is_file():
             raise ValueError(f"{model} has no config.json")
         if not any(path for pattern in WEIGHT_PATTERNS for path in model.glob(pattern)):
             raise ValueError(f"{model} has a config.json but no weights (no {' or '.join(WEIGHT_PATTERNS)})")
@@ -228,7 +204,7 @@ def find_modality(class_name):
 def folder_modality(folder):
     """The modality of the folder of an autoencoder, or of a pipeline with one; a ValueError where it has none."""
     part = pipeline_folders(folder)["autoencoder"] if folder_kind(folder) == "pipeline" else Path(folder)
-    return find_modality(read_json(part / "config.json").get("_class_name"))
+    return find_modality(read_json(part / CONFIG).get("_class_name"))
 
 
 def pick_device(name):

@@ -14,10 +14,10 @@ from hf_vq.cli.checks import (
     local_folder,
     pick_device,
     pipeline_folders,
-    read_json,
 )
 from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.options import nearest, parse_options
+from hf_vq.saved import CONFIG, INDEX, read_json
 
 
 @dataclass
@@ -60,9 +60,9 @@ def run(options):
     check_weights(folder, "pipeline")
     modality = folder_modality(folder)
     check_output_file(options.output, suffix=modality.suffix, overwrite=options.overwrite)
-    parts = [read_json(part / "config.json") for part in pipeline_folders(folder).values()]
+    parts = [read_json(part / CONFIG) for part in pipeline_folders(folder).values()]
     num_classes = max(config.get("num_classes") or 0 for config in parts)
-    names = read_json(folder / "model_index.json").get("class_names") or {}
+    names = read_json(folder / INDEX).get("class_names") or {}
     class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)

@@ -11,8 +11,9 @@ from hf_vq.auto import AutoVQModel
 from hf_vq.converters.base import fill, pick_format
 from hf_vq.converters.sources import read_config, read_source
 from hf_vq.hub import CONVERSION, describe, is_model_file, read_folder, write_card
+from hf_vq.saved import INDEX, folder_kind
 
-PIPELINE_FILES = ("model_index.json", "pipeline.py")
+PIPELINE_FILES = (INDEX, "pipeline.py")
 
 
 def load_checkpoint(source, format=None, config=None, first_stage=None):
@@ -48,8 +49,8 @@ def load_checkpoint(source, format=None, config=None, first_stage=None):
 def load_first_stage(path):
     """The autoencoder of a checkpoint of others, of a folder of ours, or of a pipeline in such a folder."""
     path = Path(path)
-    folder = path / "autoencoder" if (path / "model_index.json").is_file() else path
-    if (folder / "config.json").is_file() and "_class_name" in read_config(folder / "config.json"):
+    folder = path / "autoencoder" if folder_kind(path) == "pipeline" else path
+    if folder_kind(folder) == "autoencoder":
         return AutoVQModel.from_pretrained(folder).eval()
     model = load_checkpoint(path)[0]
     model = getattr(model, "autoencoder", model)  # of a pipeline
@@ -158,7 +159,7 @@ def convert(
 
 def find_foreign(folder):
     """Names in the folder of a model or pipeline that are no files of it."""
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if not index.is_file():
         return [path.name for path in folder.iterdir() if not is_model_file(path.name)]
     parts, foreign = read_config(index), []

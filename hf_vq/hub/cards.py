@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_vq.hub.folders import CONVERSION, PICTURES, read_json
+from hf_vq.hub.folders import CONVERSION, PICTURES
+from hf_vq.saved import read_json
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "Written by hf_vq from the files of this repository",

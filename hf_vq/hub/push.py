@@ -10,7 +10,8 @@ from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
-from hf_vq.hub.folders import CONVERSION, read_folder, read_json
+from hf_vq.hub.folders import CONVERSION, read_folder
+from hf_vq.saved import read_json
 
 README = "README.md"
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
+
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -64,9 +65,7 @@ class CodebookUsage(nn.Module):
     @torch.no_grad()
     def compute(self):
         """The use of all codes counted since `reset`, on all processes."""
-        counts = self.counts.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
+        counts = sum_over_processes(self.counts.clone())
         share = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
         perplexity = torch.special.entr(share).sum(dim=1).exp().tolist()
         dead = (counts == 0).sum(dim=1).tolist()

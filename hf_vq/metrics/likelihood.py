@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -81,8 +81,8 @@ class CodeLikelihood(nn.Module):
         Raises:
             ValueError: nothing was added.
         """
-        counts = sum_over_processes(self.counts)
-        items, nats = sum_over_processes(self.sums).tolist()
+        counts = sum_over_processes(self.counts.clone())
+        items, nats = sum_over_processes(self.sums.clone()).tolist()
         if items == 0:
             raise ValueError("no codes were added")
         entropy = torch.special.entr(counts / counts.sum()).sum().item()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 BINS = 16  # of the fit's histogram, to a pixel value
 SEARCH_STEPS = 48  # of the golden section: each narrows the bracket of the log scale to 0.618 of its width
@@ -116,7 +116,7 @@ class LogisticScale(nn.Module):
         Raises:
             ValueError: nothing was added.
         """
-        counts = sum_over_processes(self.counts).cpu()
+        counts = sum_over_processes(self.counts.clone()).cpu()
         if counts.sum() == 0:
             raise ValueError("no samples were added")
         distances = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64) / BINS  # in pixel values

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ReconstructionError(nn.Module):
         Raises:
             ValueError: nothing was added.
         """
-        count, total, squares, error = sum_over_processes(self.sums).tolist()
+        count, total, squares, error = sum_over_processes(self.sums.clone()).tolist()
         if count == 0:
             raise ValueError("no samples were added")
         mse, variance = error / count, squares / count - (total / count) ** 2

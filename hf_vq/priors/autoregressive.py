@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from hf_vq.priors.base import Prior, PriorOutput, evaluating
+from hf_vq.modes import evaluating
+from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.causality import check_causality
 from hf_vq.priors.inputs import map_tensors
 from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide

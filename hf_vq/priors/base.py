@@ -1,17 +1,16 @@
 """What every prior shares: what it declares, its conditions, and what it must give."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers.utils import ModelOutput
 
 from hf_vq.hub import PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
+from hf_vq.single_file import SingleFileMixin
 
 
 @dataclass
@@ -27,19 +26,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and afterwards each of its modules back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-class Prior(InputChecks, PushMixin):
+class Prior(InputChecks, SingleFileMixin, PushMixin):
     """A model of codes that draws new ones, whatever the way; stands before `PreTrainedModel` among the bases.
 
     Its `forward(codes, labels=None, return_loss=True, lengths=None, ...)` names its conditions and returns a
@@ -97,13 +84,6 @@ class Prior(InputChecks, PushMixin):
     def condition_names(self) -> tuple[str, ...]:
         """Keywords of the conditions, of those too that the config leaves out."""
         return tuple(condition.name for condition in self.conditions)
-
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a prior of this class; arguments and errors as of autoencoders'."""
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
 
     def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
         """Raise a `ValueError` where `log_prob` would not be what `likelihood` says; arguments as of `log_prob`."""

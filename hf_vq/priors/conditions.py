@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from hf_vq.priors.inputs import check_range
+from hf_vq.priors.inputs import check_values
 
 NO_TOKEN = -1  # in padded prompts: nothing here
 
@@ -107,7 +107,7 @@ class LabelCondition(Condition):
             labels = labels[None]
         if labels.ndim != 1 or len(labels) == 0 or batch_size not in (None, len(labels)):
             raise ValueError(f"{self.name} must be ({batch_size or 'batch'},), got {tuple(labels.shape)}")
-        check_range(self.name, labels, self.size)
+        check_values(self.name, labels, self.size)
         return labels
 
 
@@ -144,7 +144,7 @@ class PromptCondition(Condition):
         if not fits or batch_size not in (None, len(value)):
             lengths = f"at most {self.longest})" if self.padded else f"length) with a length of 1 to {self.longest}"
             raise ValueError(f"prompt_ids must be ({batch_size or 'batch'}, {lengths}, got {tuple(value.shape)}")
-        check_range("prompt_ids", value, self.num_tokens, lowest=NO_TOKEN if self.padded else 0)
+        check_values("prompt_ids", value, self.num_tokens, lowest=NO_TOKEN if self.padded else 0)
         return F.pad(value, (0, self.longest - value.shape[1]), value=NO_TOKEN) if self.padded else value
 
 
@@ -219,7 +219,7 @@ class ContextCondition(Condition):
             grid = tuple(codes.shape[1:])
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
-            check_range(name, codes, size)
+            check_values(name, codes, size)
             batch_size, previous = codes.shape[0], grid
         if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")

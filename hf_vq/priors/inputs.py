@@ -55,7 +55,7 @@ class InputChecks:
             raise ValueError(f"lengths must be integers, got {lengths.dtype}")
         if lengths.shape != codes.shape[:1]:
             raise ValueError(f"lengths must be ({len(codes)},), got {tuple(lengths.shape)}")
-        check_range("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
+        check_values("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
         return lengths.to(codes.device, torch.int64)
 
     def real_places(self, lengths: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ def at_own_lengths(
     return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-def check_range(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:
+def check_values(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:
     """Raise a `ValueError` unless all values are in [lowest, size)."""
     if torch.compiler.is_compiling():  # a look at the values would break the graph
         return

@@ -209,18 +209,6 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         else:
             init_weights(module)
 
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None, first_stage=None):
-        """A checkpoint of another project as a prior of this class.
-
-        Args:
-            path, config, format: as of autoencoders' `from_single_file`.
-            first_stage: checkpoint or folder of the autoencoder whose code vectors the prior takes.
-        """
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format, first_stage)
-
     @torch.no_grad()
     def set_code_vectors(self, vectors: torch.Tensor) -> None:
         """Take a copy of an autoencoder's code vectors.

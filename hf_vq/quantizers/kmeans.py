@@ -2,7 +2,8 @@
 
 import torch
 
-from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.processes import sum_over_processes
+from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.quantizers.nearest import nearest_codes
 

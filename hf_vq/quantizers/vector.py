@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
-from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.quantizers.registry import register

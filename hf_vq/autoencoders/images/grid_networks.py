@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
-from hf_vq.quantizers.distributed import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 class GridEncoder(CheckpointedLayers):

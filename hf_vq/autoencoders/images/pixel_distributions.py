@@ -8,7 +8,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from hf_vq.autoencoders.grids import mean_of_real
 from hf_vq.autoencoders.outputs import ReconstructionOutput
 from hf_vq.metrics.pixels import discretized_logistic_log_prob, discretized_logistic_log_probs, pixel_values
-from hf_vq.quantizers.distributed import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 NUM_VALUES = 256
 START_LOG_SCALE = -1.5  # of an output of 0: training that had to move there from 0 would lose its first steps

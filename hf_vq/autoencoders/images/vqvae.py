@@ -18,7 +18,7 @@ from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRI
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_choice, check_positive_int
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")
@@ -102,10 +102,10 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
     ):
         super().__init__()
         check_positive_int(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
-        _check_choice(padding=(padding, PADDINGS), norm=(norm, NORMS))
-        _check_choice(
-            residual_form=(residual_form, RESIDUAL_FORMS), output_activation=(output_activation, ACTIVATIONS)
-        )
+        check_choice(PADDINGS, padding=padding)
+        check_choice(NORMS, norm=norm)
+        check_choice(RESIDUAL_FORMS, residual_form=residual_form)
+        check_choice(ACTIVATIONS, output_activation=output_activation)
         check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
         if reconstruction_loss in PIXEL_DISTRIBUTIONS and output_activation != "none":
             raise ValueError(
@@ -299,9 +299,3 @@ def _stage_channels(stage_channels, hidden_channels):
         raise ValueError("stage_channels must name at least one stage, got ()")
     check_positive_int(**{f"stage_channels[{i}]": width for i, width in enumerate(stages)})
     return stages
-
-
-def _check_choice(**choices):
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
