@@ -1,5 +1,6 @@
 """A saved folder to the Hub: weights, card and shims in one commit."""
 
+import contextlib
 import re
 import tempfile
 import warnings
@@ -58,13 +59,7 @@ def push_folder(
         OSError: the Hub refused (an error of `huggingface_hub.errors`).
     """
     found = read_folder(folder)
-    files = dict(found.files)
-    if card is not None:
-        files.update(_card_files(card))
-    elif (found.path / README).is_file():
-        files[README] = found.path / README
-    if evaluation is not None:
-        files["evaluation.json"] = Path(evaluation)
+    files = _collect(found, card, evaluation)
     local = _load_card(files.pop(README, None))
     license = _agree(license, local)
     if license is None and CONVERSION in files:
@@ -75,10 +70,8 @@ def push_folder(
             "id of https://huggingface.co/docs/hub/repositories-licenses) or in the card"
         )
     validate_repo_id(repo_id)
-    message = commit_message or f"Upload {found.class_name}"
-
     api = HfApi(token=token)
-    try:
+    with _telling_what_broke(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -96,7 +89,15 @@ def push_folder(
         operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
         operations.append(CommitOperationAdd(README, str(local).encode()))
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
+        message = commit_message or f"Upload {found.class_name}"
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+
+
+@contextlib.contextmanager
+def _telling_what_broke(repo_id):
+    """Within the `with` block: a broken connection becomes a ConnectionError, and what the Hub answered an OSError."""
+    try:
+        yield
     except (HTTPError, RuntimeError) as error:  # of the connection, or of an upload that huggingface_hub gave up
         reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         if isinstance(reason, OSError):  # what the Hub answered
@@ -105,6 +106,18 @@ def push_folder(
             f"the push to {repo_id} broke off ({reason!r}): the repository is as it was before. "
             "Run it again, what has been uploaded is not sent twice"
         ) from error
+
+
+def _collect(found, card, evaluation):
+    """What to publish, path by path in the repository, with the README.md of the card where there is one."""
+    files = dict(found.files)
+    if card is not None:
+        files.update(_card_files(card))
+    elif (found.path / README).is_file():
+        files[README] = found.path / README
+    if evaluation is not None:
+        files["evaluation.json"] = Path(evaluation)
+    return files
 
 
 def stale_weights(remote, files):

@@ -132,25 +132,7 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
         options.update(quantizer_config or {})
         quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, STOCK_QUANTIZERS)
-        super().__init__(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            latent_channels=latent_channels,
-            sample_size=sample_size,
-            num_vq_embeddings=num_vq_embeddings,
-            norm_num_groups=norm_num_groups,
-            vq_embed_dim=vq_embed_dim,
-            scaling_factor=scaling_factor,
-            norm_type=norm_type,
-            mid_block_add_attention=mid_block_add_attention,
-            lookup_from_codebook=lookup_from_codebook,
-            force_upcast=force_upcast,
-        )
+        super().__init__(**self._stock_config())
         network = {
             "layers_per_block": layers_per_block,
             "mid_block_add_attention": mid_block_add_attention,
@@ -180,6 +162,9 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         else:
             del self._modules["quantize"]
             self.quantizer = quantizer
+
+    def _stock_config(self):
+        return {name: value for name, value in self.config.items() if name in STOCK}
 
     @property
     def quantizer(self):
@@ -257,7 +242,7 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         for name in ("stem_channels", "decoder_block_out_channels"):
             if self.config[name] is not None:
                 raise ValueError(f"stock diffusers has no {name}, this model has {self.config[name]}")
-        stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
+        stock = diffusers.VQModel(**self._stock_config())
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
         torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
