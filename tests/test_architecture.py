@@ -27,6 +27,20 @@ UPWARD = {  # imports that may point up, within a function, and why
     ("hf_vq.single_file", "hf_vq.converters"): "from_single_file is a method of models, and converters build models",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 500, 80  # lines
+UNTYPED = (  # files and folders whose signatures have no types yet
+    "__init__.py",
+    "auto.py",
+    "autoencoders/outputs.py",
+    "autoencoders/pretrained.py",
+    "cli/train_autoencoder.py",
+    "data/padding.py",
+    "hub/dressing.py",
+    "hub/folders.py",
+    "hub/shims.py",
+    "quantizers/registry.py",
+    "registry.py",
+    "training/",
+)
 
 
 def module_name(path):
@@ -131,3 +145,39 @@ def test_files_and_functions_are_short(folder):
                 if lines > LONGEST_FUNCTION:
                     long.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines")
     assert long == []
+
+
+def public_functions(body, owner=None):
+    """Functions and methods without a leading underscore, nor one of their class, and the class of each."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+            not node.name.startswith("_") or node.name in ("__init__", "__call__")
+        ):
+            yield node, owner
+
+
+def untyped_parts(function, owner):
+    """Names of the parameters without a type, and "return" where the result has none."""
+    arguments, decorators = function.args, [ast.unparse(one) for one in function.decorator_list]
+    bound = owner is not None and "staticmethod" not in decorators  # self or cls
+    parameters = [*arguments.posonlyargs, *arguments.args][bound:]
+    parameters += [*arguments.kwonlyargs, *filter(None, (arguments.vararg, arguments.kwarg))]
+    untyped = [parameter.arg for parameter in parameters if parameter.annotation is None]
+    return untyped + ["return"] * (function.returns is None and function.name != "__init__")
+
+
+def test_public_signatures_have_types():
+    untyped = []
+    for path in sorted((ROOT / "hf_vq").rglob("*.py")):
+        name = path.relative_to(ROOT / "hf_vq").as_posix()
+        if not name.startswith(UNTYPED):
+            for function, owner in public_functions(parse(path).body):
+                untyped += [f"{name}: {function.name}: {part}" for part in untyped_parts(function, owner)]
+    assert untyped == []
+
+
+def test_a_missing_type_is_seen():
+    tree = ast.parse("class A:\n    def f(self, a: int, *b, c=1, **d: int): ...\n\ndef _g(a): ...\n")
+    assert [untyped_parts(*one) for one in public_functions(tree.body)] == [["c", "b", "return"]]

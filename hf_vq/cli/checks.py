@@ -4,19 +4,24 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from hf_vq.data.sources import HUB_ID
+from hf_vq.modalities import Modality
 from hf_vq.pipelines import PIPELINES
+from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import modality_of
 from hf_vq.saved import CONFIG, INDEX, folder_kind, read_json
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
-def existing_parent(path):
+def existing_parent(path: str | Path) -> Path:
     """The nearest path at or above the given one that exists."""
     path = Path(path).absolute()
     while not path.exists():
@@ -24,7 +29,7 @@ def existing_parent(path):
     return path
 
 
-def check_writable(path):
+def check_writable(path: str | Path) -> None:
     """Raise a ValueError if a folder cannot be created or written, without leaving a trace."""
     parent = existing_parent(path)
     if not parent.is_dir():
@@ -35,7 +40,7 @@ def check_writable(path):
         raise ValueError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
-def check_output_folder(path, *, overwrite=False, resume=False):
+def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise a ValueError unless a verb may write into this folder.
 
     Args:
@@ -52,7 +57,7 @@ def check_output_folder(path, *, overwrite=False, resume=False):
         raise ValueError(f"the output folder {path} exists and is not empty (--overwrite replaces what it holds)")
 
 
-def check_output_file(path, *, suffix, overwrite=False):
+def check_output_file(path: str | Path, *, suffix: str, overwrite: bool = False) -> None:
     """Raise a ValueError unless a verb may write this file."""
     path = Path(path)
     if path.suffix.lower() != suffix:
@@ -64,7 +69,7 @@ def check_output_file(path, *, suffix, overwrite=False):
     check_writable(path.parent)
 
 
-def check_disk_space(path, needed, what):
+def check_disk_space(path: str | Path, needed: int, what: str) -> None:
     """Raise a ValueError if the disk of a path has fewer than `needed` bytes left."""
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
@@ -73,7 +78,7 @@ def check_disk_space(path, needed, what):
         )
 
 
-def training_bytes(model, args, num_samples):
+def training_bytes(model: nn.Module, args: Any, num_samples: int) -> int:
     """Bytes that a training writes: the weights, and per checkpoint weights, gradient averages and weight average."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     steps = args.max_steps
@@ -93,18 +98,18 @@ def training_bytes(model, args, num_samples):
     return weights * (1 + copies * checkpoints)
 
 
-def is_main_process():
+def is_main_process() -> bool:
     """Whether this is the one process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text):
+def say(text: str) -> None:
     """Print, once where several processes run."""
     if is_main_process():
         print(text)
 
 
-def start_output_folder(path, *, overwrite, stale):
+def start_output_folder(path: str | Path, *, overwrite: bool, stale: Sequence[str]) -> Path:
     """Create an output folder once everything has been checked; with `overwrite`, remove what earlier runs left.
 
     Args:
@@ -124,7 +129,7 @@ def start_output_folder(path, *, overwrite, stale):
     return folder
 
 
-def local_folder(name):
+def local_folder(name: str) -> Path:
     """The folder of a model: the given one, or the download of a repo id of the Hub.
 
     Raises:
@@ -142,14 +147,14 @@ def local_folder(name):
         raise ValueError(f"{name} is no folder here, and downloading it from the Hub failed: {error}") from error
 
 
-def pipeline_folders(folder):
+def pipeline_folders(folder: str | Path) -> dict[str, Path]:
     """Folders of the models of a pipeline by component name, from its model_index.json."""
     index = read_json(Path(folder) / INDEX)
     names = [name for name, value in index.items() if (name == "autoencoder" or name.endswith("prior")) and value[0]]
     return {name: Path(folder) / name for name in names}
 
 
-def load_pipeline(folder):
+def load_pipeline(folder: str | Path) -> CodesPipeline:
     """The pipeline of a folder, as the class it was saved from.
 
     Raises:
@@ -162,7 +167,7 @@ def load_pipeline(folder):
     return PIPELINES[name].from_pretrained(folder)
 
 
-def check_weights(folder, *kinds):
+def check_weights(folder: str | Path, *kinds: str) -> str:
     """Raise a ValueError unless a folder is of one of the kinds and has its config and weights; return its kind."""
     folder, kind = Path(folder), folder_kind(folder)
     if kind is None:
@@ -179,7 +184,7 @@ def check_weights(folder, *kinds):
     return kind
 
 
-def check_same_config(option, wanted, config, source):
+def check_same_config(option: str, wanted: dict[str, Any], config: Mapping[str, Any], source: str | Path) -> None:
     """Raise a ValueError for the first wanted value that a model which exists does not have."""
     for name, value in wanted.items():
         if name not in config:
@@ -193,7 +198,7 @@ def _named(kind):
     return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
 
 
-def find_modality(class_name):
+def find_modality(class_name: str) -> Modality:
     """The modality of an autoencoder by the name of its class; a ValueError where it has none."""
     modality = modality_of(class_name)
     if modality is None:
@@ -201,13 +206,13 @@ def find_modality(class_name):
     return modality
 
 
-def folder_modality(folder):
+def folder_modality(folder: str | Path) -> Modality:
     """The modality of the folder of an autoencoder, or of a pipeline with one; a ValueError where it has none."""
     part = pipeline_folders(folder)["autoencoder"] if folder_kind(folder) == "pipeline" else Path(folder)
     return find_modality(read_json(part / CONFIG).get("_class_name"))
 
 
-def pick_device(name):
+def pick_device(name: str | None) -> torch.device:
     """The torch device to compute on: the one asked for, else a GPU where there is one, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -217,7 +222,7 @@ def pick_device(name):
         raise ValueError(f"device={name!r} cannot be used: {error}") from error
 
 
-def check_class_labels(labels, num_classes):
+def check_class_labels(labels: Iterable[int], num_classes: int) -> None:
     """Raise a ValueError for the first class label out of range."""
     for label in labels:
         if num_classes == 0:

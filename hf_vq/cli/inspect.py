@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,7 +31,7 @@ class InspectOptions:
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, sizes, _ = parse_options(
         [InspectOptions, size_options()],
@@ -43,7 +44,7 @@ def main(argv):
     print(json.dumps(facts, indent=2) if options.json else _as_text(facts))
 
 
-def describe(name, sizes=None, modality=None):
+def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[str, Any]:
     """Facts about a folder or repo, as a dict that JSON can hold.
 
     Args:

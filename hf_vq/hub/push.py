@@ -5,8 +5,9 @@ import re
 import tempfile
 import warnings
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
@@ -18,20 +19,20 @@ README = "README.md"
 
 
 def push_folder(
-    folder,
-    repo_id,
+    folder: str | Path,
+    repo_id: str,
     *,
-    license=None,
-    card=None,
-    evaluation=None,
-    dataset=None,
-    private=None,
-    token=None,
-    create_pr=False,
-    revision=None,
-    commit_message=None,
-    require_license=True,
-):
+    license: str | None = None,
+    card: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    dataset: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    require_license: bool = True,
+) -> CommitInfo:
     """Publish a folder that `save_pretrained` wrote, in one commit: cut in the middle, it changes nothing.
 
     The card is that of `card` or of the folder, else the one that somebody wrote in the repository; its text stays
@@ -120,7 +121,7 @@ def _collect(found, card, evaluation):
     return files
 
 
-def stale_weights(remote, files):
+def stale_weights(remote: list[str], files: dict[str, Path]) -> list[str]:
     """Weights in the repository that a push replaces under other names (one file by shards, or the reverse).
 
     Args:
@@ -171,17 +172,17 @@ class PushMixin:
 
     def push_to_hub(
         self,
-        repo_id,
+        repo_id: str,
         *,
-        license=None,
-        commit_message=None,
-        private=None,
-        token=None,
-        create_pr=False,
-        revision=None,
-        max_shard_size="10GB",
-        **save_options,
-    ):
+        license: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        max_shard_size: str = "10GB",
+        **save_options: Any,
+    ) -> CommitInfo:
         """Save and publish, with a generated card where nobody wrote one.
 
         Args:

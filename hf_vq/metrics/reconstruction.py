@@ -35,11 +35,13 @@ class ReconstructionError(nn.Module):
         super().__init__()
         self.register_buffer("sums", torch.zeros(4, dtype=torch.float64))  # values, sum, squares, squared errors
 
-    def reset(self):
+    def reset(self) -> None:
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, samples, reconstructions, padding_mask=None):
+    def update(
+        self, samples: torch.Tensor, reconstructions: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> None:
         """Adds samples and their reconstructions, (batch, channels, *space) float in [-1, 1] each.
 
         Args:
@@ -60,7 +62,7 @@ class ReconstructionError(nn.Module):
         self.sums += torch.stack([count, samples.sum(), samples.square().sum(), error]).to(self.sums.device)
 
     @torch.no_grad()
-    def compute(self):
+    def compute(self) -> ReconstructionErrorOutput:
         """The errors over everything added since `reset`, on all processes.
 
         Raises:

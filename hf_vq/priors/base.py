@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
@@ -85,10 +86,10 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
         """Keywords of the conditions, of those too that the config leaves out."""
         return tuple(condition.name for condition in self.conditions)
 
-    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
+    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
         """Raise a `ValueError` where `log_prob` would not be what `likelihood` says; arguments as of `log_prob`."""
 
-    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         """Log-probability of whole grids or a bound below it, in eval mode and without gradients.
 
         Args:
@@ -108,7 +109,7 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
         *,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **options,
+        **options: Any,
     ) -> torch.Tensor:
         """Draw codes, in eval mode and without gradients.
 

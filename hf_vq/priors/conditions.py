@@ -5,10 +5,12 @@ so that it is refused by name and not taken for a slip of the keyboard.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import check_values
 
 NO_TOKEN = -1  # in padded prompts: nothing here
@@ -40,7 +42,7 @@ class Condition:
         self.name, self.taken, self.having, self.lacking, self.optional = name, taken, having, lacking, optional
         self.dropout_prob, self.null_value = dropout_prob, null_value
 
-    def check(self, value, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None):
+    def check(self, value: Any, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None) -> Any:
         """A value as a tensor or a tuple of them; None where there is none and none is needed.
 
         Args:
@@ -61,26 +63,26 @@ class Condition:
             raise ValueError(f"{self.name} missing: this prior {self.having}")
         return self.check_value(value, batch_size, code_shape)
 
-    def check_value(self, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> Any:
         """`check` of a value that is there."""
         raise NotImplementedError(f"{type(self).__name__} must say in check_value what it takes")
 
-    def drop(self, value):
+    def drop(self, value: Any) -> Any:
         """A checked value, with some items left out by the global random numbers."""
         if self.dropout_prob == 0:
             return value
         dropped = torch.rand(len(value), *[1] * (value.ndim - 1), device=value.device) < self.dropout_prob
         return value.masked_fill(dropped, self.null_value)
 
-    def null(self, value):
+    def null(self, value: Any) -> Any:
         """A checked value with all items left out, or the value itself where training never left any out."""
         return value if self.dropout_prob == 0 else torch.full_like(value, self.null_value)
 
-    def pick(self, item: dict):
+    def pick(self, item: dict) -> Any:
         """What an item or a batch of a data set holds of it; None: nothing that this prior takes."""
         return item.get(self.name) if self.taken else None
 
-    def check_integers(self, value) -> torch.Tensor:
+    def check_integers(self, value: Any) -> torch.Tensor:
         """A tensor of whole numbers; a `ValueError` for anything else."""
         value = torch.as_tensor(value)
         if value.is_floating_point() or value.dtype == torch.bool:
@@ -97,11 +99,11 @@ class LabelCondition(Condition):
         options: of `Condition`.
     """
 
-    def __init__(self, name: str, size: int, **options):
+    def __init__(self, name: str, size: int, **options: Any):
         super().__init__(name, **options)
         self.size = size
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         labels = self.check_integers(value)
         if labels.ndim == 0 and batch_size is None:
             labels = labels[None]
@@ -111,7 +113,7 @@ class LabelCondition(Condition):
         return labels
 
 
-def class_condition(config) -> LabelCondition:
+def class_condition(config: PriorConfig) -> LabelCondition:
     """`class_labels` of a `PriorConfig`; training drops some to the null class, whose number is `num_classes`."""
     return LabelCondition(
         "class_labels",
@@ -134,11 +136,11 @@ class PromptCondition(Condition):
         options: of `Condition`.
     """
 
-    def __init__(self, num_tokens: int, longest: int, padded: bool, **options):
+    def __init__(self, num_tokens: int, longest: int, padded: bool, **options: Any):
         super().__init__("prompt_ids", taken=num_tokens > 0, null_value=NO_TOKEN, **options)
         self.num_tokens, self.longest, self.padded = num_tokens, longest, padded
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         value = self.check_integers(value)
         fits = value.ndim == 2 and value.numel() and value.shape[1] <= self.longest
         if not fits or batch_size not in (None, len(value)):
@@ -165,12 +167,12 @@ class FeatureCondition(Condition):
         shape: tuple[int, ...],
         num_frames: Callable[[int], int] | None = None,
         largest: float | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__(name, **options)
         self.shape, self.num_frames, self.largest = shape, num_frames, largest
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         value = torch.as_tensor(value)
         if not value.is_floating_point():
             raise ValueError(f"{self.name} must be floats, got {value.dtype}")
@@ -198,12 +200,14 @@ class ContextCondition(Condition):
         super().__init__("context_codes", taken=bool(codebook_sizes), lacking=lacking)
         self.codebook_sizes = codebook_sizes
 
-    def check(self, value, batch_size=None, code_shape=None):
+    def check(self, value: Any, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None) -> Any:
         if self.taken and value is None:
             return self.check_value(value, batch_size, code_shape)  # which says how many are missing
         return super().check(value, batch_size, code_shape)
 
-    def check_value(self, value, batch_size, code_shape) -> tuple[torch.Tensor, ...]:
+    def check_value(
+        self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
         sizes = self.codebook_sizes
         if not isinstance(value, tuple | list) or len(value) != len(sizes):
             got = len(value) if isinstance(value, tuple | list) else type(value).__name__

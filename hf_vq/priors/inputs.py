@@ -1,6 +1,7 @@
 """What priors check before any work: codes, lengths, conditions, grids and known codes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ class InputChecks:
         codes: torch.Tensor,
         labels: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         """Check what `forward` got.
 
@@ -151,7 +152,7 @@ def first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return value[0] if isinstance(value, tuple) else value
 
 
-def map_tensors(function, *values):
+def map_tensors(function: Callable, *values: Any) -> Any:
     """A function of tensors, or of the tensors of tuples one by one."""
     return tuple(map(function, *values)) if isinstance(values[0], tuple) else function(*values)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -270,11 +271,11 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             self._add_losses(output, codes, labels, target_probs, conditions.get("prompt_ids"), lengths)
         return output
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
         return self._predict_all(codes, **conditions)[0]
 
     def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], **conditions
+        self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any
     ) -> "RQTransformerSamplingState":
         self.config.check_grid("code_shape", tuple(code_shape))
         self._check_code_vectors()
@@ -432,7 +433,7 @@ class RQTransformerSamplingState:
         conditions: checked conditions.
     """
 
-    def __init__(self, prior: RQTransformer, num_grids: int, num_positions: int, **conditions):
+    def __init__(self, prior: RQTransformer, num_grids: int, num_positions: int, **conditions: Any):
         self.prior, self.implementation = prior, prior.config._attn_implementation
         self.num_positions, self.position, self.level = num_positions, 0, 0
         hidden = prior.embed_conditions(num_grids, **conditions)

@@ -1,6 +1,6 @@
 """What a prior's sequence is made of: how its elements are checked, drawn from logits and rated by them."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Tokens(Protocol):
     def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
         """Negative log-probabilities of targets (batch, *grid), 0 where ignored; "mean" is over those not ignored."""
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options: Any) -> torch.Tensor:
         """Elements (batch,) from logits (batch, ...) and numbers in [0, 1): (batch,), or (draws, batch) of several."""
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class CodeTokens:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction=reduction)
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options: Any) -> torch.Tensor:
         return sample_codes(logits, uniforms, **options)
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:

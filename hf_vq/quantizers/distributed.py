@@ -7,7 +7,7 @@ from hf_vq.processes import is_distributed
 from hf_vq.quantizers.nearest import widest_float
 
 
-def draw_rows(rows, count, valid=None):
+def draw_rows(rows: torch.Tensor, count: int, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Rows drawn uniformly, with replacement, from those of all processes: the same draw on every process.
 
     Two processes with half a batch each draw what one process with the whole batch draws from the same seed.

@@ -16,7 +16,7 @@ from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
 from hf_vq.autoencoders.images.grid_networks import PatchShortcut
 from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
-from hf_vq.autoencoders.outputs import EncoderOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_choice, check_positive_int
 
@@ -187,11 +187,11 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         )
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         return 2 ** len(self.downsample)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self._last_convolution.weight
 
@@ -200,7 +200,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         return self.output if self.config.output_kernel_size else self.upsample[-1].conv
 
     @torch.no_grad()
-    def initialize_codebook(self, sample, padding_mask=None):
+    def initialize_codebook(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> bool:
         fresh = not self.codebook_initialized and not self.last_layer.any()  # which training makes other than zero
         if self.config.shortcut != "principal" or not fresh:
             return super().initialize_codebook(sample, padding_mask)
@@ -217,20 +217,20 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         return started
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
         latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
-    def decode_parameters(self, latents):
+    def decode_parameters(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (batch, dim, *grid) to what the decoder ends in: the sample, or the parameters of its pixels."""
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents)
 
-    def vectors(self, codes):
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
         return self.quantizer.detokenize(codes).to(self.dtype)
 
-    def forward(self, sample, padding_mask=None):
+    def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:
         """Reconstructs a sample.
 
         Args:
@@ -246,7 +246,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         quantized = self.quantizer(self.encode(sample).latents, masks[0])
         return self.decoded_output(sample, quantized.latents, quantized, padding_mask)
 
-    def local_parts(self):
+    def local_parts(self) -> tuple[LocalPart, ...]:
         encoder = [self.downsample, self.encoder_middle, self.encoder_residual, self.to_latents]
         decoder = [self.decoder_middle, self.decoder_residual, self.upsample, self.output]
         return (
