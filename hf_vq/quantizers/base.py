@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_positive_int, constructor_arguments
 from hf_vq.quantizers.nearest import widest_float
-from hf_vq.quantizers.registry import constructor_arguments
 
 
 @dataclass

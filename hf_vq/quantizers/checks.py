@@ -1,5 +1,6 @@
 """Checks of constructor arguments, which name the argument and the value."""
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -29,3 +30,15 @@ def check_choice(known: Collection, **values: Any) -> None:
     for name, value in values.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+
+
+def constructor_arguments(quantizer_class: type) -> list[str]:
+    """Names of a constructor's arguments in their order, with those that **options hands on to a base class."""
+    names: list[str] = []
+    for base in quantizer_class.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in names]
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names
