@@ -8,6 +8,7 @@ import torch
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from .adversarial_task import tiny_discriminator, train_adversarial
 from .tiny_models import Codes, Images, tiny_autoencoder, tiny_prior
 
 OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, checkpoints fall in the middle of a pass
@@ -28,9 +29,12 @@ OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, c
 
 def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset):
     torch.manual_seed(0)
-    if kind == "autoencoder":
+    if kind != "prior":
         args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
-        return train_autoencoder(tiny_autoencoder(), dataset_wrapper(Images(100)), args, Images(20))
+        images = dataset_wrapper(Images(100))
+        if kind == "adversarial":
+            return train_adversarial(tiny_autoencoder(), tiny_discriminator(), images, args, Images(20))
+        return train_autoencoder(tiny_autoencoder(), images, args, Images(20))
     args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
     return train_prior(tiny_prior(), dataset_wrapper(Codes(100)), args, Codes(20))
 

@@ -9,9 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from . import resume_runs
+from hf_vq.training.autoencoder import AutoencoderTrainingArguments
 
-WEIGHTS = {"autoencoder": "diffusion_pytorch_model.safetensors", "prior": "model.safetensors"}
+from . import resume_runs
+from .adversarial_task import tiny_discriminator, train_adversarial
+from .tiny_models import Images, tiny_autoencoder
+
+WEIGHTS = {
+    "autoencoder": "diffusion_pytorch_model.safetensors",
+    "adversarial": "diffusion_pytorch_model.safetensors",
+    "prior": "model.safetensors",
+}
 
 
 def start(target, *arguments):
@@ -31,11 +39,38 @@ def run_and_die(target, *arguments):
 
 def figures(report, kind):
     """What the history tells of each step; Trainer's running loss starts anew at a resume, and is left out."""
-    keys = ["step", "eval_loss", "grad_norm", "learning_rate", *(["loss"] if kind == "autoencoder" else [])]
+    keys = ["step", "eval_loss", "grad_norm", "learning_rate", *([] if kind == "prior" else ["loss"])]
+    keys += ["loss_adversarial", "adaptive_weight", "discriminator_loss", "discriminator_grad_norm"]
     return [{key: entry[key] for key in keys if key in entry} for entry in report["history"]]
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def assert_same_end(one, other):
+    """The last checkpoints of two runs of two networks hold the same state of each, optimizers and schedules too."""
+    one, other = one / "checkpoint-25", other / "checkpoint-25"
+    for name in ("model.safetensors", "model_1.safetensors"):
+        weights, expected = load_file(one / name), load_file(other / name)
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    for name in ("optimizer.bin", "optimizer_1.bin", "scheduler.bin", "scheduler_1.bin"):
+        assert_equal(torch.load(one / name), torch.load(other / name))
+    assert torch.load(one / "optimizer_1.bin")["state"][0]["step"] == 25 - 4  # it starts in step 4
+
+
+def assert_equal(one, other):
+    if torch.is_tensor(one):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert_equal(value, other[name])
+    elif isinstance(one, list | tuple):
+        for value, its in zip(one, other, strict=True):
+            assert_equal(value, its)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "adversarial", "prior"])
 def test_kill_9_in_a_step_and_in_a_checkpoint(kind, tmp_path, caplog):
     output_dir = tmp_path / "killed"
     run_and_die(resume_runs.run_killed_in_a_step, kind, str(output_dir))
@@ -51,6 +86,8 @@ def test_kill_9_in_a_step_and_in_a_checkpoint(kind, tmp_path, caplog):
     assert expected.keys() == actual.keys()
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert figures(resumed, kind) == figures(whole, kind)
+    if kind == "adversarial":
+        assert_same_end(output_dir, tmp_path / "whole")
     assert resumed["metrics"] == whole["metrics"]
     assert json.loads((output_dir / "report.json").read_text()) == resumed
 
@@ -88,3 +125,35 @@ def test_two_processes_train_as_one_does(tmp_path):
     expected, actual = (load_file(tmp_path / name / WEIGHTS["autoencoder"]) for name in ("one", "two"))
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+class StopAfter:
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_two_networks_that_a_callback_stopped_go_on_as_if_it_had_not(tmp_path):
+    def train(folder, callbacks=(), resume=None):
+        torch.manual_seed(0)
+        options = {**resume_runs.OPTIONS, "resume_from_checkpoint": resume}
+        args = AutoencoderTrainingArguments(str(tmp_path / folder), **options)
+        return train_adversarial(tiny_autoencoder(), tiny_discriminator(), Images(100), args, Images(20), callbacks)
+
+    stopped = train("stopped", callbacks=[StopAfter(11)])
+    assert stopped["history"][-1]["step"] == 11
+    assert load_file(tmp_path / "stopped" / WEIGHTS["adversarial"])  # what there is, is published
+    resumed, whole = train("stopped", resume=True), train("whole")
+    assert resumed["metrics"] == whole["metrics"]
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_checkpoint_of_other_networks_is_refused(tmp_path):
+    resume_runs.run("adversarial", str(tmp_path / "two"))
+    resume_runs.run("autoencoder", str(tmp_path / "one"))
+    with pytest.raises(ValueError, match="holds the modules autoencoder, discriminator, this run trains autoencoder"):
+        resume_runs.run("autoencoder", str(tmp_path / "two"), resume=True)
+    with pytest.raises(ValueError, match="holds the modules autoencoder, this run trains autoencoder, discriminator"):
+        resume_runs.run("adversarial", str(tmp_path / "one"), resume=True)

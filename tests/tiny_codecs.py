@@ -57,6 +57,10 @@ class PatchCodec(AutoencoderMixin, ModelMixin, ConfigMixin):
     def downsample_factor(self):
         return tuple(self.config.strides)
 
+    @property
+    def last_layer(self):
+        return self.to_sample.weight
+
     @apply_forward_hook
     def encode(self, sample):
         self.check_sample(sample)

@@ -2,13 +2,16 @@
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import with_new_names
+
+LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
 
 
 class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
@@ -18,16 +21,18 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
         autoencoder_class: the ModelMixin that the fields build.
     """
 
-    autoencoder_class = None
+    autoencoder_class: ClassVar[Any] = None
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [*LOSSES, "losses"]  # `Trainer.predict` gathers rows alone
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         renamed = self.autoencoder_class.renamed_options() if self.autoencoder_class else {}
         given = with_new_names(kwargs, renamed, type(self).__name__)
         for name in renamed.values() & given.keys():
             setattr(self, name, given.pop(name))
         super().__post_init__(**given)
 
-    def autoencoder_arguments(self):
+    def autoencoder_arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, as the fields have them."""
         names = list(inspect.signature(self.autoencoder_class.__init__).parameters)[1:]
         return {name: getattr(self, name) for name in names}
 
@@ -42,7 +47,7 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     main_input_name = "sample"
     _keep_in_fp32_modules_strict = ["quantize", "quantizer", "quantizers"]
 
-    def __init__(self, config, autoencoder=None):
+    def __init__(self, config: AutoencoderConfig, autoencoder: Any = None):
         super().__init__(config)
         self.autoencoder = autoencoder or config.autoencoder_class(**config.autoencoder_arguments())
         self.integer_buffers = {
@@ -51,7 +56,9 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer
             owner, _, leaf = name.rpartition(".")
@@ -62,35 +69,58 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def from_autoencoder(cls, autoencoder):
+    def from_autoencoder(cls, autoencoder: Any) -> "AutoencoderForAutoModel":
         """The face of an autoencoder that exists: the same module, no copy."""
         fields = cls.config_class().autoencoder_arguments()
         return cls(cls.config_class(**{name: autoencoder.config[name] for name in fields}), autoencoder)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         self.autoencoder.save_pretrained(save_directory, **kwargs)
 
-    def _init_weights(self, module):
+    def _init_weights(self, module: Any) -> None:
         """The autoencoder initialised itself when it was built."""
 
-    def forward(self, sample, padding_mask=None):
-        return self.autoencoder(sample, padding_mask=padding_mask)
+    def forward(
+        self,
+        sample: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        return_loss: bool = True,
+    ) -> Any:
+        """The autoencoder's forward, as `transformers.Trainer` calls models: samples are their own targets.
 
-    def encode(self, sample):
+        Args:
+            sample: (batch, channels, *space) in [-1, 1].
+            pixel_values: the same by the name that image data sets of transformers have for it; one of the two.
+            padding_mask: (batch, *space) bool, True = real.
+            return_loss: False leaves the losses out.
+
+        Raises:
+            ValueError: both of `sample` and `pixel_values`, or neither.
+        """
+        if (sample is None) == (pixel_values is None):
+            raise ValueError("forward takes either sample or pixel_values")
+        output = self.autoencoder(pixel_values if sample is None else sample, padding_mask=padding_mask)
+        if return_loss:
+            return output
+        left_out = {"loss", *self.config.keys_to_ignore_at_inference}
+        return type(output)(**{name: value for name, value in output.items() if name not in left_out})
+
+    def encode(self, sample: torch.Tensor) -> Any:
         return self.autoencoder.encode(sample)
 
-    def decode(self, latents):
+    def decode(self, latents: Any) -> Any:
         return self.autoencoder.decode(latents)
 
-    def tokenize(self, sample, padding_mask=None, **options):
+    def tokenize(self, sample: Any, padding_mask: torch.Tensor | None = None, **options: Any) -> Any:
         return self.autoencoder.tokenize(sample, padding_mask, **options)
 
-    def detokenize(self, codes, **options):
+    def detokenize(self, codes: Any, **options: Any) -> Any:
         return self.autoencoder.detokenize(codes, **options)
 
 
 @functools.cache  # a class has one face
-def make_face(autoencoder_class: type) -> tuple[type[AutoencoderConfig], type[AutoencoderForAutoModel]]:
+def make_face(autoencoder_class: Any) -> tuple[Any, Any]:
     """Config class and model class of an autoencoder class, with the constructor's arguments as fields.
 
     Returns:

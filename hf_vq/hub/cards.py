@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_vq.hub.folders import CONVERSION, PICTURES, read_json
+from hf_vq.hub.folders import CONVERSION, PICTURES, ModelFolder
+from hf_vq.saved import read_json
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "Written by hf_vq from the files of this repository",
@@ -42,12 +43,12 @@ class Measurements:
     split: str | None = None
 
 
-def is_automatic(text):
+def is_automatic(text: str) -> bool:
     """Whether a card was generated, by us or by another library, rather than written."""
     return any(words in text for words in AUTOMATIC)
 
 
-def read_measurements(files, dataset=None):
+def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Measurements":
     """The figures of evaluation.json, or else the held-out figures of a training's report.json.
 
     Args:
@@ -69,7 +70,13 @@ def read_measurements(files, dataset=None):
     return found
 
 
-def describe(folder, repo_id, license=None, files=None, dataset=None):
+def describe(
+    folder: ModelFolder,
+    repo_id: str,
+    license: str | None = None,
+    files: dict[str, Path] | None = None,
+    dataset: str | None = None,
+) -> ModelCardData:
     """The metadata of a card.
 
     Args:
@@ -110,7 +117,9 @@ def describe(folder, repo_id, license=None, files=None, dataset=None):
     )
 
 
-def write_card(folder, repo_id, data, files=None):
+def write_card(
+    folder: ModelFolder, repo_id: str, data: ModelCardData, files: dict[str, Path] | None = None
+) -> ModelCard:
     """A generated card.
 
     Args:
@@ -148,7 +157,7 @@ def write_card(folder, repo_id, data, files=None):
     )
 
 
-def complete_card(card, data):
+def complete_card(card: ModelCard, data: ModelCardData) -> None:
     """Add to a card that somebody wrote the metadata that it lacks; its text stays.
 
     Args:

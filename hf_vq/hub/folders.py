@@ -1,7 +1,5 @@
 """What a saved folder is, and which of its files travel to the Hub."""
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -12,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import modality_of
+from hf_vq.saved import CONFIG, INDEX, config_kind, folder_kind, read_json
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
 MODEL_FILES = (
-    "config.json", "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
+    CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 CONVERSION = "conversion.json"  # where converted weights come from
@@ -63,7 +62,7 @@ class ModelFolder:
         return modality_of(self.components.get("autoencoder", self).class_name)
 
 
-def read_folder(path: str | os.PathLike) -> ModelFolder:
+def read_folder(path: str | Path) -> ModelFolder:
     """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
 
     Checkpoints, optimizer states and logs of a training in the same folder do not travel.
@@ -75,12 +74,10 @@ def read_folder(path: str | os.PathLike) -> ModelFolder:
         ValueError: nothing of ours in it, or weights that are missing or cut.
     """
     path = Path(path)
-    if (path / "model_index.json").is_file():
-        folder = _read_pipeline(path)
-    elif (path / "config.json").is_file():
-        folder = _read_model(path)
-    else:
-        raise ValueError(f"{path} holds no model: neither a model_index.json nor a config.json is there")
+    kind = folder_kind(path)
+    if kind not in ("pipeline", "autoencoder", "prior"):
+        raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} is there")
+    folder = _read_pipeline(path) if kind == "pipeline" else _read_model(path)
     folder.files.update(_find(path, RUN_FILES))
     if folder.modality:
         folder.files.update(_find(path, (f"*{folder.modality.suffix}",)))
@@ -92,21 +89,13 @@ def is_model_file(name: str) -> bool:
     return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file; a ValueError names it when that fails."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
 def _read_pipeline(path: Path) -> ModelFolder:
-    index = read_json(path / "model_index.json")
+    index = read_json(path / INDEX)
     name = index.get("_class_name")
     if not isinstance(name, list) or name[0] != PIPELINE or not (path / f"{PIPELINE}.py").is_file():
         raise ValueError(f"{path} holds {name!r}, no pipeline that hf_vq saved: call its own push_to_hub")
     folder = ModelFolder(path, "pipeline", name[1], index)
-    folder.files = _find(path, ("model_index.json", f"{PIPELINE}.py"))
+    folder.files = _find(path, (INDEX, f"{PIPELINE}.py"))
     for component, value in index.items():
         if component.startswith("_") or not isinstance(value, list) or not value[0]:
             continue
@@ -120,15 +109,15 @@ def _read_pipeline(path: Path) -> ModelFolder:
 
 
 def _read_model(path: Path) -> ModelFolder:
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise ValueError(f"{path} has no config.json")
-    config = read_json(path / "config.json")
+    config = read_json(path / CONFIG)
     reference = config.get("auto_map", {}).get("AutoConfig", "")
     if not reference.startswith(f"{SHIM}.") or not (path / f"{SHIM}.py").is_file():
         raise ValueError(
             f"{path} was not saved by hf_vq: load it with AutoVQModel or AutoVQPrior and call save_pretrained first"
         )
-    kind = "autoencoder" if "_class_name" in config else "prior"
+    kind = config_kind(config)
     config |= config.get(PRIOR_SECTION, {})
     folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
     folder.files = _find(path, MODEL_FILES)

@@ -3,12 +3,14 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
+from hf_vq.modalities import Modality
 from hf_vq.registry import MODALITIES
 
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
@@ -58,16 +60,16 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         self.register_to_config(class_names=names)
 
     @property
-    def modality(self):
+    def modality(self) -> Modality | None:
         """The Modality of the samples; None where they are tensors."""
         return MODALITIES.get(self.autoencoder.modality)
 
     @property
-    def output_types(self):
+    def output_types(self) -> tuple[str, ...]:
         """Forms in which samples can be had, the usual one first."""
         return (*(self.modality.output_types if self.modality else ("pt",)), "codes")
 
-    def get_label_ids(self, class_labels):
+    def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> torch.Tensor:
         """Class labels, numbers or names, as a tensor (n,) int64.
 
         Raises:
@@ -116,7 +118,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         return (SamplePipelineOutput if modality is None else modality.output_class)(samples)
 
 
-def check_prior(name, prior, codebook_size, grid_dims):
+def check_prior(name: str, prior: Any, codebook_size: int | tuple[int, ...], grid_dims: int) -> None:
     """Raise a ValueError unless a prior speaks of these codes."""
     if prior.config.codebook_size != codebook_size:
         raise ValueError(
@@ -129,7 +131,7 @@ def check_prior(name, prior, codebook_size, grid_dims):
         )
 
 
-def split_keywords(name, prior, keywords):
+def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords of a call as what a prior declares.
 
     Args:
@@ -159,7 +161,7 @@ def _is_default(value, default):
     return value is None if default is None else value == default
 
 
-def for_each_grid(count, **options):
+def for_each_grid(count: int, **options: Any) -> list[dict[str, Any]]:
     """Options, each one value for all grids or a sequence of one a grid, as a list of dicts, coarse to fine.
 
     None in a sequence leaves an option that pipelines do not name to that grid's prior.

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from hf_vq.priors.base import Prior, PriorOutput, evaluating
+from hf_vq.modes import evaluating
+from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.causality import check_causality
 from hf_vq.priors.inputs import map_tensors
 from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide
@@ -50,13 +51,13 @@ class AutoregressivePrior(Prior):
     def check_contract(cls) -> None:
         super().check_contract()
         if cls.predict is AutoregressivePrior.predict:
-            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions)")
+            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions: Any)")
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions)")
+        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions: Any)")
 
-    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> SamplingState:
+    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any) -> SamplingState:
         """An empty state for `num_grids` grids of `code_shape` under checked conditions.
 
         This one reads the whole grid for every code: right for every prior, and slow. A family has its own.
@@ -78,7 +79,7 @@ class AutoregressivePrior(Prior):
         labels: torch.Tensor | None,
         return_loss: bool,
         lengths: torch.Tensor | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> PriorOutput:
         """The common part of `forward`: check, drop conditions in training, predict, loss."""
         codes, labels, conditions = self.check_inputs(codes, labels, lengths, **conditions)
@@ -89,13 +90,19 @@ class AutoregressivePrior(Prior):
         """Mean nats per code: `labels` instead of `codes` as targets where given, -100 ignored."""
         return self.tokens.nats(logits, codes if labels is None else labels, reduction="mean")
 
-    def check_inputs(self, codes, labels=None, lengths=None, **conditions):
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         codes, labels, conditions = super().check_inputs(codes, labels, lengths, **conditions)
         if lengths is not None and self.reads_lengths:
             conditions["lengths"] = torch.as_tensor(lengths).to(self.device, torch.int64)
         return codes, labels, conditions
 
-    def check_lengths(self, lengths, codes):
+    def check_lengths(self, lengths: torch.Tensor | Sequence[int], codes: torch.Tensor) -> torch.Tensor:
         lengths = super().check_lengths(lengths, codes)
         if not self.reads_lengths and not torch.compiler.is_compiling():
             places = self.drawing_places(tuple(codes.shape[1:])).to(codes.device)
@@ -109,14 +116,14 @@ class AutoregressivePrior(Prior):
 
     @apply_forward_hook
     @torch.no_grad()
-    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
+    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
         """Raise a `ValueError` where logits of a code depend on that code or on one drawn later."""
         with evaluating(self):
             check_causality(self, *self.check_inputs(codes, None, lengths, **conditions))
 
     @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()
-    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         """Log-probability of whole grids, in eval mode and without gradients.
 
         Args:
@@ -152,7 +159,7 @@ class AutoregressivePrior(Prior):
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Draw codes one by one in drawing order, in eval mode, with cached activations.
 
@@ -208,7 +215,7 @@ class AutoregressivePrior(Prior):
         progress_bar: Callable[[Iterable], Iterable] | None,
         guidance_scale: float = 1.0,
         guidance_steps: int | None = None,
-        **options,
+        **options: Any,
     ) -> torch.Tensor:
         """`sample` with checked options: the loop over positions. `options` are those of `tokens.draw`."""
         tokens, code_shape = self.tokens, self._check_code_shape(code_shape)

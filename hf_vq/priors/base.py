@@ -1,11 +1,10 @@
 """What every prior shares: what it declares, its conditions, and what it must give."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -13,6 +12,7 @@ from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
+from hf_vq.single_file import SingleFileMixin
 
 
 @dataclass
@@ -28,19 +28,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and afterwards each of its modules back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-class Prior(InputChecks, PushMixin):
+class Prior(InputChecks, SingleFileMixin, PushMixin):
     """A model of codes that draws new ones, whatever the way; stands before `PreTrainedModel` among the bases.
 
     Its `forward(codes, labels=None, return_loss=True, lengths=None, ...)` names its conditions and returns a
@@ -123,17 +111,10 @@ class Prior(InputChecks, PushMixin):
         """Keywords of the conditions, of those too that the config leaves out."""
         return tuple(condition.name for condition in self.conditions)
 
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a prior of this class; arguments and errors as of autoencoders'."""
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
-
-    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
+    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
         """Raise a `ValueError` where `log_prob` would not be what `likelihood` says; arguments as of `log_prob`."""
 
-    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         """Log-probability of whole grids or a bound below it, in eval mode and without gradients.
 
         Args:
@@ -153,7 +134,7 @@ class Prior(InputChecks, PushMixin):
         *,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **options,
+        **options: Any,
     ) -> torch.Tensor:
         """Draw codes, in eval mode and without gradients.
 

@@ -32,15 +32,15 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        beta=0.25,
-        code_dim=None,
-        entropy_weight=0.0,
-        entropy_temperature=0.01,
-        entropy_offset=0.0,
-        diversity=1.0,
+        beta: float = 0.25,
+        code_dim: int | None = None,
+        entropy_weight: float = 0.0,
+        entropy_temperature: float = 0.01,
+        entropy_offset: float = 0.0,
+        diversity: float = 1.0,
     ):
         super().__init__(
             codebook_size,

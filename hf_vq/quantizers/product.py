@@ -26,7 +26,15 @@ class ProductQuantizer(CompositeQuantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, groups=2, group_type="ema", group_config=None):
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        groups: int = 2,
+        group_type: str = "ema",
+        group_config: dict | None = None,
+    ):
         check_positive_int(groups=groups, dim=dim)
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")

@@ -1,14 +1,12 @@
 """Quantizers by name."""
 
 import difflib
-import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hf_vq.quantizers.base import Quantizer
+from hf_vq.quantizers.checks import constructor_arguments
 from hf_vq.registry import QUANTIZERS
-
-if TYPE_CHECKING:
-    from hf_vq.quantizers.base import Quantizer
 
 
 def make_quantizer(
@@ -17,7 +15,7 @@ def make_quantizer(
     dim: int,
     quantizer_config: dict[str, Any] | None = None,
     variant: Callable[[type], type] | None = None,
-) -> "Quantizer":
+) -> Quantizer:
     """The quantizer of a name.
 
     Args:
@@ -45,18 +43,6 @@ def make_quantizer(
 def level_types() -> list[str]:
     """Quantizers that can be a level of a residual one."""
     return sorted(name for name, quantizer_class in QUANTIZERS.items() if quantizer_class.can_be_level)
-
-
-def constructor_arguments(quantizer_class: type) -> list[str]:
-    """Names of a constructor's arguments in their order, with those that **options hands on to a base class."""
-    names: list[str] = []
-    for base in quantizer_class.__mro__:
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
-            names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in names]
-            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-                break
-    return names
 
 
 def option_names(quantizer_class: type) -> set[str]:

@@ -42,17 +42,17 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        num_levels=8,
-        level_type="ema",
-        level_config=None,
-        shared_codebook=False,
-        update_each_level=False,
-        level_dropout=0.0,
-        code_dim=None,
-        gradient="straight_through",
+        num_levels: int = 8,
+        level_type: str = "ema",
+        level_config: dict | None = None,
+        shared_codebook: bool = False,
+        update_each_level: bool = False,
+        level_dropout: float = 0.0,
+        code_dim: int | None = None,
+        gradient: str = "straight_through",
     ):
         check_positive_int(num_levels=num_levels)
         check_choice(level_types(), level_type=level_type)
@@ -68,11 +68,11 @@ class ResidualQuantizer(CompositeQuantizer):
         self.codebook_updates = "forward"
 
     @property
-    def codebook_updates(self):
+    def codebook_updates(self) -> str:
         return self._codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode):
+    def codebook_updates(self, mode: str) -> str:
         self._codebook_updates = mode
         for level in self.levels:
             level.codebook_updates = "deferred" if mode == "forward" and self.gathers else mode

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 
 class Callbacks:
@@ -39,3 +39,20 @@ class Callbacks:
         """Tell the callbacks of a step and what is due after it; return the control with what they make of it."""
         self.control.should_log, self.control.should_evaluate, self.control.should_save = log, evaluate, save
         return self.call("on_step_end")
+
+
+class CodebookCallback(TrainerCallback):
+    """For `transformers.Trainer` on an autoencoder's face: the codebook moves once an optimizer step.
+
+    Without it a codebook that learns by statistics (`ema`) moves in every forward, so that accumulating the gradient
+    of several batches is not what one large batch does. `train_autoencoder` needs no such callback.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.autoencoder.set_codebook_updates("deferred")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.autoencoder.update_codebook()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        model.autoencoder.set_codebook_updates("forward")

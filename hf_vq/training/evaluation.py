@@ -1,6 +1,5 @@
 """What a trained model is worth on held-out data; used during training, by the command line and by reports."""
 
-import contextlib
 from dataclasses import asdict
 
 import torch
@@ -13,7 +12,8 @@ from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import HierarchyUsage
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.reconstruction import ReconstructionError
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.modes import evaluating
+from hf_vq.processes import sum_over_processes
 
 
 def evaluate_autoencoder(model, dataset, batch_size=64):
@@ -38,7 +38,8 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    with evaluating(model) as device:
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss = torch.zeros((), dtype=torch.float64, device=device)
         for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
@@ -99,7 +100,8 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
     check_likelihood_kind(prior)
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    with evaluating(prior) as device:
+    device = device_of(prior)
+    with torch.no_grad(), evaluating(prior):
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
         for batch in batches(dataset, batch_size, device):
             conditions, lengths = prior.pick_conditions(batch), batch.get("lengths")
@@ -123,16 +125,9 @@ def describe_code_likelihood(result):
     return {"nats_per_code": result.nats_per_code, "nats_per_token": result.nats_per_code, **figures}
 
 
-@contextlib.contextmanager
-def evaluating(model):
-    """Within the `with` block: evaluation mode, no gradient. Yields the model's device."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(training)
+def device_of(model):
+    """Where a model computes."""
+    return next(model.parameters()).device
 
 
 def batches(dataset, batch_size, device, collate=None):

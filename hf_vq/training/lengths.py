@@ -3,7 +3,7 @@
 import torch
 from transformers import Trainer
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 class LengthsTrainer(Trainer):

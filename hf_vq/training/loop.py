@@ -202,7 +202,7 @@ class TrainingLoop:
 
     def take_turn(self, turn: Turn, batches: list[Batch], prefix: str) -> None:
         """The gradient of the mean loss over the batches, which are all of one size, and a step of the optimizer."""
-        self.task.before_turn(turn)
+        self.task.before_turn(turn, self.step)
         total: Any = 0  # of the loss and of every term, a tensor (terms,) float64
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1

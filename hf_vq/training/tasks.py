@@ -88,8 +88,8 @@ class Task(ABC):
         """Take from a checkpoint what `save` wrote."""
 
     @abstractmethod
-    def before_turn(self, turn: Turn) -> None:
-        """Called before the forwards of a turn."""
+    def before_turn(self, turn: Turn, step: int) -> None:
+        """Called before the forwards of a turn, with the number of finished steps."""
 
     @abstractmethod
     def after_turn(self, turn: Turn, skipped: bool) -> None:
@@ -190,7 +190,7 @@ class Reconstruction(Task):
         if self.weight_ema is not None:
             self.weight_ema.load(folder)
 
-    def before_turn(self, turn: Turn) -> None:
+    def before_turn(self, turn: Turn, step: int) -> None:
         """Statistics of the codebook are gathered in the autoencoder's turn alone, whatever others do with it."""
         if not self.args.freeze_codes:
             self.autoencoder.set_codebook_updates("deferred" if turn.name == "autoencoder" else "off")
