@@ -8,7 +8,8 @@ import torch
 
 from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer
 
-from .test_quantizers import LEARNED, make, trained
+from .quantizer_variants import make, trained
+from .test_quantizers import LEARNED
 
 
 @LEARNED

@@ -7,94 +7,20 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hf_vq.quantizers import entropy, make_quantizer
 from hf_vq.quantizers.entropy import assignment_entropies, bit_entropies
 from hf_vq.quantizers.lookup import lookup
 
-# every type, and the options that change what it computes
-VARIANTS = {
-    "vector": ("vector", 12, {}),
-    "vector cosine, rotation": ("vector", 12, {"normalize": True, "gradient": "rotation"}),
-    "vector cosine, bypass": ("vector", 12, {"normalize": True, "gradient": "bypass"}),
-    "vector projected": ("vector", 12, {"code_dim": 3}),
-    "vector entropy": ("vector", 12, {"entropy_weight": 0.1, "entropy_temperature": 1.0}),
-    "vector transform": ("vector", 12, {"code_transform": True}),
-    "ema": ("ema", 12, {}),
-    "ema cosine": ("ema", 12, {"normalize": True}),
-    "ema entropy": ("ema", 12, {"entropy_weight": 0.1, "entropy_temperature": 1.0}),
-    "index_backpropagation": ("index_backpropagation", 12, {}),
-    "remapped": ("remapped", 12, {"num_used": 12}),
-    "finite_scalar": ("finite_scalar", 192, {"levels_per_dim": [4, 3, 2, 2, 2, 2]}),
-    "finite_scalar projected": ("finite_scalar", 40, {"levels_per_dim": [8, 5]}),
-    "finite_scalar symmetric": ("finite_scalar", 40, {"levels_per_dim": [8, 5], "preserve_symmetry": True}),
-    "lookup_free": ("lookup_free", 64, {"entropy_temperature": 1.0}),
-    "lookup_free spherical": ("lookup_free", 16, {"spherical": True, "first_bit": "least"}),
-    "gumbel": ("gumbel", 12, {"final_temperature": 0.2, "temperature_steps": 9}),
-    "residual": ("residual", 12, {"num_levels": 3}),
-    "residual shared": ("residual", 12, {"num_levels": 3, "shared_codebook": True}),
-    "residual rotation": ("residual", 12, {"num_levels": 2, "level_type": "vector", "gradient": "rotation"}),
-    "residual finite_scalar": (
-        "residual", 192, {"num_levels": 2, "level_type": "finite_scalar",
-                          "level_config": {"levels_per_dim": [4, 3, 2, 2, 2, 2]}},
-    ),
-    "product": ("product", 12, {"groups": 2}),
-    "grouped residual": ("product", 12, {"groups": 2, "group_type": "residual", "group_config": {"num_levels": 2}}),
-}  # fmt: skip
-EVERY = pytest.mark.parametrize("variant", VARIANTS)
+from .quantizer_variants import EVERY, VARIANTS, make, same_draws, trained
+
 LEARNED = pytest.mark.parametrize("name", ["vector", "ema"])
 CODEBOOK_BY_STATISTICS = pytest.mark.parametrize(
     "variant", [name for name in VARIANTS if name.startswith(("ema", "residual", "product", "grouped", "vector"))]
 )
 
 
-def make(variant, **options):
-    quantizer_type, codebook_size, config = VARIANTS[variant]
-    return make_quantizer(quantizer_type, codebook_size, 6, {**config, **options})
-
-
-def trained(variant, **options):
-    quantizer = make(variant, **options)
-    quantizer.train()(torch.randn(4, 6, 5, 5))
-    return quantizer
-
-
-def same_draws(function, *arguments, **options):
-    torch.manual_seed(1)
-    return function(*arguments, **options)
-
-
 # The contract
-
-
-@EVERY
-@settings(max_examples=8, deadline=None)
-@given(batch=st.integers(0, 3), grid=st.lists(st.integers(1, 4), max_size=3), seed=st.integers(0, 99))
-def test_codes_decode_to_the_quantized_latents(variant, batch, grid, seed):
-    torch.manual_seed(seed)
-    quantizer, latents = trained(variant).eval(), torch.randn(batch, 6, *grid)
-    output, again = quantizer(latents), quantizer(latents)
-    levels = () if quantizer.num_levels == 1 else (quantizer.num_levels,)
-    assert output.codes.shape == (batch, *levels, *grid)
-    assert output.codes.dtype == torch.int64
-    assert output.latents.shape == latents.shape
-    assert torch.equal(quantizer.tokenize(latents), output.codes)
-    assert torch.equal(again.codes, output.codes)
-    torch.testing.assert_close(quantizer.detokenize(output.codes), output.latents, rtol=1e-6, atol=1e-6)
-    assert output.loss.isfinite()
-    assert output.loss.ndim == 0
-
-
-@EVERY
-def test_a_code_does_not_depend_on_the_batch(variant):
-    quantizer, latents = trained(variant).eval(), torch.randn(7, 6, 9, 9)
-    codes = quantizer.tokenize(latents)
-    for item, expected in zip(latents, codes, strict=True):
-        assert torch.equal(quantizer.tokenize(item[None])[0], expected)
-    columns = torch.cat([quantizer.tokenize(latents[..., i : i + 1]) for i in range(9)], dim=-1)
-    assert torch.equal(columns, codes)
 
 
 @EVERY
@@ -135,43 +61,6 @@ def test_the_commitment_of_every_level_reaches_the_encoder():
         expected = expected + torch.autograd.grad(output.loss, latents, retain_graph=True)[0] / 3
         residual = residual - output.latents.detach()
     torch.testing.assert_close(torch.autograd.grad(quantizer.eval()(latents).loss, latents)[0], expected)
-
-
-@EVERY
-def test_padding_changes_neither_codes_nor_losses_nor_statistics(variant):
-    short = torch.randn(3, 6, 8)
-    padded = torch.cat([short, torch.full((3, 6, 5), 1e6)], dim=2)
-    mask = torch.arange(13).expand(3, 13) < 8
-    a = trained(variant, **({"hard": True, "kl_weight": 1.0} if variant == "gumbel" else {}))
-    if variant == "gumbel":
-        a.eval()  # training draws noise for padding too
-    b = copy.deepcopy(a)
-    plain, masked = same_draws(a, short), same_draws(b, padded, mask)
-    assert torch.equal(masked.codes[..., :8], plain.codes)
-    torch.testing.assert_close(masked.loss, plain.loss)
-    for key, value in a.state_dict().items():
-        torch.testing.assert_close(b.state_dict()[key], value, msg=key)
-
-
-@EVERY
-def test_nothing_but_padding_leaves_the_codebook_alone(variant):
-    quantizer, latents = trained(variant), torch.randn(2, 6, 5)
-    before = quantizer.tokenize(latents)
-    output = quantizer(latents, torch.zeros(2, 5, dtype=torch.bool))
-    assert output.loss.abs() < 1e-3 or "entropy" in variant or "lookup" in variant
-    assert output.loss.isfinite()
-    assert torch.equal(quantizer.tokenize(latents), before)
-
-
-@EVERY
-def test_save_and_load_keeps_every_code_and_never_runs_kmeans_again(variant):
-    source, target, latents = trained(variant), make(variant), torch.randn(8, 6, 4, 4)
-    target.load_state_dict(source.state_dict())
-    assert not target.initialize(latents)
-    expected = same_draws(source, latents)
-    assert torch.equal(same_draws(target.train(), latents).codes, expected.codes)
-    for key, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[key], value), key
 
 
 @EVERY
@@ -229,20 +118,6 @@ def test_nonfinite_latents_raise_and_leave_the_state_alone(variant, bad):
         with pytest.raises(RuntimeError, match="NaN or infinity"):
             call(latents)
     assert all(torch.equal(v, quantizer.state_dict()[k]) for k, v in before.items())
-
-
-@EVERY
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_state_stays_float32_and_autocast_does_not_change_codes(variant, dtype):
-    quantizer, latents = trained(variant), torch.randn(8, 6, 16, 16)
-    codes = quantizer.tokenize(latents)
-    with torch.autocast("cpu", dtype=dtype):
-        assert torch.equal(quantizer.tokenize(latents), codes)
-        assert torch.equal(quantizer.eval()(latents).codes, codes)
-    assert all(v.dtype not in (torch.float16, torch.bfloat16) for v in quantizer.to(dtype).state_dict().values())
-    output = quantizer.eval()(latents.to(dtype))
-    assert output.latents.dtype == dtype
-    assert torch.equal(output.codes, quantizer.tokenize(latents.to(dtype).float()))
 
 
 @CODEBOOK_BY_STATISTICS

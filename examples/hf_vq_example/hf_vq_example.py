@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_vq import AutoregressivePrior, register
 from hf_vq.autoencoders import AutoencoderMixin, EncoderOutput, ReconstructionOutput
 from hf_vq.priors import PriorConfig
-from hf_vq.quantizers import Quantizer, make_quantizer
+from hf_vq.quantizers import Quantizer, make_quantizer, masked_mse, straight_through
 
 
 @register("sign")
@@ -28,9 +28,8 @@ class SignQuantizer(Quantizer):
     def _quantize(self, rows, valid, counted, batch_size):
         codes = self._codes(rows)
         signs = self._vectors(codes)
-        errors = (rows - signs).square().mean(1)
-        loss = errors.mean() if valid is None else (errors * valid).sum() / valid.sum().clamp(min=1)
-        return rows + (signs - rows).detach(), codes, loss, {"commitment": loss}
+        loss = masked_mse(rows, signs, valid)
+        return straight_through(rows, signs), codes, loss, {"commitment": loss}
 
 
 @register

@@ -3,6 +3,7 @@
 from hf_vq.quantizers.base import Quantizer, QuantizerOutput
 from hf_vq.quantizers.ema import EMAVectorQuantizer
 from hf_vq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.gumbel import GumbelQuantizer
 from hf_vq.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from hf_vq.quantizers.lookup_free import LookupFreeQuantizer
@@ -27,5 +28,7 @@ __all__ = [
     "ResidualQuantizer",
     "VectorQuantizer",
     "make_quantizer",
+    "masked_mse",
     "nearest_codes",
+    "straight_through",
 ]
