@@ -84,22 +84,6 @@ def test_options_may_differ_from_level_to_level():
         pipe(temperature=[0.5])
 
 
-@pytest.mark.parametrize(("classes", "levels"), [(0, 2), (3, 2), (3, 3)])
-def test_folder_gives_the_same_images(classes, levels, tmp_path):
-    pipe = build(classes, levels)
-    arguments = {"class_labels": ["bee", "ant"]} if classes else {"batch_size": 2}
-    expected = pipe(**arguments, generator=generator(), output_type="pt").images
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == ["pipeline", "VQVAE2Pipeline"]
-    assert index["bottom_prior"] == ["hf_vq_remote", "PixelSNAIL"]
-    loaded = VQVAE2Pipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(loaded(**arguments, generator=generator(), output_type="pt").images, expected)
-    assert hf_vq_cli.main(["sample", str(tmp_path), "--output", str(tmp_path / "rows.png"), "--num", "2"]) in (0, None)
-    assert Image.open(tmp_path / "rows.png").size[0] > 16
-
-
 def test_completing_a_picture_keeps_the_codes_of_every_level():
     pipe = build(classes=0)
     image = torch.rand(1, 1, 16, 16, generator=generator())

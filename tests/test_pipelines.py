@@ -1,18 +1,13 @@
 """Facts about pipelines: prior and autoencoder in a row, folders, what diffusers users expect."""
 
-import json
-
 import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel
 
 import hf_vq
-from hf_vq import VQVAE, AutoVQPrior, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
-
-from .conftest import no_complaints
+from hf_vq import VQVAE, PixelCNN, PixelCNNConfig, VQModel, VQPipeline
 
 
 def build(classes=3, channels=1, autoencoder="vqvae"):
@@ -52,35 +47,6 @@ def test_images_are_the_decoded_codes_of_the_prior(autoencoder, channels, mode):
     np.testing.assert_allclose(array, expected.permute(0, 2, 3, 1).numpy(), atol=1e-6)
     (pictures,) = pipe(**arguments, generator=generator(), return_dict=False)
     assert [(type(p), p.mode, p.size) for p in pictures] == [(Image.Image, mode, (8, 8))] * 4
-
-
-@pytest.mark.parametrize("classes", [0, 3])
-def test_folder_gives_the_same_images(classes, tmp_path):
-    pipe = build(classes)
-    arguments = {"class_labels": ["bee", "ant"], "guidance_scale": 2.0} if classes else {"batch_size": 2}
-    expected = pipe(**arguments, generator=generator(), output_type="pt").images
-    pipe.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert (index["autoencoder"], index["prior"]) == (["hf_vq_remote", "VQVAE"], ["hf_vq_remote", "PixelCNN"])
-    with no_complaints():
-        loaded = VQPipeline.from_pretrained(tmp_path)
-        swapped = VQPipeline.from_pretrained(tmp_path, autoencoder=pipe.autoencoder)
-        parts = VQPipeline(
-            VQVAE.from_pretrained(tmp_path, subfolder="autoencoder"),
-            AutoVQPrior.from_pretrained(tmp_path, subfolder="prior"),
-            class_names=loaded.config.class_names,
-        )
-    assert type(AutoModel.from_pretrained(tmp_path / "prior")) is PixelCNN
-    for other in (loaded, swapped, parts):
-        other.set_progress_bar_config(disable=True)
-        assert torch.equal(other(**arguments, generator=generator(), output_type="pt").images, expected)
-
-
-def test_one_generator_per_image_makes_each_independent_of_the_batch():
-    pipe = build()
-    together = pipe([1, 2, 0], generator=[generator(seed) for seed in (5, 6, 7)], output_type="codes").images
-    alone = pipe(2, generator=[generator(6)], output_type="codes").images
-    assert torch.equal(together[1:2], alone)
 
 
 def test_another_size_and_known_codes():

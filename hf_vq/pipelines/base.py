@@ -19,6 +19,9 @@ OPTION_DEFAULTS = {
     "known_codes": None, "known_mask": None,
 }  # fmt: skip
 
+# of what a constructor takes; diffusers looks into these types alone, and warns of others
+ClassNames = list[str] | tuple[str, ...] | dict[int, str] | dict[str, str]
+
 
 @dataclass
 class SamplePipelineOutput(BaseOutput):

@@ -1,11 +1,11 @@
 """Prior and autoencoder in a row: new codes, then the sample they stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import check_prior, split_keywords
+from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.registry import register
 
@@ -27,9 +27,7 @@ class VQPipeline(PicturesPipeline):
 
     model_cpu_offload_seq = "prior->autoencoder"
 
-    def __init__(
-        self, autoencoder: Any, prior: Any, class_names: Sequence[str] | Mapping[int | str, str] | None = None
-    ):
+    def __init__(self, autoencoder: Any, prior: Any, class_names: ClassNames | None = None):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(

@@ -1,11 +1,11 @@
 """A prior for each grid of a hierarchy, coarse to fine, then the autoencoder: VQ-VAE-2's way to new images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.base import ClassNames, check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.registry import register
 
@@ -34,7 +34,7 @@ class VQVAE2Pipeline(PicturesPipeline):
         top_prior: Any,
         bottom_prior: Any,
         middle_prior: Any = None,
-        class_names: Sequence[str] | Mapping[int | str, str] | None = None,
+        class_names: ClassNames | None = None,
     ):
         super().__init__()
         names = autoencoder.grid_names
