@@ -49,6 +49,8 @@ class Quantizer(nn.Module):
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
     """
 
+    nonfinite_rows: torch.Tensor
+    _one: torch.Tensor
     num_levels = 1
     initialized = True
     codebook_updates = "forward"
@@ -192,7 +194,7 @@ class Quantizer(nn.Module):
         finite = torch.isfinite(rows).all(dim=1)
         if rows.device.type == "cpu":
             torch._assert_async(finite.all(), NONFINITE)
-            finite = None
+            return self.project_in(rows), valid, None
         return self.project_in(rows), valid, finite
 
     def _check_mask(self, latents, padding_mask):

@@ -38,6 +38,8 @@ class GumbelQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
+    steps: torch.Tensor
+
     def __init__(
         self,
         codebook_size: int,
