@@ -1,6 +1,6 @@
 """What every autoencoder answers: sample <-> codes, and a loss that trains."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     `downsample_factors`, coarse to fine, and its own `tokenize_sample` and `decode_codes`; its codes are tuples in
     that order.
     """
+
+    quantizer: Any  # of one with a single grid
+    encode: Callable
+    decode: Callable
 
     @property
     def quantizers(self) -> Sequence[Quantizer]:
@@ -164,7 +168,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             loss=self.config.reconstruction_weight * reconstruction_loss + quantized.loss,
             reconstruction_loss=reconstruction_loss,
             quantizer_loss=quantized.loss,
-            losses={"reconstruction": reconstruction_loss, **quantized.losses},
+            losses={"reconstruction": reconstruction_loss, **(quantized.losses or {})},
             **more,
         )
 

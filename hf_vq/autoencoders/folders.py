@@ -9,6 +9,7 @@ import diffusers
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from hf_vq.hosts import ModelHost
 from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
@@ -19,7 +20,7 @@ from hf_vq.version import __version__
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class SavedFolder(SingleFileMixin, PushMixin):
+class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
@@ -27,9 +28,10 @@ class SavedFolder(SingleFileMixin, PushMixin):
         modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
 
-    face_type = None
-    modality = None
-    _processor = None
+    face_type: str | None = None
+    modality: str | None = None
+    _processor: Any = None
+    in_channels: int
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
