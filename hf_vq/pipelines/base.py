@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
@@ -32,6 +32,9 @@ class SamplePipelineOutput(BaseOutput):
 
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
+
+    autoencoder: Any  # any of ours
+    config: Any
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""
@@ -130,7 +133,8 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
     Raises:
         TypeError: a keyword that the prior does not declare.
     """
-    options, conditions = {}, {}
+    options: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
     for keyword, value in keywords.items():
         if keyword in prior.sampling_options:
             options[keyword] = value
@@ -154,7 +158,7 @@ def for_each_grid(count: int, **options: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: a sequence of another length.
     """
-    grids = [{} for _ in range(count)]
+    grids: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in options.items():
         several = isinstance(value, Sequence) and not isinstance(value, str)
         if several and len(value) != count:
