@@ -9,9 +9,12 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 quickstart: $(VENV)/.train
 	$(BIN)/hf-vq quickstart --output quickstart --overwrite
 
-test: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy hf_vq hf_vq_cli.py
+
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # a thread for each of two processes
 
 wheel: $(VENV)/.dev

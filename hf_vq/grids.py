@@ -13,4 +13,4 @@ def as_grids(codes: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor
     Args:
         codes: (batch, *grid) or (batch, levels, *grid) int64; of a hierarchy a tuple or list of them.
     """
-    return tuple(codes) if isinstance(codes, tuple | list) else (codes,)
+    return (codes,) if isinstance(codes, torch.Tensor) else tuple(codes)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-_said = set()
+_said: set[tuple[str, str]] = set()
 
 
 def warn_renamed(owner: str, old: str, new: str, stacklevel: int = 3) -> None:
@@ -57,7 +57,7 @@ def renamed_options(**renamed: str) -> Callable[[Callable], Callable]:
                     text = text.replace(new, f"{new} ({old})")
                 raise ValueError(text) from error
 
-        renaming_init.renamed_options = renamed
+        vars(renaming_init)["renamed_options"] = renamed
         return renaming_init
 
     return decorate

@@ -1,6 +1,6 @@
 """What every autoencoder answers: sample <-> codes, and a loss that trains."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,18 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     that order.
     """
 
+<<<<<<< HEAD
     registry_kind = "autoencoder"
 
     @classmethod
     def check_contract(cls) -> None:
         """Raise a TypeError or ValueError that says what a class lacks to be registered."""
         check_autoencoder(cls, AutoencoderMixin)
+=======
+    quantizer: Any  # of one with a single grid
+    encode: Callable
+    decode: Callable
+>>>>>>> refs/heads/types
 
     @property
     def quantizers(self) -> Sequence[Quantizer]:
@@ -172,7 +178,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             loss=self.config.reconstruction_weight * reconstruction_loss + quantized.loss,
             reconstruction_loss=reconstruction_loss,
             quantizer_loss=quantized.loss,
-            losses={"reconstruction": reconstruction_loss, **quantized.losses},
+            losses={"reconstruction": reconstruction_loss, **(quantized.losses or {})},
             **more,
         )
 

@@ -1,11 +1,16 @@
 """Codebooks that stand still, are started, updated or resized: what training does to the quantizers of a model."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_vq.hosts import ModelHost
+from hf_vq.quantizers import Quantizer
 
-class CodebookControl:
+
+class CodebookControl(ModelHost):
     """The quantizers of an autoencoder as one; a subclass gives `quantizers`.
 
     Class attributes:
@@ -13,8 +18,10 @@ class CodebookControl:
             not depend on them.
     """
 
-    decoder_modules = ("post_quant_conv", "decoder")
-    decoder_options = ("reconstruction_loss", "reconstruction_weight")
+    quantizers: Sequence[Quantizer]
+    hierarchical: bool
+    decoder_modules: tuple[str, ...] = ("post_quant_conv", "decoder")
+    decoder_options: tuple[str, ...] = ("reconstruction_loss", "reconstruction_weight")
 
     @property
     def codebook_initialized(self) -> bool:

@@ -9,6 +9,7 @@ import diffusers
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from hf_vq.hosts import ModelHost
 from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
@@ -19,7 +20,7 @@ from hf_vq.version import __version__
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class SavedFolder(SingleFileMixin, PushMixin):
+class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
@@ -30,7 +31,12 @@ class SavedFolder(SingleFileMixin, PushMixin):
 
     face_type: str | None = None
     modality: str | None = None
+<<<<<<< HEAD
     _processor = None
+=======
+    _processor: Any = None
+    in_channels: int
+>>>>>>> refs/heads/types
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 

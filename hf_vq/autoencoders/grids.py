@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hf_vq.hosts import ModelHost
+from hf_vq.quantizers import Quantizer
+
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
 
 
-class Geometry:
+class Geometry(ModelHost):
     """The shapes of an autoencoder's samples and codes; a subclass gives `quantizers` and `downsample_factor`.
 
     Class attributes:
@@ -20,6 +23,8 @@ class Geometry:
 
     space_dims: int
     hierarchical = False
+    quantizers: Sequence[Quantizer]
+    downsample_factor: int | tuple[int, ...]
 
     @property
     def in_channels(self) -> int:

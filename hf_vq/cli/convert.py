@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from hf_vq.cli.options import parse_options
 from hf_vq.converters import FORMATS, convert

@@ -39,8 +39,8 @@ class DataOptions:
         default="validation", metadata={"help": "what to hold out: a split, or rows of one such as train[45000:50000]"}
     )
     skip_bad: bool = field(default=False, metadata={"help": "leave out samples that cannot be read, and list them"})
-    modality: Modality | None = field(default=None, init=False)
-    model: object | None = field(default=None, init=False)
+    modality: Any = field(default=None, init=False)
+    model: Any = field(default=None, init=False)
     compared: bool = field(default=False, init=False)
 
     def fit(self, modality: Modality, channels: int | None = None, model: Any = None) -> Self:

@@ -161,7 +161,7 @@ def _tensors(folder):
 
 def _describe_usage(folder):
     """How the codebook is used: by the quantizer's own running counts, and on validation by the training report."""
-    facts = {}
+    facts: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -177,7 +177,7 @@ def _describe_usage(folder):
 
 
 def _describe_codes(folder):
-    facts = {"splits": {}}
+    facts: dict[str, Any] = {"splits": {}}
     for split in code_splits(folder):
         facts["splits"][split] = len(load_codes(folder, split, grid=0))
     grids = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -99,7 +99,7 @@ def parse_options(
     Raises:
         ValueError: an unknown or misspelled name (names the nearest one), or a value of the wrong type.
     """
-    parser = _Parser(types, prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
+    parser = _Parser(cast(Any, types), prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
     fields = {entry.name: entry for cls in types for entry in dataclasses.fields(cls) if entry.init}
     mappings = {name for cls in types for name, kind in get_type_hints(cls).items() if dict in get_args(kind)}
     aliases, renamed = aliases or {}, renamed or {}

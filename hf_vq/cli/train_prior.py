@@ -85,7 +85,8 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
-    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
+    folder = Path(str(args.output_dir))
+    check_output_folder(folder, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
     grid = pick_grid(options)
@@ -107,11 +108,16 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     prior = initial or prior_class(prior_class.config_class(**config))
     if vectors is not None:
         prior.set_code_vectors(vectors)
-    check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
+    check_disk_space(folder, training_bytes(prior, args, len(train)), "training")
 
+<<<<<<< HEAD
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
+=======
+    start_output_folder(folder, overwrite=options.overwrite, stale=OUTPUTS)
+    write_recipe(folder / "recipe.yaml", given)
+>>>>>>> refs/heads/types
     say(
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
@@ -120,10 +126,10 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     if report is not None:
         nats = report["metrics"].get("eval_nats_per_code")
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
-        save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
+        save_loss_curve(folder / "loss_curve.png", report["history"])
         if autoencoder is not None and (grid is None or coarser):
             pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
-            save_pipeline(pipeline, Path(args.output_dir), args.seed)
+            save_pipeline(pipeline, folder, args.seed)
     return report
 
 
@@ -144,13 +150,13 @@ def load_initial(options: PriorOptions, given: dict[str, Any], codes: CodesDatas
     Raises:
         ValueError: no prior there, one for other codes or classes, or the recipe or flags ask for another config.
     """
-    folder = local_folder(options.init_from)
+    folder = local_folder(str(options.init_from))
     check_weights(folder, "prior")
     prior = hf_vq.AutoVQPrior.from_pretrained(folder)
     if "prior" in given and options.prior != type(prior).__name__:
         raise ValueError(f"prior={options.prior!r}, but init_from={options.init_from} holds {type(prior).__name__}")
     wanted = as_mapping("prior_config", options.prior_config)
-    check_same_config("prior_config", wanted, prior.config.to_dict(), options.init_from)
+    check_same_config("prior_config", wanted, prior.config.to_dict(), str(options.init_from))
     if prior.config.codebook_size != codes.codebook_size or prior.config.num_classes not in (0, codes.num_classes):
         raise ValueError(
             f"init_from={options.init_from} has codebook_size={prior.config.codebook_size} and "
@@ -235,7 +241,7 @@ def make_pipeline(
     if not coarser:
         return hf_vq.VQPipeline(autoencoder, prior, names)
     top, *middle, bottom = priors
-    return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, *middle, class_names=names)
+    return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, middle[0] if middle else None, names)
 
 
 def save_pipeline(pipeline: Any, folder: Path, seed: int) -> None:

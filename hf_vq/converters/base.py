@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 
-FORMATS = {}
+FORMATS: dict[str, "Format"] = {}
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Source:
     rest: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
     config_path: Path | None = None
-    first_stage: ModelMixin | None = None
+    first_stage: Any = None
 
     def has(self, *names: str) -> bool:
         """Whether all of these tensors are there."""
@@ -136,7 +135,7 @@ def fill(source: Source, plan: Plan | PipelinePlan) -> Any:
     Raises:
         ValueError: a tensor that is missing, has another shape or is left over, naming file and key.
     """
-    taken = set()
+    taken: set[str] = set()
     if isinstance(plan, PipelinePlan):
         model = plan.build(**{name: _fill_model(source, part, taken) for name, part in plan.parts.items()})
     else:

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import ModelCard
 
 from hf_vq.auto import AutoVQModel

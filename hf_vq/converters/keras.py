@@ -5,6 +5,7 @@ Weights files name layers by their classes or by counters, which users change: w
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from hf_vq.autoencoders import VQVAE
 from hf_vq.converters.base import Plan, Source, add_format
@@ -158,7 +159,7 @@ def _convolution(layer, kind, take):
 
 def _parts_of_pixelcnn(source):
     """The first layer, the three layers of every residual block, and the 1x1 layers at the end."""
-    groups = {}
+    groups: dict[Any, Any] = {}
     for path, layer in _layers(source).items():
         for folder in ("model_weights/", "layers/", "_layer_checkpoint_dependencies/"):
             path = path.removeprefix(folder)

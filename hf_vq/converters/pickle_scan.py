@@ -3,8 +3,9 @@
 import pickletools
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import IO, Any
 
 LONGEST_PICKLE = 64 * 2**20  # bytes: it holds no numbers of tensors, and a byte of it can take 64 in memory
 STRINGS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -31,7 +32,7 @@ class Scan:
     complete: bool = False
 
 
-def scan_pickle(file: BinaryIO) -> "Scan":
+def scan_pickle(file: IO[bytes]) -> "Scan":
     """Scan the pickle at the position of a binary file, which stands after it then.
 
     Returns:
@@ -41,10 +42,14 @@ def scan_pickle(file: BinaryIO) -> "Scan":
         ValueError: longer than `LONGEST_PICKLE`.
     """
     scan, start = Scan(), file.tell()
-    strings, memo, marks = [], {}, []  # strings: pushed so far; marks: [position, the string pushed after it]
-    last, closed = None, None  # the string that was pushed just before; the mark that was closed last
+    strings: list[str] = []  # pushed so far
+    memo: dict[Any, Any] = {}
+    marks: list[list[Any]] = []  # [position, the string pushed after it]
+    last: Any = None  # the string that was pushed just before
+    closed: list[Any] | None = None  # the mark that was closed last
     try:
-        for op, argument, position in pickletools.genops(file):
+        ops: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+        for op, argument, position in ops:
             if position - start > LONGEST_PICKLE:
                 break
             if op.name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):

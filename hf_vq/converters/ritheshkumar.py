@@ -1,6 +1,7 @@
 """ritheshkumar95's VQ-VAE with batch norms and its gated PixelCNN."""
 
 import re
+from typing import Any
 
 from hf_vq.autoencoders import VQVAE
 from hf_vq.converters.base import Plan, Source, add_format
@@ -77,13 +78,16 @@ def plan_prior(source: Source) -> Plan:
     size, width = shape_of(tensors, "embedding.weight", 2)
     classes, layers = shape_of(tensors, "layers.0.class_cond_embedding.weight", 2)[0], count(tensors, "layers")
     check_agrees(told, "", k=size, hidden_size_prior=width, num_layers=layers, n_classes=classes)
+    later: dict[str, Any] = {}
+    if layers > 1:
+        later["kernel_size"] = shape_of(tensors, "layers.1.vert_stack.weight", 4)[3]
     config = PixelCNNConfig(
         codebook_size=size,
         hidden_channels=width,
         num_layers=layers,
         num_classes=classes,
         first_kernel_size=shape_of(tensors, "layers.0.vert_stack.weight", 4)[3],
-        **({"kernel_size": shape_of(tensors, "layers.1.vert_stack.weight", 4)[3]} if layers > 1 else {}),
+        **later,
         head_channels=[shape_of(tensors, "output_conv.0.weight", 4)[0]],
     )
 

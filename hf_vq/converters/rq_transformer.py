@@ -116,7 +116,8 @@ def _read_stacks(tensors, told):
 
 def _read_inputs(source, told, size, levels):
     """Fields of the config about how codes enter; ValueError where that needs a first stage and there is none."""
-    tensors, fields = source.tensors, {}
+    tensors = source.tensors
+    fields: dict[str, Any] = {}
     spatial, depth = (f"{name}.weight" in tensors for name in ("input_mlp", "head_mlp"))
     check_agrees(told, "", input_emb_vqvae=spatial, head_emb_vqvae=depth)
     depth_vectors = "cumulative_vectors" if told.get("cumsum_depth_ctx", False) else "vectors"

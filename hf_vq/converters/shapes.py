@@ -1,7 +1,6 @@
 """What the shapes of a foreign checkpoint say, and whether its config says the same."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ def count(tensors: dict[str, torch.Tensor], prefix: str, separator: str = ".") -
     return 1 + max((int(match[1]) for match in map(pattern.match, tensors) if match), default=-1)
 
 
-def check_agrees(config: dict[str, Any], section: Mapping[str, Any], **values: Any) -> None:
+def check_agrees(config: dict[str, Any], section: str, **values: Any) -> None:
     """Every value that the config section names must be what the weights say.
 
     Raises:

@@ -67,7 +67,8 @@ def plan_sonnet(source: Source) -> Plan:
         if stem in PLACES:
             place = PLACES[stem]
         else:  # such as decoder_residual.layers.0.conv1
-            side, _, layer, conv = stem.split(".")[0].removesuffix("_residual"), *stem.split(".")[1:]
+            first, _, layer, conv = stem.split(".")
+            side = first.removesuffix("_residual")
             place = f"_{side}/_residual_stack/_layers/{layer}/{int(conv[-1]) - 1}"
         tensor = take(f"{prefix}{place}/{'w' if kind == 'weight' else 'b'}{suffix}")
         return tensor.permute(3, 2, 0, 1) if kind == "weight" else tensor

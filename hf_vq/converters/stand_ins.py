@@ -28,7 +28,9 @@ class Recorded:
         state: what it was filled with; a dict for nearly every class.
     """
 
-    source = None
+    source: str | None = None
+    arguments: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *arguments):
         recorded = super().__new__(cls)

@@ -11,7 +11,7 @@ FIRST_STAGE = "first_stage_model."
 IGNORED = ("loss.", "model_ema.", "colorize")  # colorize paints label maps
 
 
-def first_stage(source: Source) -> Source:
+def first_stage(source: Source) -> tuple[Source, dict[str, Any]]:
     """The source without what surrounds a first stage in a latent-diffusion or Net2Net checkpoint."""
     if not source.starts(FIRST_STAGE):
         return source, model_config(source.config)
@@ -25,7 +25,7 @@ def first_stage(source: Source) -> Source:
     return Source(source.path, tensors, source.rest, source.config, source.config_path), config
 
 
-def model_config(config: dict[str, Any]) -> tuple[str, dict]:
+def model_config(config: dict[str, Any]) -> dict[str, Any]:
     """The section that says class and arguments: `target` and `params`, or `class_path` and `init_args`."""
     config = config.get("model", config)
     if not isinstance(config, dict):

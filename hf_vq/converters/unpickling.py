@@ -35,7 +35,7 @@ MODULE_CLASS = "hf_vq.module_class"  # no file may name it: legacy files are giv
 lock = threading.Lock()
 
 
-def read_zipped_torch(path: str | Path) -> Any:
+def read_zipped_torch(path: Path) -> Any:
     """Content of a zip that `torch.save` wrote.
 
     Returns:
@@ -54,7 +54,7 @@ def read_zipped_torch(path: str | Path) -> Any:
         return _load(file, path.stat().st_size)
 
 
-def read_legacy_torch(path: str | Path) -> Any:
+def read_legacy_torch(path: Path) -> Any:
     """Content of a file that `torch.save` wrote before it wrote zips (torch 1.5 and older).
 
     Returns:

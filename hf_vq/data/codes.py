@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -
     codes = hashlib.sha256(json.dumps(encoding, sort_keys=True, default=str).encode())
     for name, tensor in sorted(autoencoder.state_dict().items()):
         described = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
             digest.update(described)
             digest.update(content)
@@ -88,8 +89,8 @@ def load_codes(
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
     wanted = [_pick_grid(plan, grid, folder)]
     if context:
-        wanted += [_pick_grid(plan, coarser, folder) for coarser in range(grid or 0)]
-    own, *coarser = (read_column(paths, name, shape, memory_map) for name, _, shape in wanted)
+        wanted += [_pick_grid(plan, index, folder) for index in range(grid or 0)]
+    own, *coarser = (cast(np.ndarray, read_column(paths, name, shape, memory_map)) for name, _, shape in wanted)
     return CodesDataset(
         own,
         read_column(paths, "class_labels") if plan["class_names"] is not None else None,
@@ -184,7 +185,7 @@ class CodesDataset(Dataset):
         return len(self.codes)
 
     def __getitem__(self, index):
-        item = {"codes": torch.from_numpy(self.codes[index].astype(np.int64))}
+        item: dict[str, Any] = {"codes": torch.from_numpy(self.codes[index].astype(np.int64))}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
         if self.lengths is not None:

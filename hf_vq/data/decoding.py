@@ -1,6 +1,7 @@
 """Image files to uint8 arrays, and the checks that find a bad file before any work."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,8 +36,9 @@ def is_lossless(image: Image.Image) -> bool:
     WebP has both kinds: "VP8L" in its RIFF chunks is lossless, "VP8 " is not.
     """
     if image.format == "WEBP":
-        image.fp.seek(0)
-        content = image.fp.read()
+        file = cast(Any, image).fp  # of the file that it was opened from
+        file.seek(0)
+        content = file.read()
         kind, position = content[12:16], 12
         while kind not in (b"VP8L", b"VP8 ", b"ANMF", b""):  # chunks: name, length, content, even padding
             length = int.from_bytes(content[position + 4 : position + 8], "little")
@@ -58,10 +60,11 @@ def check_complete(image: Image.Image) -> None:
         image.verify()
         return
     if image.format == "JPEG":
-        image.fp.seek(-2, 2)
-        if image.fp.read(2) == b"\xff\xd9":
+        file = cast(Any, image).fp
+        file.seek(-2, 2)
+        if file.read(2) == b"\xff\xd9":
             return
-        image.fp.seek(0)
+        file.seek(0)
     image.load()
 
 

@@ -3,7 +3,6 @@
 import glob
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ CACHE_BYTES = 512 * 2**20
 
 
 def load_images(
-    source: str | Path | Sequence[str | Path],
+    source: str | Path | list | tuple,
     *,
     split: str = "train",
     image_size: int | None = None,
@@ -81,20 +80,21 @@ def load_images(
     asked, split, sliced = split, split_name(split), is_slice(split)
     if sliced:
         validation_fraction = 0
-    if isinstance(source, (list, tuple)):
+    name = str(source)
+    if isinstance(source, list | tuple):
         images = files_source(source)
     elif source == "digits":
         images = digits_source(split, resized=image_size is not None, fraction=0 if sliced else DIGITS_HELD_OUT)
-    elif files := parquet_files(str(source)):
-        images = parquet_source(str(source), files, split, validation_fraction, *columns)
+    elif files := parquet_files(name):
+        images = parquet_source(name, files, split, validation_fraction, *columns)
     elif os.path.isdir(source):
         images = folder_source(Path(source), split, validation_fraction)
     elif os.path.exists(source):
-        raise ValueError(f"data={str(source)!r} is neither a Parquet file nor a folder")
-    elif glob.has_magic(str(source)) or not HUB_ID.fullmatch(str(source)):
-        raise ValueError(f"data={str(source)!r}: no such file or folder, and not a data set id of the Hub")
+        raise ValueError(f"data={name!r} is neither a Parquet file nor a folder")
+    elif glob.has_magic(name) or not HUB_ID.fullmatch(name):
+        raise ValueError(f"data={name!r}: no such file or folder, and not a data set id of the Hub")
     else:
-        images = hub_source(str(source), config_name, split, validation_fraction, *columns)
+        images = hub_source(name, config_name, split, validation_fraction, *columns)
     if sliced:
         images = images.select(slice_rows(asked, len(images.names)))
     return ImageDataset(images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes)
@@ -118,6 +118,8 @@ class ImageDataset(Dataset):
         labels: (len,) int64 tensor, None without classes.
         skipped: one line per bad image that was left out, with the reason.
     """
+
+    skipped: list[str]
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ def count_grids(folder: str | Path) -> int:
 
 
 def read_column(
-    paths: Sequence[str | Path], name: str, item_shape: tuple[int, ...] = (), memory_map: bool = False
+    paths: Sequence[str | Path], name: str, item_shape: tuple[int, ...] = (), memory_map: bool | None = False
 ) -> np.ndarray | None:
     """A column of all shards as one array (rows, *item_shape), None where the shards have no such column.
 

@@ -141,11 +141,11 @@ def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) 
 
 def files_source(paths: Sequence[str | Path]) -> ImageSource:
     """The given image files, without classes."""
-    paths = [str(path) for path in paths]
-    for path in paths:
+    names = [str(path) for path in paths]
+    for path in names:
         if not os.path.isfile(path):
             raise ValueError(f"no such image file: {path}")
-    return ImageSource(names=paths, open=_OpenFile(paths), files=True)
+    return ImageSource(names=names, open=_OpenFile(names), files=True)
 
 
 def _subfolders(folder):
@@ -304,8 +304,8 @@ def _read_labels(rows, column, source):
     if isinstance(feature, library.ClassLabel):
         class_names = list(feature.names)
     elif values.dtype.kind == "U":
-        class_names, values = np.unique(values, return_inverse=True)
-        class_names = class_names.tolist()
+        names, values = np.unique(values, return_inverse=True)
+        class_names = names.tolist()
     elif values.dtype.kind in "iu":
         class_names = [str(label) for label in range(int(values.max()) + 1)]
     else:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def storage_dtype(codebook_size: int) -> np.dtype:
 
 def tokenize_dataset(
     autoencoder: Tokenizer,
-    dataset: str,
+    dataset: Any,
     output_dir: str | Path,
     *,
     batch_size: int = 64,
@@ -73,7 +74,7 @@ def tokenize_dataset(
             with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
                 for target, rows in shards:
                     if not target.exists():
-                        loader = DataLoader(
+                        loader: DataLoader = DataLoader(
                             Subset(dataset, rows),
                             batch_size,
                             num_workers=num_workers,
@@ -159,7 +160,9 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
 def _tokenize(autoencoder, loader, device):
     """Arrays of a shard's rows: codes (rows, *grid) of every grid, their lengths (rows,) or None, labels or None."""
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
-    parts, lengths, labels = [[] for _ in dtypes], [[] for _ in dtypes], []
+    parts: list[list[np.ndarray]] = [[] for _ in dtypes]
+    lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
+    labels: list[int] = []
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)

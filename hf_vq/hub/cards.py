@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -164,13 +165,14 @@ def complete_card(card: ModelCard, data: ModelCardData) -> None:
         card: ModelCard, changed in place.
         data: ModelCardData, from `describe`.
     """
+    written = cast(ModelCardData, card.data)
     for name in ("license", "library_name", "pipeline_tag", "metrics"):
-        if getattr(card.data, name, None) is None:
-            setattr(card.data, name, getattr(data, name))
-    if not card.data.eval_results and data.eval_results:
-        card.data.eval_results, card.data.model_name = data.eval_results, data.model_name
-    tags = card.data.tags or []
-    card.data.tags = tags + [tag for tag in data.tags if tag not in tags]
+        if getattr(written, name, None) is None:
+            setattr(written, name, getattr(data, name))
+    if not written.eval_results and data.eval_results:
+        written.eval_results, written.model_name = data.eval_results, data.model_name
+    tags = written.tags or []
+    written.tags = tags + [tag for tag in data.tags or () if tag not in tags]
 
 
 def _known(metrics):

@@ -4,6 +4,7 @@ import contextlib
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,6 +88,7 @@ def push_folder(
             local = write_card(found, repo_id, data, files)
         else:
             complete_card(local, data)
+        operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
         operations.append(CommitOperationAdd(README, str(local).encode()))
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
@@ -169,6 +171,8 @@ def _agree(license, card):
 
 class PushMixin:
     """`push_to_hub` of models and pipelines: what `save_pretrained` writes goes through `push_folder`."""
+
+    save_pretrained: Callable
 
     def push_to_hub(
         self,

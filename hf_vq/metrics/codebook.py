@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ class CodebookUsage(nn.Module):
         codebook_size: number of codes.
         num_levels: more than one for residual quantizers, whose codes are (batch, levels, *grid).
     """
+
+    counts: torch.Tensor
 
     def __init__(self, codebook_size: int, num_levels: int = 1):
         super().__init__()
@@ -83,6 +86,8 @@ class HierarchyUsage(nn.Module):
         codebook_sizes: number of codes of every quantizer, coarse to fine.
         num_levels: levels of each quantizer.
     """
+
+    parts: Any  # nn.ModuleList of CodebookUsage
 
     def __init__(self, codebook_sizes: Sequence[int], num_levels: int = 1):
         super().__init__()

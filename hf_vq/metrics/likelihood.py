@@ -36,6 +36,9 @@ class CodeLikelihood(nn.Module):
         sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
     """
 
+    counts: torch.Tensor
+    sums: torch.Tensor
+
     def __init__(self, codebook_size: int, sample_shape: tuple[int, ...] | None = None):
         super().__init__()
         self.sample_shape = sample_shape
@@ -63,7 +66,7 @@ class CodeLikelihood(nn.Module):
         """
         if log_prob.shape != codes.shape[:1]:
             raise ValueError(f"log_prob must be ({codes.shape[0]},), one value an item, got {tuple(log_prob.shape)}")
-        items = len(codes)
+        items: float = len(codes)
         if lengths is not None:
             if lengths.shape != codes.shape[:1]:
                 raise ValueError(f"lengths must be ({items},), one an item, got {tuple(lengths.shape)}")

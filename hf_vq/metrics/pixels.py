@@ -87,6 +87,8 @@ class LogisticScale(nn.Module):
         num_values: how many values a pixel can have.
     """
 
+    counts: torch.Tensor
+
     def __init__(self, channels: int, num_values: int = 256):
         super().__init__()
         self.num_values = num_values

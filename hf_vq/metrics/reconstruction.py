@@ -31,6 +31,8 @@ class ReconstructionError(nn.Module):
     The variance is that of all values around their one mean, as in Sonnet's and Keras' examples.
     """
 
+    sums: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.register_buffer("sums", torch.zeros(4, dtype=torch.float64))  # values, sum, squares, squared errors

@@ -46,7 +46,12 @@ def save_comparison(path: str | Path, rows: dict[str, torch.Tensor], title: str)
     _save_rows(path, [(name, _to_pixels(samples)) for name, samples in rows.items()], title)
 
 
-def save_code_maps(path: str | Path, samples: torch.Tensor, codes: torch.Tensor, codebook_size: int) -> None:
+def save_code_maps(
+    path: str | Path,
+    samples: torch.Tensor,
+    codes: torch.Tensor | Sequence[torch.Tensor],
+    codebook_size: int | Sequence[int],
+) -> None:
     """Samples above their codes, each code in a colour that is its own in every picture of this codebook size.
 
     Args:
@@ -71,14 +76,14 @@ def save_code_maps(path: str | Path, samples: torch.Tensor, codes: torch.Tensor,
         for level, codes_of_level in enumerate(levels):
             words = [f"grid {grid + 1}"] * (len(parts) > 1) + [f"level {level + 1}"] * (len(levels) > 1)
             maps.append((" ".join(words) or "codes", codes_of_level, size))
-    maps = [(name, _code_colours(size)[one.cpu().numpy()]) for name, one, size in maps[:MAX_MAPS]]
+    shown = [(name, _code_colours(size)[one.cpu().numpy()]) for name, one, size in maps[:MAX_MAPS]]
     grids = ", ".join(
         f"{' x '.join(map(str, part.shape[1:]))} of {size}" for part, size in zip(parts, sizes, strict=True)
     )
-    _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grids}")
+    _save_rows(path, [("original", _to_pixels(samples)), *shown], f"Codes: {grids}")
 
 
-def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[str] | None = None) -> None:
+def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[int | str] | None = None) -> None:
     """Samples in a grid, each under its label where labels are given.
 
     Args:
@@ -107,8 +112,8 @@ def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[s
 
 def save_sample_rows(path: str | Path, samples: torch.Tensor, columns: int) -> None:
     """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
-    pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    values = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = values.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     height, width = pixels.shape[1:3]
     zoom = max(1, 48 // max(height, width))
     images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]

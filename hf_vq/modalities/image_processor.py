@@ -83,8 +83,8 @@ class ImageProcessor:
         shapes = sorted({one.shape[1:] for one in pixels})
         if len(shapes) != 1:
             raise ValueError(f"images must be one or more, of one size where they are not resized; got {shapes}")
-        pixels = torch.from_numpy(np.stack(pixels)).to(device)
-        return pixels.to(torch.float32) * (2 / self.white) - 1
+        values = torch.from_numpy(np.stack(pixels)).to(device)
+        return values.to(torch.float32) * (2 / self.white) - 1
 
     def postprocess(
         self, sample: torch.Tensor, output_type: str = "pil"
@@ -139,10 +139,10 @@ class ImageProcessor:
         if Path(path_or_repo).is_dir():
             path = Path(path_or_repo, subfolder or "", PROCESSOR)
         else:
-            options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+            options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
             options |= {"subfolder": subfolder, "revision": revision, "force_download": force_download}
             try:
-                path = Path(hf_hub_download(str(path_or_repo), PROCESSOR, **options))
+                path = Path(str(hf_hub_download(str(path_or_repo), PROCESSOR, **options)))
             except EntryNotFoundError:  # not there, or offline and not in the cache
                 return None
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

@@ -1,5 +1,7 @@
 """The causal transformer of GPT-2 with pre-LayerNorm blocks, and keys and values cached in memory allocated once."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -119,6 +121,8 @@ class Transformer(nn.Module):
         ValueError: an argument out of its range, named with its value.
     """
 
+    blocks: Any  # nn.ModuleList of TransformerBlock
+
     def __init__(
         self,
         num_layers: int,
@@ -202,5 +206,6 @@ def init_weights(module: nn.Module) -> None:
         init.normal_(module.weight, std=0.02)
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
-    if getattr(module, "bias", None) is not None:
-        init.zeros_(module.bias)
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        init.zeros_(bias)

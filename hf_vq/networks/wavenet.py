@@ -1,6 +1,7 @@
 """The WaveNet: gated residual layers of causal dilated convolutions, with local and global conditions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,8 @@ class WaveNetStack(nn.Module):
     Raises:
         ValueError: a value is out of its range.
     """
+
+    layers: Any  # nn.ModuleList of WaveNetLayer
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ with a slot per tap. A step overwrites the oldest slot of one ring and multiplie
 weight whose taps are turned the same way, so nothing is ever shifted or gathered.
 """
 
+from typing import Any, cast
+
 import torch
 
 from hf_vq.networks.wavenet import HALF_VARIANCE, WaveNetLayer, WaveNetStack
@@ -20,6 +22,8 @@ class LayerSteps:
         batch_size: items computed together.
         activations: (batch, gate_channels / 2 + 1), where the gates are written; its last column holds ones.
     """
+
+    residual: Any  # (channels + 1, channels); None: the last layer has none
 
     def __init__(self, layer: WaveNetLayer, batch_size: int, activations: torch.Tensor):
         weight, num_taps = layer.conv.weight, layer.conv.kernel_size[0]
@@ -63,6 +67,8 @@ class WaveNetSteps:
         global_features: (batch, global_channels) where it has a global one.
     """
 
+    local_features: torch.Tensor | None  # (length, batch, local_channels)
+
     @torch.no_grad()
     def __init__(
         self,
@@ -82,12 +88,14 @@ class WaveNetSteps:
 
         always = torch.cat([layer.conv.bias for layer in stack.layers]).expand(batch_size, -1)
         if stack.global_channels:
-            always = always + global_features @ _joined([layer.global_condition for layer in stack.layers])
+            always = always + cast(torch.Tensor, global_features) @ _joined(
+                [layer.global_condition for layer in stack.layers]
+            )
         self.always = always  # (batch, layers * gate_channels)
         self.contexts = [always.chunk(num_layers, dim=1)]
         self.local_features = None
         if stack.local_channels:
-            self.local_features = local_features.permute(2, 0, 1).contiguous()  # (length, batch, local_channels)
+            self.local_features = cast(torch.Tensor, local_features).permute(2, 0, 1).contiguous()
             self.local_weight = _joined([layer.local_condition for layer in stack.layers])
 
     @torch.no_grad()
@@ -115,14 +123,14 @@ class WaveNetSteps:
 
 def _dense(conv: torch.nn.Conv1d) -> tuple[torch.Tensor, torch.Tensor]:
     """Bias and weight (in_channels, out_channels) of a 1x1 convolution."""
-    return conv.bias, conv.weight[:, :, 0].t().contiguous()
+    return cast(torch.Tensor, conv.bias), conv.weight[:, :, 0].t().contiguous()
 
 
 def _with_bias(conv: torch.nn.Conv1d) -> torch.Tensor:
     """Weight (in_channels + 1, out_channels) of a 1x1 convolution, for inputs that end with a one."""
-    return torch.cat([conv.weight[:, :, 0].t(), conv.bias[None]])
+    return torch.cat([conv.weight[:, :, 0].t(), cast(torch.Tensor, conv.bias)[None]])
 
 
-def _joined(layers: list[torch.nn.Module]) -> torch.Tensor:
+def _joined(layers: list[torch.nn.Conv1d]) -> torch.Tensor:
     """Weight (in_channels, layers * out_channels) of 1x1 layers that read the same input."""
     return torch.cat([layer.weight.flatten(1) for layer in layers]).t().contiguous()

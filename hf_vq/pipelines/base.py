@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
@@ -37,6 +37,7 @@ class SamplePipelineOutput(BaseOutput):
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
+<<<<<<< HEAD
     registry_kind = "pipeline"
 
     @classmethod
@@ -50,6 +51,10 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
                 f"the constructor of {cls.__name__} must take autoencoder, and prior or several named such as "
                 f"top_prior; it takes {', '.join(list(components)[1:])}"
             )
+=======
+    autoencoder: Any  # any of ours
+    config: Any
+>>>>>>> refs/heads/types
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""
@@ -148,7 +153,8 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
     Raises:
         TypeError: a keyword that the prior does not declare.
     """
-    options, conditions = {}, {}
+    options: dict[str, Any] = {}
+    conditions: dict[str, Any] = {}
     for keyword, value in keywords.items():
         if keyword in prior.sampling_options:
             options[keyword] = value
@@ -172,7 +178,7 @@ def for_each_grid(count: int, **options: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: a sequence of another length.
     """
-    grids = [{} for _ in range(count)]
+    grids: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in options.items():
         several = isinstance(value, Sequence) and not isinstance(value, str)
         if several and len(value) != count:

@@ -25,7 +25,8 @@ class VQPipeline(PicturesPipeline):
         ValueError: the prior speaks of other codes, or of classes than there are names.
     """
 
-    model_cpu_offload_seq = "prior->autoencoder"
+    prior: Any  # any of ours
+    model_cpu_offload_seq: Any = "prior->autoencoder"
 
     def __init__(self, autoencoder: Any, prior: Any, class_names: ClassNames | None = None):
         super().__init__()
@@ -89,8 +90,11 @@ class VQPipeline(PicturesPipeline):
         labels, count = self._check_request(
             class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type
         )
-        known = ([known_codes], [known_mask]) if known_codes is not None or known_mask is not None else (None, None)
-        known_codes, known_mask, shapes = self._known_and_shapes(image, mask_image, height, width, *known, count)
+        given = known_codes is not None or known_mask is not None
+        known = ([known_codes], [known_mask]) if given else (None, None)
+        known_codes, known_mask, shapes = self._known_and_shapes(
+            image, mask_image, height, width, known[0], known[1], count
+        )
         keywords |= {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
             "guidance_steps": guidance_steps, "known_codes": known_codes and known_codes[0],

@@ -25,7 +25,10 @@ class VQVAE2Pipeline(PicturesPipeline):
         ValueError: more than three grids, a prior too few or too many, or one that speaks of other codes.
     """
 
-    model_cpu_offload_seq = "top_prior->middle_prior->bottom_prior->autoencoder"
+    top_prior: Any
+    middle_prior: Any  # None where there are two grids
+    bottom_prior: Any
+    model_cpu_offload_seq: Any = "top_prior->middle_prior->bottom_prior->autoencoder"
     _optional_components = ["middle_prior"]
 
     def __init__(
@@ -123,8 +126,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         )
         names = [f"{name}_prior" for name in self.autoencoder.grid_names]
         requests = list(map(split_keywords, names, priors, options))  # all of them before any work
-        codes = ()
-        for prior, shape, (options, conditions) in zip(priors, shapes, requests, strict=True):
+        codes: tuple[torch.Tensor, ...] = ()
+        for prior, shape, (chosen, conditions) in zip(priors, shapes, requests, strict=True):
             if prior.config.num_classes:
                 conditions["class_labels"] = labels
             if codes:
@@ -134,7 +137,7 @@ class VQVAE2Pipeline(PicturesPipeline):
                 shape,
                 generator=generator,
                 progress_bar=self.progress_bar,
-                **options,
+                **chosen,
                 **conditions,
             )
             codes = (*codes, drawn)

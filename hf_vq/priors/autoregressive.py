@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -41,7 +41,7 @@ class AutoregressivePrior(Prior):
     """
 
     likelihood = "exact"
-    sampling_options = (
+    sampling_options: tuple[str, ...] = (
         "temperature", "top_k", "top_p", "guidance_scale", "guidance_steps", "known_codes", "known_mask",
     )  # fmt: skip
     reads_lengths = False
@@ -241,7 +241,8 @@ class AutoregressivePrior(Prior):
         codes = torch.empty(batch_size, num_codes, dtype=tokens.dtype, device=self.device)
         first = 0  # step
         if known is not None:
-            known, known_mask = known.to(self.device, tokens.dtype).flatten(1), known_mask.to(self.device).flatten(1)
+            known = known.to(self.device, tokens.dtype).flatten(1)
+            known_mask = cast(torch.Tensor, known_mask).to(self.device).flatten(1)
             first = int(known_mask[:, places].all(dim=0).cumprod(dim=0).sum())
             codes[:, places[:first]] = known[:, places[:first]]
         finite = torch.ones((), dtype=torch.bool, device=self.device)  # looked at once: a look waits for the device
@@ -260,7 +261,7 @@ class AutoregressivePrior(Prior):
                     logits = guide(conditional, unconditional, guidance_scale if step < guidance_steps else 1.0)
                 drawn = tokens.draw(logits, uniforms[step], **options)
                 if known is not None:
-                    drawn = torch.where(known_mask[:, place], known[:, place], drawn)
+                    drawn = torch.where(cast(torch.Tensor, known_mask)[:, place], known[:, place], drawn)
                 codes[:, place] = drawn
                 state.append(drawn.repeat(copies))
         if not finite:

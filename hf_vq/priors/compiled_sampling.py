@@ -1,11 +1,13 @@
 """Sampling of Llama decoders where a step is one compiled graph, on a GPU a CUDA graph."""
 
 from collections.abc import Callable
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from hf_vq.priors.decoder_sampling import DecoderState, LayerWeights
 
@@ -41,9 +43,8 @@ class CompiledDecoderState(DecoderState):
         self.matrices = [[w.attention_in, w.attention_out, w.mlp_in, w.mlp_out] for w in self.layers]
         self.place = torch.zeros(1, dtype=torch.int64, device=head.device)
         self.inputs = head.new_empty(num_rows, self.hidden_size)  # strides are part of what a graph is compiled for
-        for tensors in ((self.place, self.inputs, self.head, self.angles), self.cache, *self.matrices):
-            for tensor in tensors:
-                torch._dynamo.mark_static_address(tensor)
+        for tensor in (self.place, self.inputs, self.head, self.angles, *self.cache, *chain(*self.matrices)):
+            torch._dynamo.mark_static_address(tensor)
 
     def fits(self, head: torch.Tensor, cosines: torch.Tensor, num_rows: int) -> bool:
         """Whether `restart` can serve a call of these sizes (layers stay those of the prior)."""
@@ -55,12 +56,12 @@ class CompiledDecoderState(DecoderState):
     ) -> None:
         """Forget all tokens and take the weights anew, in the same memory."""
         for layer, matrices, cache in zip(layers, self.matrices, self.cache, strict=True):
-            new = LayerWeights.of(layer)
+            new = LayerWeights.of(cast(LlamaDecoderLayer, layer))
             fresh = (new.attention_in, new.attention_out, new.mlp_in, new.mlp_out)
             for matrix, values in zip(matrices, fresh, strict=True):
                 matrix.copy_(values)
             cache.zero_()  # what the mask hides must be finite
-        self.head.copy_((head * norm.weight).T)
+        self.head.copy_((head * cast(LlamaRMSNorm, norm).weight).T)
         self.angles.copy_(torch.stack([cosines, sines], dim=-1))
         self.rotations.copy_(torch.view_as_complex(self.angles))
         self.position = 0
@@ -141,7 +142,9 @@ class StepCompiler:
     """
 
     def __init__(self, options: dict):
-        self.options, self.state, self.compiled = options, None, {}
+        self.options = options
+        self.state: CompiledDecoderState | None = None
+        self.compiled: dict[str, Callable[..., torch.Tensor]] = {}  # by kind of device
 
     def start(
         self,
@@ -166,7 +169,7 @@ class StepCompiler:
         return self.options  # copies and pickles compile for themselves
 
     def __setstate__(self, options):
-        self.__init__(options)
+        self.__init__(options)  # type: ignore[misc]  # of this very class
 
 
 class CompiledSampling:

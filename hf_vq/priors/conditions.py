@@ -212,7 +212,7 @@ class ContextCondition(Condition):
         if not isinstance(value, tuple | list) or len(value) != len(sizes):
             got = len(value) if isinstance(value, tuple | list) else type(value).__name__
             raise ValueError(f"context_codes must be a tuple of {len(sizes)} grids, coarse to fine, got {got}")
-        previous = (1, 1)
+        previous: tuple[int, ...] = (1, 1)
         for index, (codes, size) in enumerate(zip(value, sizes, strict=True)):
             name = f"context_codes[{index}]"
             if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or codes.ndim != 3:

@@ -1,11 +1,12 @@
 """Cached sampling of Llama decoders: a cache allocated once, fused weights, and no module between two products."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 
 @dataclass
@@ -69,22 +70,24 @@ class DecoderState:
         sines: torch.Tensor,
         num_rows: int,
     ):
-        attention = layers[0].self_attn
+        first, end = cast(LlamaDecoderLayer, layers[0]), cast(LlamaRMSNorm, norm)
+        attention: Any = first.self_attn
         wide = torch.promote_types(head.dtype, torch.float32)
-        head_dim, hidden_size = attention.head_dim, layers[0].hidden_size
+        head_dim, hidden_size = attention.head_dim, first.hidden_size
         queries_dim, keys_dim = attention.q_proj.out_features, attention.k_proj.out_features
         num_keys = keys_dim // head_dim
-        self.layers = [LayerWeights.of(layer) for layer in layers]
-        self.head = (head * norm.weight).T.contiguous()
+        self.layers = [LayerWeights.of(cast(LlamaDecoderLayer, layer)) for layer in layers]
+        self.head = (head * end.weight).T.contiguous()
         self.rotations = torch.complex(cosines.to(wide), sines.to(wide))
-        self.epsilon = norm.variance_epsilon
+        self.epsilon: float = end.variance_epsilon
         self.epsilon_tensor = torch.tensor(self.epsilon, dtype=wide, device=head.device)
         self.scaling, self.hidden_size, self.num_rows, self.wide = attention.scaling, hidden_size, num_rows, wide
-        self.position, self.features = 0, None
+        self.position = 0
+        self.features: Any = None  # (rows, hidden_size) after the newest token
         # SDPA is made for long queries: on a CPU three plain operations are faster for a single one
         self.plain_attention = head.device.type == "cpu" and head.dtype == wide
 
-        self.cache = head.new_empty(len(layers), 2, num_rows * num_keys, len(cosines), head_dim)
+        self.cache: Any = head.new_empty(len(layers), 2, num_rows * num_keys, len(cosines), head_dim)
         self.normed = head.new_empty(num_rows, hidden_size)
         self.projected = head.new_empty(num_rows, queries_dim + 2 * keys_dim)
         self.exact = self.projected if head.dtype == wide else self.projected.to(wide)  # angles need the precision
@@ -96,7 +99,7 @@ class DecoderState:
         self.grouped_queries = self.queries.flatten(0, 1)  # (rows * key heads, queries of each, head_dim)
         self.attended = torch.empty_like(self.grouped_queries)
         self.flat_attended = self.attended.view(num_rows, queries_dim)
-        self.gated = head.new_empty(num_rows, 2 * layers[0].mlp.intermediate_size)
+        self.gated = head.new_empty(num_rows, 2 * first.mlp.intermediate_size)
         self.gate, self.up = self.gated.chunk(2, dim=1)
         self.nothing = head.new_zeros(())
 

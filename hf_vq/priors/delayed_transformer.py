@@ -1,6 +1,6 @@
 """DelayedTransformerPrior: all levels of residual codes in one step, each level one step later than the one above."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from hf_vq.registry import register
 
 
 class DelayedTransformerPriorConfig(DecoderConfig):
-    __doc__ = DecoderConfig.__doc__.replace("Sizes of", "Config of `DelayedTransformerPrior`, the sizes of")
+    __doc__ = str(DecoderConfig.__doc__).replace("Sizes of", "Config of `DelayedTransformerPrior`, the sizes of")
 
     model_type = "hf_vq_delayed_transformer"
 
@@ -46,12 +46,12 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
     """
 
     config_class = DelayedTransformerPriorConfig
-    config: DelayedTransformerPriorConfig
+    config: DelayedTransformerPriorConfig  # type: ignore[assignment]  # read as a LlamaConfig
     reads_lengths = True  # padding of one level is drawn before the last codes of the next
 
     def __init__(self, config: DelayedTransformerPriorConfig):
         super().__init__(config)
-        self.model = LlamaModel(config)
+        self.model = LlamaModel(cast(Any, config))  # the fields that it reads are there
         self.lm_head = nn.Linear(config.hidden_size, config.num_code_tokens, bias=False)
         self.post_init()
 
@@ -129,6 +129,8 @@ class DelayedSamplingState:
         prompt: (grids, prompt_length + 1) tokens.
         num_places: of a grid, in each level.
     """
+
+    drawn: list[torch.Tensor]
 
     def __init__(self, prior: DelayedTransformerPrior, prompt: torch.Tensor, num_places: int):
         self.config, self.embedding = prior.config, prior.model.embed_tokens.weight

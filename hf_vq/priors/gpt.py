@@ -66,7 +66,7 @@ class GPTPriorConfig(PriorConfig):
         if self.code_shape is not None:
             if len(self.code_shape) != 2:
                 raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
-            self.check_grid("code_shape", self.code_shape)
+            self.check_grid("code_shape", tuple(self.code_shape))
 
     def check_grid(self, name: str, grid: tuple[int, ...]) -> None:
         """Raise a `ValueError` that begins with a name for a grid of more codes than fit, or than are permuted."""

@@ -6,12 +6,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_vq.hosts import PriorHost
+
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
 
 
-class InputChecks:
+class InputChecks(PriorHost):
     """Checks of a prior's inputs; it has a `config`, a `device`, a `dtype`, `tokens`, `conditions` and `grid_dims`."""
 
+    grid_dims: int
+    tokens: Any
+    conditions: tuple[Any, ...]
     has_levels = False  # whether the first axis of a grid holds residual levels, and space begins with the second
 
     def check_inputs(

@@ -1,5 +1,7 @@
 """LlamaGenPrior: LlamaGen's class-conditional transformer over two-dimensional grids of codes."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -108,7 +110,9 @@ class LlamaGenPrior(CompiledSampling, AutoregressivePrior, PreTrainedModel):
         super().__init__(config)
         self.class_embedding = nn.Embedding(config.num_class_embeddings, config.hidden_size)
         self.embedding = nn.Embedding(config.codebook_size, config.hidden_size)
-        self.layers = nn.ModuleList([LlamaDecoderLayer(config, index) for index in range(config.num_layers)])
+        self.layers = nn.ModuleList(
+            [LlamaDecoderLayer(cast(Any, config), index) for index in range(config.num_layers)]
+        )
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.codebook_size, bias=False)
         self.post_init()
@@ -155,7 +159,8 @@ class LlamaGenPrior(CompiledSampling, AutoregressivePrior, PreTrainedModel):
         frequencies = self.config.rope_theta**-powers
         rows, columns = (torch.arange(size, device=self.device)[:, None] * frequencies for size in code_shape)
         angles = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], dim=-1).flatten(0, 1)
-        return tuple(F.pad(table[:-1], (0, 0, 1, 0)) for table in (angles.cos(), angles.sin()))
+        cosines, sines = (F.pad(table[:-1], (0, 0, 1, 0)) for table in (angles.cos(), angles.sin()))
+        return cosines, sines
 
     def predict(self, codes: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         inputs = self.embedding(codes.flatten(1)[:, :-1])

@@ -1,7 +1,7 @@
 """WaveNet over waveforms, whose output is a mixture of logistics."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -99,7 +99,7 @@ class MixtureSamplingState:
         self, prior: "MixtureWaveNet", num_grids: int, length: int, start_values: torch.Tensor, conditions: dict
     ):
         self.steps = prior.start_stack(num_grids, length, **conditions)
-        self.weight, self.bias = prior.input.weight[:, 0, 0], prior.input.bias
+        self.weight, self.bias = prior.input.weight[:, 0, 0], cast(torch.Tensor, prior.input.bias)
         self.newest = start_values
 
     def next_logits(self) -> torch.Tensor:

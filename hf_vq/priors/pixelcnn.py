@@ -1,5 +1,8 @@
 """PixelCNN: an autoregressive prior over two-dimensional grids of codes, gated or with plain residual blocks."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -88,7 +91,7 @@ class PixelCNN(AutoregressivePrior, PreTrainedModel):
         self.embedding = None if config.one_hot else nn.Embedding(config.codebook_size, in_channels)
         self.stack = (GatedStack if config.gated else ResidualStack)(config, in_channels)
         head, width = [], config.hidden_channels
-        for next_width in config.head_channels:
+        for next_width in cast(Sequence[int], config.head_channels):
             head += [nn.Conv2d(width, next_width, 1), nn.ReLU()]
             width = next_width
         self.head = nn.Sequential(*head, nn.Conv2d(width, config.codebook_size, 1))

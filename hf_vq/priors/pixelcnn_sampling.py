@@ -5,7 +5,7 @@ each layer. What comes from the left is one matrix product per layer and positio
 buffers and their views are made once and written in place.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +54,12 @@ class Left:
         windows = columns.flatten(1).unfold(1, num_taps * conv.in_channels, conv.in_channels)
         self.windows = windows[:, :width].unbind(1)  # per column (grids, taps * in_channels)
         self.weight = conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()  # (taps * in_channels, out)
-        self.bias = conv.bias  # (out,)
+        self.bias = cast(torch.Tensor, conv.bias)  # (out,)
 
 
 def _dense(conv: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight (in_channels, out_channels) and bias of a 1x1 convolution."""
-    return conv.weight[:, :, 0, 0].t().contiguous(), conv.bias
+    return conv.weight[:, :, 0, 0].t().contiguous(), cast(torch.Tensor, conv.bias)
 
 
 class GatedLayerState:
@@ -102,9 +102,11 @@ class GatedStackState:
     """Cached `GatedStack`."""
 
     def __init__(self, stack: GatedStack, num_grids: int, width: int, class_labels: torch.Tensor | None):
-        self.layers = [GatedLayerState(layer, num_grids, width, class_labels) for layer in stack.layers]
+        self.layers = [
+            GatedLayerState(cast(GatedLayer, layer), num_grids, width, class_labels) for layer in stack.layers
+        ]
         self.inputs = self.layers[0].left
-        self.features = self.layers[0].weight.new_empty(num_grids, stack.layers[-1].output.out_channels)
+        self.features = self.layers[0].weight.new_empty(num_grids, self.layers[-1].weight.shape[1])
 
     def start_row(self) -> None:
         row = self.inputs.content  # the first layer's newest row is the one above, the others' the current one
@@ -160,7 +162,9 @@ class ResidualStackState:
     def __init__(self, stack: ResidualStack, num_grids: int, width: int, class_labels: torch.Tensor | None):
         self.first = CausalConvState(stack.first, num_grids, width, 0.0)
         self.inputs = self.first.left
-        self.blocks = [ResidualBlockState(block, num_grids, width, class_labels) for block in stack.layers]
+        self.blocks = [
+            ResidualBlockState(cast(ResidualBlock, block), num_grids, width, class_labels) for block in stack.layers
+        ]
 
     def start_row(self) -> None:
         self.first.start_row()

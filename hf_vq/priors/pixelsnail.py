@@ -1,6 +1,7 @@
 """PixelSNAIL: causal convolutions and attention over two-dimensional grids of codes, the prior of VQ-VAE-2."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +126,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
         self.first = FirstConv2d(config.codebook_size, channels, config.kernel_size)
         self.blocks = nn.ModuleList(PixelBlock(config) for _ in range(config.num_blocks))
         self.contexts = nn.ModuleList(ContextNetwork(config, size) for size in config.context_codebook_sizes)
-        self.class_embedding = nn.Embedding(classes, config.condition_channels) if classes else None
+        self.class_embedding = nn.Embedding(classes, cast(int, config.condition_channels)) if classes else None
         self.output_layers = nn.ModuleList(
             GatedResidualLayer(channels, config.residual_channels, pointwise_conv, config.dropout)
             for _ in range(config.num_output_layers)
@@ -139,7 +140,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            init.normal_(module.weight, std=module.init_std)
+            init.normal_(module.weight, std=cast(float, module.init_std))
             if module.bias is not None:
                 init.zeros_(module.bias)
 
@@ -148,7 +149,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
         self,
         codes: torch.Tensor,
         class_labels: torch.Tensor | None = None,
-        context_codes: tuple[torch.Tensor, ...] | None = None,
+        context_codes: Sequence[torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         return_loss: bool = True,
         *,
@@ -179,9 +180,9 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
 
     def compute_condition(
         self,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         class_labels: torch.Tensor | None,
-        context_codes: tuple[torch.Tensor, ...] | None,
+        context_codes: Sequence[torch.Tensor] | None,
         lengths: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """What the residual layers of the blocks are conditioned on, the same for every code that is drawn.
@@ -190,7 +191,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
             (batch, condition_channels, height, width); of classes alone (batch, condition_channels, 1, 1); or None.
         """
         parts = [
-            _context_features(network, codes, grid, lengths)
+            _context_features(cast(ContextNetwork, network), codes, grid, lengths)
             for network, codes in zip(self.contexts, context_codes or (), strict=True)
         ]
         if self.class_embedding is not None:
@@ -226,7 +227,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
 
 
 def _context_features(
-    network: ContextNetwork, codes: torch.Tensor, grid: tuple[int, int], lengths: torch.Tensor | None
+    network: ContextNetwork, codes: torch.Tensor, grid: tuple[int, ...], lengths: torch.Tensor | None
 ) -> torch.Tensor:
     """Features of coarser codes (batch, rows, columns), resized to a grid; of items of given lengths, each alone."""
     if lengths is None:
@@ -263,5 +264,5 @@ def _set_init_stds(prior: PixelSNAIL) -> None:
         if isinstance(module, GatedResidualLayer):
             for last in [*module.conv2.modules(), module.condition]:
                 if isinstance(last, nn.Conv2d):
-                    last.init_std *= depth**-0.5
-    prior.head.init_std *= 0.1
+                    vars(last)["init_std"] *= depth**-0.5
+    vars(prior.head)["init_std"] *= 0.1

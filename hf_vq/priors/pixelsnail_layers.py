@@ -26,7 +26,7 @@ def centered_conv(in_channels: int, out_channels: int, kernel_size: int) -> Shif
     return ShiftedConv2d(in_channels, out_channels, around, around)
 
 
-def coordinates(grid: tuple[int, int], like: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+def coordinates(grid: tuple[int, ...], like: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
     """Where each position lies, (1, 2, height, width): row and column, from -0.5 on and below 0.5.
 
     Of items with `lengths` (batch,) rows, (batch, 2, height, width), as if each were a grid of its own.
@@ -182,6 +182,9 @@ class PixelBlock(GradientCheckpointingLayer):
     Args:
         config: the `PixelSNAILConfig`.
     """
+
+    output: nn.Module
+    attention: CausalAttention | None
 
     def __init__(self, config: Any):
         super().__init__()

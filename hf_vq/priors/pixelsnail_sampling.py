@@ -6,11 +6,10 @@ position itself, so one batched product serves all layers of all blocks. What is
 Keys and values of the attention are kept. All buffers and their views are made once and written in place.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from hf_vq.priors.pixelcnn_sampling import Above
 from hf_vq.priors.pixelsnail_layers import (
@@ -23,7 +22,7 @@ from hf_vq.priors.pixelsnail_layers import (
 )
 
 
-def dense(layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+def dense(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Bias (out_channels,) and weight (in_channels, out_channels) of a 1x1 convolution or a linear layer."""
     return layer.bias, layer.weight.flatten(1).t().contiguous()
 
@@ -38,8 +37,8 @@ class FirstConvState:
         kernel[..., :reach] += conv.left.weight
         kernel = kernel.flip(2, 3)  # seen from the code: its own row first, then those below
         self.kernels = kernel.permute(1, 2, 3, 0).contiguous()  # (codebook_size, rows + 1, columns, out_channels)
-        left = F.pad(conv.left.bias.to(dtype).expand(width - 1, -1), (0, 0, reach + 1, reach))
-        self.empty_row = left + conv.above.bias  # (reach + width + reach, out_channels)
+        left = F.pad(cast(torch.Tensor, conv.left.bias).to(dtype).expand(width - 1, -1), (0, 0, reach + 1, reach))
+        self.empty_row = left + cast(torch.Tensor, conv.above.bias)  # (reach + width + reach, out_channels)
         self.sums = self.empty_row.repeat(num_grids, rows + 1, 1, 1)
         self.sums[:, 0] = left  # nothing is above the first row
         self.slots = self.sums[:, 0, reach : reach + width].unbind(1)  # of the current row
@@ -67,7 +66,7 @@ class CausalConvStates:
         windows = columns.flatten(2).unfold(2, reach * channels, channels)
         self.windows = windows[:, :, :width].unbind(2)  # per column (layers, grids, reach * in_channels)
         self.weight = torch.stack([left.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1) for left in lefts])
-        self.biases = [left.bias[:, None] for left in lefts]  # (out_channels, 1)
+        self.biases = [cast(torch.Tensor, left.bias)[:, None] for left in lefts]  # (out_channels, 1)
         self.context = columns.new_empty(width, len(convs), num_grids, lefts[0].out_channels)
         self.contexts = self.context.unbind(0)
 
@@ -150,7 +149,7 @@ class BlockState:
         self.first, self.features, self.here = self.key_features.tensor_split([channels, 2 * channels], dim=1)
         self.key_layer, self.query_layer = PointwiseState(block.key_layer), PointwiseState(block.query_layer)
         self.output, self.attention = (
-            PointwiseState(block.output),
+            PointwiseState(cast(GatedResidualLayer, block.output)),
             AttentionState(block.attention, num_grids, len(background)),
         )
 
@@ -179,7 +178,7 @@ class PixelSNAILSamplingState:
         condition: (grids, condition_channels, rows, columns), or the two last of them 1; or None.
     """
 
-    def __init__(self, prior: Any, num_grids: int, code_shape: tuple[int, int], condition: torch.Tensor | None):
+    def __init__(self, prior: Any, num_grids: int, code_shape: tuple[int, ...], condition: torch.Tensor | None):
         self.width, self.position = code_shape[1], 0
         self.layers = [layer for block in prior.blocks for layer in block.residual_layers]
         self.condition = None if condition is None else condition.expand(-1, -1, code_shape[0], -1)
@@ -194,7 +193,7 @@ class PixelSNAILSamplingState:
         self.bias, self.weight = dense(prior.head)
 
     def start_row(self, row: int) -> None:
-        conditions = [0.0] * len(self.layers)
+        conditions: list[torch.Tensor | float] = [0.0] * len(self.layers)
         if self.condition is not None:
             here = self.condition[:, :, row : row + 1]
             conditions = [layer.condition(here)[:, :, 0] for layer in self.layers]  # (grids, 2 * channels, columns)

@@ -1,6 +1,7 @@
 """What transformer priors share: the config of a Llama decoder, its vocabulary, and the prompt that codes follow."""
 
 from math import prod
+from typing import cast
 
 import torch
 from transformers.models.llama import LlamaConfig
@@ -194,7 +195,7 @@ class PromptMixin(AutoregressivePrior):
         given = list(conditions.values())
         if not given and batch_size is None:
             raise ValueError("batch_size missing: this prior has no conditions")
-        return self.prompt_tokens(len(given[0]) if given else batch_size, **conditions)
+        return self.prompt_tokens(len(given[0]) if given else cast(int, batch_size), **conditions)
 
     def prompt_tokens(
         self, batch_size: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None

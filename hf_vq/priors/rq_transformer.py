@@ -129,7 +129,7 @@ class RQTransformerConfig(PriorConfig):
         if self.code_shape is not None:
             if len(self.code_shape) != 3:
                 raise ValueError(f"code_shape must be (levels, height, width), got {self.code_shape}")
-            self.check_grid("code_shape", self.code_shape)
+            self.check_grid("code_shape", tuple(self.code_shape))
 
     def check_grid(self, name: str, grid: tuple[int, ...]) -> None:
         """Raise a `ValueError` that begins with a name for a grid of other levels, or of more positions than fit."""
@@ -160,6 +160,10 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         code_vectors: buffer (1 or levels, codebook_size, code_vector_dim), or None.
     """
 
+    code_vectors: Any
+    embedding: Any  # these three, and what speaks of prompts, are None where the config leaves them out
+    spatial_projection: Any
+    depth_projection: Any
     config_class = RQTransformerConfig
     base_model_prefix = "prior"
     supports_gradient_checkpointing = True

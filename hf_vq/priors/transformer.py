@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ FIXED = ("hidden_act", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_
 
 
 class TransformerPriorConfig(DecoderConfig):
-    __doc__ = DecoderConfig.__doc__.replace(
+    __doc__ = str(DecoderConfig.__doc__).replace(
         "Sizes of a Llama decoder", "Config of `TransformerPrior`, a Llama decoder"
     )
 
@@ -84,11 +84,11 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     """
 
     config_class = TransformerPriorConfig
-    config: TransformerPriorConfig
+    config: TransformerPriorConfig  # type: ignore[assignment]  # read as a LlamaConfig, but not one of its class
     main_input_name = "input_ids"  # where `generate` puts its tokens
 
     def __init__(self, config: TransformerPriorConfig):
-        super().__init__(config)
+        super().__init__(cast(Any, config))  # the fields that it reads are there
         self.set_generation_limits()
 
     def set_generation_limits(self) -> None:
@@ -211,7 +211,7 @@ class TransformerSamplingState:
         self.newest = F.embedding(codes[:, None], self.embedding)
 
 
-def start_decoder(prior: CompiledSampling, num_rows: int, num_steps: int, head: torch.Tensor) -> DecoderState:
+def start_decoder(prior: Any, num_rows: int, num_steps: int, head: torch.Tensor) -> DecoderState:
     """A decoder of a prior's `LlamaModel` for sequences of `num_steps` tokens."""
     model = prior.model
     wide = torch.zeros((), dtype=torch.promote_types(head.dtype, torch.float32), device=head.device)

@@ -54,9 +54,14 @@ class Quantizer(nn.Module):
             its own loss and statistics, since the sum of the levels passes gradients by.
     """
 
+<<<<<<< HEAD
     registry_kind = "quantizer"
     quantizer_type: str | None = None
     can_be_level = True
+=======
+    nonfinite_rows: torch.Tensor
+    _one: torch.Tensor
+>>>>>>> refs/heads/types
     num_levels = 1
     initialized = True
     codebook_updates = "forward"
@@ -218,7 +223,7 @@ class Quantizer(nn.Module):
         finite = torch.isfinite(rows).all(dim=1)
         if rows.device.type == "cpu":
             torch._assert_async(finite.all(), NONFINITE)
-            finite = None
+            return self.project_in(rows), valid, None
         return self.project_in(rows), valid, finite
 
     def _check_mask(self, latents, padding_mask):

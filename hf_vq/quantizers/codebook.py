@@ -24,6 +24,8 @@ class FrozenCodebook(nn.Module):
     (As a frozen Parameter the updates of an EMA are silently lost under FSDP2.)
     """
 
+    weight: torch.Tensor
+
     def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
@@ -170,9 +172,10 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return straight_through(rows if self.gradient == "bypass" else compared, quantized)
 
     def _initialize(self, rows):
-        centroids, counts = kmeans(self._comparable(rows), self.codebook_size)
-        if centroids is None:
+        found = kmeans(self._comparable(rows), self.codebook_size)
+        if found is None:
             return False
+        centroids, counts = found
         self.embedding.weight.copy_(centroids)
         self._start_averages(counts * self.codebook_size / counts.sum())
         self.initialized = True
@@ -213,9 +216,6 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def _update(self, *statistics):
         """Moves averages and codebook by the statistics of a step."""
         raise NotImplementedError
-
-    def _start_averages(self, counts):
-        """Sets the averages to what stands for the present codebook, each code used `counts` a step."""
 
 
 def find_dead(cluster_size: torch.Tensor, threshold: float, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

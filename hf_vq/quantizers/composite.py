@@ -1,11 +1,12 @@
 """What quantizers made of quantizers share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from hf_vq.quantizers.base import Quantizer, QuantizerOutput, check_codes
+from hf_vq.quantizers.base import Quantizer, check_codes
 from hf_vq.quantizers.registry import make_quantizer
 
 
@@ -22,6 +23,7 @@ class CompositeQuantizer(Quantizer):
         code_dim: see `Quantizer`.
     """
 
+    levels: Any  # nn.ModuleList of quantizers
     lowest_code = 0
     can_be_level = False
     _codebook_updates = "forward"
@@ -54,7 +56,7 @@ class CompositeQuantizer(Quantizer):
         return self._codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode: str) -> str:
+    def codebook_updates(self, mode: str) -> None:
         self._codebook_updates = mode
         for part in self.levels:
             part.codebook_updates = mode
@@ -109,7 +111,8 @@ class CompositeQuantizer(Quantizer):
         return rows.reshape(-1, codes.shape[1]).long(), rows.shape[:-1]
 
 
-def mean_losses(outputs: Sequence[QuantizerOutput]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def mean_losses(outputs: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean loss and mean of every term of several quantizers' outputs."""
-    losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
+    terms = [output.losses for output in outputs]
+    losses = {name: sum(each[name] for each in terms) / len(terms) for name in terms[0]}
     return sum(output.loss for output in outputs) / len(outputs), losses

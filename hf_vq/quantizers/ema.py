@@ -35,6 +35,9 @@ class EMAVectorQuantizer(CodebookQuantizer):
         ValueError: an argument out of its range.
     """
 
+    embedding_sum: torch.Tensor
+    ema_steps: torch.Tensor  # with zero_debias
+
     def __init__(
         self, codebook_size: int, dim: int, *, epsilon: float = 1e-5, zero_debias: bool = False, **options: Any
     ):
@@ -60,7 +63,7 @@ class EMAVectorQuantizer(CodebookQuantizer):
     def _update(self, counts, sums, fresh):
         self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
         self.embedding_sum.lerp_(sums.to(self.embedding_sum.dtype), 1 - self.decay)
-        started = 1.0
+        started: float | torch.Tensor = 1.0
         if self.zero_debias:
             self.ema_steps += 1
             started = 1 - self.decay ** self.ema_steps.to(self.cluster_size.dtype)

@@ -1,6 +1,7 @@
 """Entropies of soft code assignments: each latent should decide for one code, all together should use all of them."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -97,10 +98,9 @@ def bit_entropies(
     weights = log_odds.new_ones(log_odds.shape[0]) if valid is None else valid.to(log_odds.dtype)
     weights = weights / weights.sum().clamp_min(1)
     both = torch.stack([negative, positive], dim=2)  # (n, bits, 2)
-    together = sum(
-        entropy(_mean_assignment(part, weights), floor, offset) for part in both.tensor_split(groups, dim=1)
-    )
-    return each, together
+    parts = both.tensor_split(groups, dim=1)
+    together = sum(entropy(_mean_assignment(part, weights), floor, offset) for part in parts)
+    return each, cast(torch.Tensor, together)
 
 
 def _mean_assignment(bits, weights):

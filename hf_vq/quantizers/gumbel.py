@@ -38,7 +38,11 @@ class GumbelQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
+<<<<<<< HEAD
     can_be_level = False
+=======
+    steps: torch.Tensor
+>>>>>>> refs/heads/types
 
     def __init__(
         self,

@@ -30,9 +30,7 @@ def cluster_statistics(
     return sum_over_processes(counts), sum_over_processes(sums)
 
 
-def kmeans(
-    rows: torch.Tensor, codebook_size: int, iterations: int = 10
-) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+def kmeans(rows: torch.Tensor, codebook_size: int, iterations: int = 10) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Lloyd's algorithm from random rows; an empty cluster starts again at a random row.
 
     Args:
@@ -41,11 +39,11 @@ def kmeans(
         iterations: passes over the rows.
 
     Returns:
-        centroids (codebook_size, dim) and counts (codebook_size,), the same on every process; None and None where
-        no process has a row.
+        centroids (codebook_size, dim) and counts (codebook_size,), the same on every process; None where no process
+        has a row.
     """
     if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
-        return None, None
+        return None
     centroids = draw_rows(rows, codebook_size)
     for _ in range(iterations):
         counts, sums = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)

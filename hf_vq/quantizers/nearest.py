@@ -42,8 +42,8 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
         lengths = torch.linalg.vector_norm(latents, dim=1)
         if latents.device.type == "cpu" and not lengths.sum().isfinite():
             _check_finite(latents)
-        fused = latents.is_cuda and latents.dtype == torch.float32 and fused_search() is not None
-        codes = search(latents, codebook, lengths, dot, fused_search().best_two if fused else best_two)
+        fused = fused_search() if latents.is_cuda and latents.dtype == torch.float32 else None
+        codes = search(latents, codebook, lengths, dot, best_two if fused is None else fused.best_two)
         return codes if latents.device.type == "cpu" else torch.where(lengths.isfinite(), codes, 0)
 
 

@@ -1,6 +1,7 @@
 """A large codebook of which a data set uses few codes, counted anew."""
 
 import math
+from typing import cast
 
 import torch
 
@@ -34,7 +35,11 @@ class RemappedQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
+<<<<<<< HEAD
     can_be_level = False
+=======
+    used: torch.Tensor
+>>>>>>> refs/heads/types
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class RemappedQuantizer(Quantizer):
         base_config: dict | None = None,
     ):
         check_positive_int(num_used=num_used)
+        num_used, base_config = cast(int, num_used), base_config or {}
         if num_used > codebook_size:
             raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
         known = unknown_code in ("nearest", "extra")
@@ -53,7 +59,7 @@ class RemappedQuantizer(Quantizer):
             raise ValueError(
                 f"unknown_code must be 'nearest', 'extra' or a code below num_used={num_used}, got {unknown_code!r}"
             )
-        if (base_config or {}).get("code_dim") is not None:
+        if base_config.get("code_dim") is not None:
             raise ValueError(f"base_config must not have code_dim, got {base_config['code_dim']!r}")
         super().__init__(num_used + (unknown_code == "extra"), dim)
         self.num_used, self.unknown_code = num_used, unknown_code
@@ -73,7 +79,7 @@ class RemappedQuantizer(Quantizer):
         return self.base.codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode: str) -> str:
+    def codebook_updates(self, mode: str) -> None:
         self.base.codebook_updates = mode
 
     def update_codebook(self) -> None:
@@ -100,8 +106,9 @@ class RemappedQuantizer(Quantizer):
         place = torch.full((self.base.codebook_size,), -1, device=codes.device)
         place[self.used] = torch.arange(self.num_used, device=codes.device)
         places = place[codes]
+        other: torch.Tensor | int
         if self.unknown_code == "nearest":
             other = nearest_codes(self.base._comparable(rows), self.base.codebook[self.used], self.base.metric)
         else:
-            other = self.num_used if self.unknown_code == "extra" else self.unknown_code
+            other = self.num_used if self.unknown_code == "extra" else cast(int, self.unknown_code)
         return torch.where(places < 0, other, places)

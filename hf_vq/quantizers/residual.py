@@ -72,7 +72,7 @@ class ResidualQuantizer(CompositeQuantizer):
         return self._codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode: str) -> str:
+    def codebook_updates(self, mode: str) -> None:
         self._codebook_updates = mode
         for level in self.levels:
             level.codebook_updates = "deferred" if mode == "forward" and self.gathers else mode

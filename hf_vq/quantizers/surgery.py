@@ -1,15 +1,25 @@
 """Changing a learned codebook between two trainings: more codes, fewer codes, a new start."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from hf_vq.hosts import ModuleHost
 from hf_vq.quantizers.checks import check_positive_int
 
 PER_CODE = ("embedding.weight", "cluster_size", "embedding_sum")  # tensors with a row per code
 
 
-class CodebookSurgery:
+class CodebookSurgery(ModuleHost):
     """For a `CodebookQuantizer`. An optimizer made before `resize` holds the old codebook: make a new one after it."""
+
+    codebook_size: int
+    initialized: bool
+    embedding: Any  # nn.Embedding or FrozenCodebook
+    cluster_size: torch.Tensor
+    embedding_sum: torch.Tensor  # of an EMA codebook
+    _pending: tuple[torch.Tensor, ...] | None
 
     @torch.no_grad()
     def split(self, count: int) -> None:
@@ -61,6 +71,13 @@ class CodebookSurgery:
         self.embedding.weight.copy_(self.first_codebook())
         self._start_averages(torch.ones(self.codebook_size, device=self.embedding.weight.device))
         self.initialized, self._pending = False, None
+
+    def first_codebook(self) -> torch.Tensor:
+        """A random codebook, (codebook_size, code_dim)."""
+        raise NotImplementedError
+
+    def _start_averages(self, counts):
+        """Sets the averages to what stands for the present codebook, each code used `counts` a step."""
 
     def _most_used_first(self):
         if "cluster_size" not in self._buffers:

@@ -33,6 +33,8 @@ class VectorQuantizer(CodebookQuantizer):
         ValueError: an argument out of its range.
     """
 
+    code_transform: nn.Linear | None
+
     def __init__(
         self, codebook_size: int, dim: int, *, code_transform: bool = False, legacy: bool = False, **options: Any
     ):

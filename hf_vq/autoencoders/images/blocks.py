@@ -1,5 +1,7 @@
 """Convolutions and residual blocks of the image autoencoders."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +18,7 @@ class CheckpointedLayers(nn.Module):
     """
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable
 
     def run(self, layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

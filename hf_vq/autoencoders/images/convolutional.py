@@ -1,7 +1,9 @@
 """The convolutional encoder and decoder of VQGAN and its heirs, as diffusers builds them."""
 
 import math
+from typing import Any, cast
 
+import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
@@ -39,10 +41,11 @@ def make_encoder(
     )
     if stem_channels is not None and stem_channels != block_out_channels[0]:
         encoder.conv_in = nn.Conv2d(in_channels, stem_channels, 3, padding=1)
-        encoder.down_blocks[0].resnets[0] = ResnetBlock2D(
+        first: Any = encoder.down_blocks[0]
+        first.resnets[0] = ResnetBlock2D(
             in_channels=stem_channels,
             out_channels=block_out_channels[0],
-            temb_channels=None,
+            temb_channels=cast(int, None),  # no time: diffusers itself gives None
             eps=1e-6,
             groups=norm_num_groups,
             non_linearity=act_fn,
@@ -89,4 +92,4 @@ def initialize_like_sonnet(module: nn.Module) -> None:
         fan_in = module.in_channels * math.prod(module.kernel_size)
         deviation = fan_in**-0.5
         nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(cast(torch.Tensor, module.bias))

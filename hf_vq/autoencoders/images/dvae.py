@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         ValueError: an argument that does not fit, named with its value.
     """
 
+    to_latents: nn.Module
     face_type = "hf_vq_dvae"
     decoder_modules = ("decoder_groups", "decoder_output")
     _supports_gradient_checkpointing = True
@@ -259,4 +261,4 @@ def _initialize(module):
     """Normal of deviation 1 / sqrt(fan-in), biases zero."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, std=(module.in_channels * math.prod(module.kernel_size)) ** -0.5)
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(cast(torch.Tensor, module.bias))

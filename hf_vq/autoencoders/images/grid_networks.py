@@ -1,7 +1,9 @@
 """The networks between the grids of a hierarchy of codes, and linear ways around networks."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +84,12 @@ class PatchShortcut(nn.Module):
     def __init__(self, channels: int, dim: int, stride: int, overlap: int = 0):
         super().__init__()
         self.stride, self.overlap = stride, overlap
-        options = {"kernel_size": stride + 2 * overlap, "stride": stride, "padding": overlap, "bias": False}
+        options: dict[str, Any] = {
+            "kernel_size": stride + 2 * overlap,
+            "stride": stride,
+            "padding": overlap,
+            "bias": False,
+        }
         self.encoder = nn.Conv2d(channels, dim, **options)
         self.decoder = nn.ConvTranspose2d(dim, channels, **options)
         self.set_patches(nn.init.orthogonal_(torch.empty(dim, channels * stride**2, dtype=torch.float32)))
@@ -118,7 +125,7 @@ class PatchShortcut(nn.Module):
         self.set_patches(start)
 
 
-def share_out(variances: torch.Tensor, groups: int, width: int, bits: float) -> list[list[int]]:
+def share_out(variances: Sequence[float], groups: int, width: int, bits: float) -> list[int]:
     """Places of components in groups, such that every group has about as much to say.
 
     Bits go to components as reverse water-filling has it: half the binary logarithm of a variance over a surface below

@@ -1,7 +1,8 @@
 """MAGVIT-v2's tokenizer of images, as Open-MAGVIT2 builds it: residual convolutions around lookup-free codes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,7 @@ class ResidualBlocks(nn.ModuleList):
     """Residual blocks in a row; the first changes the width."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable
 
     def __init__(self, in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int):
         widths = [in_channels] + [out_channels] * (num_layers - 1)
@@ -146,6 +148,8 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Latents (batch, dim, *grid) to samples; `levels[i]` mirrors the encoder's, so the last one works first."""
+
+    levels: Any  # nn.ModuleList of DecoderStage
 
     def __init__(self, out_channels: int, widths: Sequence[int], dim: int, num_layers: int, norm_num_groups: int):
         super().__init__()

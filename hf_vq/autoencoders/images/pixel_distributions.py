@@ -1,7 +1,8 @@
 """Decoders that give every pixel a distribution over its 256 values: a softmax, a discretised logistic, or both."""
 
 import math
-from typing import Any, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -112,7 +113,7 @@ def evaluate_logits(
     return mean, log_probs.gather(-1, pixels)[..., 0].movedim(-1, 1)
 
 
-PIXEL_DISTRIBUTIONS = {
+PIXEL_DISTRIBUTIONS: dict[str, Any] = {
     "logistic": LogisticPixels,
     "logistic_softmax": LogisticSoftmaxPixels,
     "softmax": SoftmaxPixels,
@@ -120,11 +121,20 @@ PIXEL_DISTRIBUTIONS = {
 BY_VALUE = (SoftmaxPixels, LogisticSoftmaxPixels)  # with a logit for each value
 
 
-class PixelDecoder:
+if TYPE_CHECKING:  # what it stands before
+    from hf_vq.autoencoders.base import AutoencoderMixin as Host
+else:
+    Host = object
+
+
+class PixelDecoder(Host):
     """For an autoencoder whose `reconstruction_loss` may be one of `PIXEL_DISTRIBUTIONS`; stands before its mixin.
 
     It gives `decode_parameters(latents)`, what its decoder ends in, and `vectors(codes)`, the latents of codes.
     """
+
+    decode_parameters: Callable
+    vectors: Callable
 
     @property
     def pixel_distribution(self) -> Any:

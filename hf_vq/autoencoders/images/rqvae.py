@@ -1,5 +1,7 @@
 """RQ-VAE: VQGAN's network with several residual codes at every position."""
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -83,7 +85,7 @@ class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
                 f"got {attention_stages!r}"
             )
         options = {"num_levels": 4, "shared_codebook": True} if quantizer_type == "residual" else {}
-        network = {
+        network: dict[str, Any] = {
             "block_out_channels": tuple(block_out_channels),
             "layers_per_block": layers_per_block,
             "mid_block_add_attention": mid_block_add_attention,

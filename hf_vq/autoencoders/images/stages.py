@@ -1,6 +1,7 @@
 """diffusers' Encoder and Decoder in two parts: one that can run in tiles, one that attends to the whole map."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,11 @@ GLOBAL = (Attention, UNetMidBlock2D)
 
 class StagedNetwork(TilingMixin):
     """For an autoencoder of diffusers' Encoder and Decoder around `quant_conv` and `post_quant_conv`."""
+
+    encoder: Any
+    decoder: Any
+    quant_conv: Any
+    post_quant_conv: Any
 
     def local_parts(self) -> tuple[LocalPart, ...]:
         return SplitEncoder(self.encoder).local, SplitDecoder(self.decoder).local

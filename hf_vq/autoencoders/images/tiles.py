@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,8 @@ def tiled(
         halo: input cells that a tile sees beyond its core, up to the border of the sample; likewise a multiple.
         scale_up, scale_down: output sides are input sides x scale_up / scale_down.
     """
-    output, space = None, sample.shape[2:]
+    output: Any = None  # until the first tile tells its channels
+    space = sample.shape[2:]
     for around, inside, own in _tiles(space, core, halo):
         result = function(sample[(..., *around)])
         if output is None:
@@ -49,21 +51,26 @@ class WholeSampleNorms:
         norms: the GroupNorms that the function runs, each once.
     """
 
+    sums: Any  # 0, then (2, batch, groups)
+    count: int
+    space: Sequence[int]
+    _on_missing: Callable
+
     def __init__(self, norms: Sequence[nn.GroupNorm]):
         self.norms = norms
-        self.statistics = {}  # norm -> (mean, variance), each (batch, groups)
+        self.statistics: dict[nn.Module, Sequence[torch.Tensor]] = {}  # (mean, variance), each (batch, groups)
 
     def __enter__(self):
         self.replaced = {norm: vars(norm).get("forward") for norm in self.norms}  # offloading puts a forward there
         for norm in self.norms:
-            norm.forward = partial(self._normalize, norm)
+            vars(norm)["forward"] = partial(self._normalize, norm)
         return self
 
     def __exit__(self, *error):
         for norm, forward in self.replaced.items():
-            del norm.forward
+            del vars(norm)["forward"]
             if forward is not None:
-                norm.forward = forward
+                vars(norm)["forward"] = forward
 
     @torch.no_grad()
     def measure(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from types import UnionType
+from typing import Any, cast
 
 import torch
 from diffusers.models.upsampling import Upsample2D
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_vq.autoencoders.images.tiles import WholeSampleNorms, tiled
+from hf_vq.hosts import ModelHost
 
 
 @dataclass
@@ -49,7 +51,7 @@ class LocalPart:
             elif isinstance(module, nn.PixelShuffle):
                 cell /= module.upscale_factor
             elif isinstance(module, nn.Upsample | Upsample2D):
-                cell /= 2 if isinstance(module, Upsample2D) else int(module.scale_factor)
+                cell /= 2 if isinstance(module, Upsample2D) else int(cast(float, module.scale_factor))
         if cell != Fraction(self.stride_out, self.stride_in):
             raise ValueError(
                 f"modules must lead from stride_in {self.stride_in} to stride_out {self.stride_out}, but their cells "
@@ -61,12 +63,13 @@ class LocalPart:
         return [module for root in self.modules for module in root.modules() if isinstance(module, kind)]
 
 
-class TilingMixin:
+class TilingMixin(ModelHost):
     """Tiles and slices of an autoencoder; a subclass gives `local_parts` and runs each part by `in_tiles`."""
 
     use_tiling = False
     use_slicing = False
-    tile_sample_size = None
+    tile_sample_size: Any = None  # int where tiling is on
+    downsample_factor: Any  # int: tiles are square
     exact_tiling = False
 
     def local_parts(self) -> tuple[LocalPart, ...]:

@@ -1,6 +1,6 @@
 """ViT-VQGAN: a vision transformer to a normalised codebook and another one back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class Transformer(nn.Module):
     """
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable
+    position_embedding: torch.Tensor
 
     def __init__(self, grid: tuple[int, int], dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -42,12 +42,18 @@ class VQModelOutput(DecoderOutput):
     losses: dict[str, torch.Tensor] | None = None
 
 
-class StockProtocol:
+if TYPE_CHECKING:  # what it stands before
+    from hf_vq.quantizers import Quantizer as Host
+else:
+    Host = object
+
+
+class StockProtocol(Host):
     """Lets a quantizer answer as diffusers' does, because stock pipelines call `VQModel.quantize`."""
 
     def forward(self, latents: torch.Tensor) -> Any:
         """Latents to (quantized latents, loss, (None, None, codes as one flat row))."""
-        output = super().forward(latents)
+        output: Any = super().forward(latents)
         return output.latents, output.loss, (None, None, output.codes.reshape(-1))
 
     def quantize(self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None) -> QuantizerOutput:
@@ -146,7 +152,7 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         options.update(quantizer_config or {})
         quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, stock_variant)
         super().__init__(**self._stock_config())
-        network = {
+        network: dict[str, Any] = {
             "layers_per_block": layers_per_block,
             "mid_block_add_attention": mid_block_add_attention,
             "norm_num_groups": norm_num_groups,
@@ -171,10 +177,10 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
                 **network,
             )
         if quantizer.stock_compatible:
-            self.quantize = quantizer
+            self._modules["quantize"] = quantizer
         else:
             del self._modules["quantize"]
-            self.quantizer = quantizer
+            self._modules["quantizer"] = quantizer
 
     def _stock_config(self):
         return {name: value for name, value in self.config.items() if name in STOCK}
@@ -263,7 +269,7 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         for name in ("stem_channels", "decoder_block_out_channels"):
             if self.config[name] is not None:
                 raise ValueError(f"stock diffusers has no {name}, this model has {self.config[name]}")
-        stock = diffusers.VQModel(**self._stock_config())
+        stock: Any = diffusers.VQModel(**self._stock_config())
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
         torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype

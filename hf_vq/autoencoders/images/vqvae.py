@@ -1,6 +1,7 @@
 """The VQ-VAE of 2017: strided convolutions, residual blocks, one codebook."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         ValueError: an argument that does not fit, named with its value.
     """
 
+    to_latents: Any  # nn.Identity or nn.Conv2d
+    upsample: Any  # nn.ModuleList of TransposedConvNorm
     face_type = "hf_vq_vqvae"
     decoder_modules = ("decoder_middle", "decoder_residual", "upsample", "output", "patches.decoder")
     _supports_gradient_checkpointing = True

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
             nn.Conv2d(width + (codebook_dim if grid and not residual else 0), codebook_dim, 1)
             for grid, width in enumerate(widths)
         )
-        self.quantizers = nn.ModuleList(
+        self._modules["quantizers"] = nn.ModuleList(
             make_quantizer(quantizer_type, size, codebook_dim, quantizer_config) for size in sizes
         )
         out_channels = decoder_channels(in_channels, reconstruction_loss)
@@ -155,7 +155,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
 
     @property
     def quantizers(self) -> Sequence[Quantizer]:
-        return self._modules["quantizers"]
+        return cast(Sequence[Quantizer], self._modules["quantizers"])
 
     @property
     def decoder_modules(self) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
     @property
     def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
-        return self.decoder.upsample[-1].weight
+        return cast(nn.ConvTranspose2d, self.decoder.upsample[-1]).weight
 
     @apply_forward_hook
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
@@ -276,7 +276,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         }
         losses |= {f"prediction_{grid}": value for grid, value in zip(self.grid_names[1:], distances, strict=False)}
         together = QuantizerOutput(
-            codes=tuple(output.codes for output in outputs),
+            codes=cast(Any, tuple(output.codes for output in outputs)),
             loss=sum(output.loss for output in outputs) + self.config.prediction_weight * sum(distances),
             losses=losses,
         )
@@ -349,7 +349,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
     def _encode_residual(self, features, quantize, grid_masks):
         dim = self.config.codebook_dim
         features, linear = features[:, :-dim], features[:, -dim:]
-        whole = []
+        whole: list[torch.Tensor] = []
         for grid, hidden in reversed(list(enumerate(self._coarser_features(features)))):
             whole.insert(0, self.to_latents[grid](hidden) + linear)
             if grid:
