@@ -19,11 +19,7 @@ FLOORS = (
     {"autoencoders", "priors"},
     {"modalities"},
     {"quantizers", "networks", "losses", "metrics", "data", "hub"},
-<<<<<<< HEAD
-    {"grids", "modes", "plugins", "processes", "registry", "renaming", "saved", "single_file", "version"},
-=======
-    {"grids", "hosts", "modes", "processes", "registry", "renaming", "saved", "single_file", "version"},
->>>>>>> refs/heads/types
+    {"grids", "hosts", "modes", "plugins", "processes", "registry", "renaming", "saved", "single_file", "version"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BOTTOM = len(FLOORS) - 1  # its files may import each other

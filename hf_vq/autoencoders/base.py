@@ -26,18 +26,15 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     that order.
     """
 
-<<<<<<< HEAD
     registry_kind = "autoencoder"
+    quantizer: Any  # of one with a single grid
+    encode: Callable
+    decode: Callable
 
     @classmethod
     def check_contract(cls) -> None:
         """Raise a TypeError or ValueError that says what a class lacks to be registered."""
         check_autoencoder(cls, AutoencoderMixin)
-=======
-    quantizer: Any  # of one with a single grid
-    encode: Callable
-    decode: Callable
->>>>>>> refs/heads/types
 
     @property
     def quantizers(self) -> Sequence[Quantizer]:

@@ -31,12 +31,8 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
 
     face_type: str | None = None
     modality: str | None = None
-<<<<<<< HEAD
-    _processor = None
-=======
     _processor: Any = None
     in_channels: int
->>>>>>> refs/heads/types
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 

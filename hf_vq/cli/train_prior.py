@@ -110,14 +110,9 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
         prior.set_code_vectors(vectors)
     check_disk_space(folder, training_bytes(prior, args, len(train)), "training")
 
-<<<<<<< HEAD
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
-    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
-    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
-=======
-    start_output_folder(folder, overwrite=options.overwrite, stale=OUTPUTS)
+    start_output_folder(folder, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     write_recipe(folder / "recipe.yaml", given)
->>>>>>> refs/heads/types
     say(
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."

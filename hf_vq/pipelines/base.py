@@ -37,8 +37,9 @@ class SamplePipelineOutput(BaseOutput):
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
-<<<<<<< HEAD
     registry_kind = "pipeline"
+    autoencoder: Any  # any of ours
+    config: Any
 
     @classmethod
     def check_contract(cls) -> None:
@@ -51,10 +52,6 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
                 f"the constructor of {cls.__name__} must take autoencoder, and prior or several named such as "
                 f"top_prior; it takes {', '.join(list(components)[1:])}"
             )
-=======
-    autoencoder: Any  # any of ours
-    config: Any
->>>>>>> refs/heads/types
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""

@@ -54,14 +54,11 @@ class Quantizer(nn.Module):
             its own loss and statistics, since the sum of the levels passes gradients by.
     """
 
-<<<<<<< HEAD
+    nonfinite_rows: torch.Tensor
+    _one: torch.Tensor
     registry_kind = "quantizer"
     quantizer_type: str | None = None
     can_be_level = True
-=======
-    nonfinite_rows: torch.Tensor
-    _one: torch.Tensor
->>>>>>> refs/heads/types
     num_levels = 1
     initialized = True
     codebook_updates = "forward"

@@ -38,11 +38,8 @@ class GumbelQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
-<<<<<<< HEAD
-    can_be_level = False
-=======
     steps: torch.Tensor
->>>>>>> refs/heads/types
+    can_be_level = False
 
     def __init__(
         self,

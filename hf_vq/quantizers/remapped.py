@@ -35,11 +35,8 @@ class RemappedQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
-<<<<<<< HEAD
-    can_be_level = False
-=======
     used: torch.Tensor
->>>>>>> refs/heads/types
+    can_be_level = False
 
     def __init__(
         self,
