@@ -59,8 +59,8 @@ class SampleCollator:
         padded = samples[0].new_zeros(len(items), samples[0].shape[0], *sides)
         for index, (sample, space) in enumerate(zip(samples, spaces, strict=True)):
             inside = tuple(slice(0, side) for side in space)
-            padded[(index, slice(None), *inside)] = sample
-            mask[(index, *inside)] = True
+            padded[index][:, *inside] = sample
+            mask[index][inside] = True
         return {**batch, "sample": padded, "padding_mask": mask}
 
 
