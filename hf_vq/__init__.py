@@ -1,35 +1,17 @@
 """hf_vq: vector-quantized models behind Hugging Face interfaces."""
 
+from typing import Any
+
 from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
-from hf_vq.auto import AutoVQModel, AutoVQPrior, register
-from hf_vq.autoencoders import (
-    DVAE,
-    RQVAE,
-    VQVAE,
-    VQVAE2,
-    DVAEConfig,
-    DVAEForAutoModel,
-    MAGVIT2Model,
-    MAGVIT2ModelConfig,
-    MAGVIT2ModelForAutoModel,
-    RQVAEConfig,
-    RQVAEForAutoModel,
-    ViTVQModel,
-    ViTVQModelConfig,
-    ViTVQModelForAutoModel,
-    VQModel,
-    VQModelConfig,
-    VQModelForAutoModel,
-    VQVAE2Config,
-    VQVAE2ForAutoModel,
-    VQVAEConfig,
-    VQVAEForAutoModel,
-)
+from hf_vq.auto import AutoVQModel, AutoVQPrior, know_registered_classes
+from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, ViTVQModel, VQModel
+from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
 from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
+from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
     AutoregressivePrior,
     DelayedTransformerPrior,
@@ -53,12 +35,13 @@ from hf_vq.priors import (
     WaveNetConfig,
 )
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
-from hf_vq.registry import find_class
+from hf_vq.registry import find_class, register
 from hf_vq.version import __version__
 
-register()
+know_registered_classes()
 
 __all__ = [
+    *FACES,  # `<Name>Config` and `<Name>ForAutoModel` of each autoencoder
     "__version__",
     "as_grids",
     "AutoregressivePrior",
@@ -67,8 +50,6 @@ __all__ = [
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
     "DVAE",
-    "DVAEConfig",
-    "DVAEForAutoModel",
     "EMAVectorQuantizer",
     "GPTPrior",
     "GPTPriorConfig",
@@ -76,8 +57,6 @@ __all__ = [
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
     "MAGVIT2Model",
-    "MAGVIT2ModelConfig",
-    "MAGVIT2ModelForAutoModel",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
@@ -90,33 +69,31 @@ __all__ = [
     "RQTransformer",
     "RQTransformerConfig",
     "RQVAE",
-    "RQVAEConfig",
-    "RQVAEForAutoModel",
     "TransformerPrior",
     "TransformerPriorConfig",
+    "register",
     "VectorQuantizer",
     "ViTVQModel",
-    "ViTVQModelConfig",
-    "ViTVQModelForAutoModel",
     "VQModel",
-    "VQModelConfig",
-    "VQModelForAutoModel",
     "VQPipeline",
     "VQVAE",
     "VQVAE2",
-    "VQVAE2Config",
-    "VQVAE2ForAutoModel",
     "VQVAE2Pipeline",
-    "VQVAEConfig",
-    "VQVAEForAutoModel",
     "WaveNet",
     "WaveNetConfig",
 ]
 
 
-def __getattr__(name):
-    """Classes that others have registered: saved pipelines name them as ours."""
+def __getattr__(name: str) -> Any:
+    """Registered classes with their configs and faces: saved folders name them as ours."""
     found = find_class(name)
-    if found is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    if found is not None:
+        return found
+    try:
+        return getattr(_pretrained, name)
+    except AttributeError:
+        words = "if a saved folder asks for it, import the package that registers it"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r} ({words})") from None
+
+
+import_plugins()

@@ -1,77 +1,100 @@
-"""The right class for a folder or repository, and registration with transformers and diffusers."""
+"""The right class for a folder or repository, and what transformers and diffusers must know of registered classes."""
 
+from typing import Any
+
+from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.autoencoders.pretrained import FACES
+from hf_vq.autoencoders import VQVAE
+from hf_vq.autoencoders.pretrained import make_face
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
-from hf_vq.registry import PRIORS
+from hf_vq.registry import AUTOENCODERS, PRIORS, subscribe
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
+HINT = "import the package that registers it first"
 
 
 class AutoVQModel:
-    """Loads any autoencoder of ours, or a stock VQModel, as the class it was saved from."""
+    """Loads any registered autoencoder, ours or a user's, or a stock VQModel, as the class it was saved from."""
 
     @staticmethod
-    def from_pretrained(pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """The autoencoder of a folder or repository; keyword arguments as in diffusers' `from_pretrained`.
 
         Raises:
             OSError: no config, or no weights there.
-            ValueError: the config names a class that is no autoencoder of ours.
+            ValueError: the config names a class that is not registered.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        config = AUTOENCODERS["VQVAE"].load_config(pretrained_model_name_or_path, **hub)
+        config = VQVAE.load_config(pretrained_model_name_or_path, **hub)
         name = config.get("_class_name")
         if name not in AUTOENCODERS:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds {name!r}, which is none of {sorted(AUTOENCODERS)}"
+                f"{pretrained_model_name_or_path} holds {name!r}, which is none of {sorted(AUTOENCODERS)}; {HINT}"
             )
         return AUTOENCODERS[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 class AutoVQPrior:
-    """Loads any prior of ours, or another of `hf_vq.registry.PRIORS`, as the class it was saved from."""
+    """Loads any registered prior, ours or a user's, as the class it was saved from."""
 
     @staticmethod
-    def from_pretrained(pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """The prior of a folder or repository; keyword arguments as in transformers' `from_pretrained`.
 
         Raises:
             OSError: no config, or no weights there.
-            ValueError: the config names a model that is no prior of ours.
+            ValueError: the config names a model that is no registered prior.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         if PRIOR_SECTION in config:
             return TransformerPrior.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        classes = {config_class.model_type: prior_class for config_class, prior_class in PRIORS.values()}
+        classes = {prior_class.config_class.model_type: prior_class for prior_class in PRIORS.values()}
         del classes[TransformerPriorConfig.model_type]  # a Llama without that section
         if config.get("model_type") not in classes:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds {config.get('model_type')!r}, which is none of "
-                f"{sorted(classes)}"
+                f"{sorted(classes)}; {HINT}"
             )
         return classes[config["model_type"]].from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
-def register():
-    """Makes transformers and diffusers know the classes of all tables.
+def _know_autoencoder(autoencoder_class: type) -> None:
+    config_class, face_class = make_face(autoencoder_class)
+    _know_model(config_class, face_class)
 
-    `import hf_vq` calls it; call it again after putting a class into a table.
-    """
-    for config_class, face_class in FACES.values():
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModel.register(config_class, face_class, exist_ok=True)
-    for config_class, prior_class in PRIORS.values():
-        if config_class is not TransformerPriorConfig:  # "llama" stays transformers' own
-            AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        AutoModel.register(config_class, prior_class, exist_ok=True)
-    AutoModelForCausalLM.register(TransformerPriorConfig, TransformerPrior, exist_ok=True)
+
+def _know_prior(prior_class: Any) -> None:
+    if prior_class is TransformerPrior:  # "llama" stays transformers' own
+        AutoModel.register(TransformerPriorConfig, TransformerPrior, exist_ok=True)
+        AutoModelForCausalLM.register(TransformerPriorConfig, TransformerPrior, exist_ok=True)
+    else:
+        _know_model(prior_class.config_class, prior_class)
+
+
+def _know_model(config_class: type[PreTrainedConfig], model_class: type[PreTrainedModel]) -> None:
+    """Make `AutoConfig` and `AutoModel` find a class; a ValueError where another one has its `model_type`."""
+    model_type = config_class.model_type
+    # this mapping's `get` is dict's own, and finds nothing
+    taken = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else config_class  # noqa: SIM401
+    if (taken.__module__, taken.__name__) != (config_class.__module__, config_class.__name__):
+        raise ValueError(
+            f"model_type={model_type!r} of {config_class.__module__}.{config_class.__name__} is taken by "
+            f"{taken.__module__}.{taken.__name__}"
+        )
+    AutoConfig.register(model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+
+
+def know_registered_classes() -> None:
+    """Make transformers and diffusers know all registered classes, and those that will be; `import hf_vq` calls it."""
+    subscribe("autoencoder", _know_autoencoder)
+    subscribe("prior", _know_prior)
     verbs = ["save_pretrained", "from_pretrained"]
-    LOADABLE_CLASSES.setdefault("hf_vq", {"ModelMixin": verbs, "PreTrainedModel": verbs})
+    LOADABLE_CLASSES.setdefault("hf_vq", {base.__name__: verbs for base in (ModelMixin, PreTrainedModel)})

@@ -1,9 +1,13 @@
 """Codes of one grid or of a hierarchy of them, as one kind of thing."""
 
+from collections.abc import Sequence
+
+import torch
+
 GRID_NAMES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}  # by how many there are, coarse to fine
 
 
-def as_grids(codes):
+def as_grids(codes: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Codes as a tuple of grids, coarse to fine, whatever the model: those of one grid are a tensor.
 
     Args:

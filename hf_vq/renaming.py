@@ -2,11 +2,13 @@
 
 import functools
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 _said = set()
 
 
-def warn_renamed(owner, old, new, stacklevel=3):
+def warn_renamed(owner: str, old: str, new: str, stacklevel: int = 3) -> None:
     """Say once that an old name is now another.
 
     Args:
@@ -19,7 +21,7 @@ def warn_renamed(owner, old, new, stacklevel=3):
         warnings.warn(f"{owner}: {old} is now called {new}", FutureWarning, stacklevel=stacklevel)
 
 
-def with_new_names(values, renamed, owner, stacklevel=3):
+def with_new_names(values: dict[str, Any], renamed: dict[str, str], owner: str, stacklevel: int = 3) -> dict[str, Any]:
     """Options by name, old names replaced.
 
     Args:
@@ -38,7 +40,7 @@ def with_new_names(values, renamed, owner, stacklevel=3):
     return {renamed.get(name, name): value for name, value in values.items()}
 
 
-def renamed_options(**renamed):
+def renamed_options(**renamed: str) -> Callable[[Callable], Callable]:
     """Decorator of a constructor: old names of keyword arguments keep working, `renamed_options` of it lists them."""
 
     def decorate(init):

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 
 class Client:
-    """Runs tasks of tests/hub_client.py, each in a process where hf_vq was not imported before."""
+    """Runs tasks of a module such as tests/hub_client.py, each in a process where hf_vq was not imported before."""
 
-    def __init__(self, hub, work):
+    def __init__(self, hub, work, module="tests.hub_client", **environment):
         self.work = work
         environment = {
             **os.environ,
@@ -37,9 +37,10 @@ class Client:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
+            **environment,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hub_client"], cwd=ROOT, env=environment, text=True,
+            [sys.executable, "-m", module], cwd=ROOT, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from hf_vq.modalities import Modality
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
 from hf_vq.registry import AUTOENCODERS, MODALITIES, PIPELINES, modality_of
 
+from .registering import register_for_now
 from .signal_modality import SIGNAL, SignalPipelineOutput, SignalProcessor, TextCodec
 from .test_image_processor import photo
 from .tiny_codecs import SignalCodec, register_codecs
@@ -35,8 +36,7 @@ def run(*arguments):
 @pytest.fixture
 def signals(monkeypatch, tmp_path):
     """The modality of signals, registered, and a file of them; the working folder is a new one."""
-    monkeypatch.setitem(MODALITIES, "signal", SIGNAL)
-    monkeypatch.setitem(AUTOENCODERS, "TextCodec", TextCodec)
+    register_for_now(monkeypatch, SIGNAL, TextCodec)
     monkeypatch.chdir(tmp_path)
     np.save("signals.npy", np.sin(np.arange(40 * 2 * 32).reshape(40, 2, 32) / 3).astype(np.float32))
     return tmp_path

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from hf_vq.autoencoders import AutoencoderMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.registry import AUTOENCODERS
+
+from .registering import register_for_now
 
 
 class PatchCodec(AutoencoderMixin, ModelMixin, ConfigMixin):
@@ -107,9 +108,8 @@ CODECS = {  # constructor arguments, space of a sample, of a shorter one
 
 
 def register_codecs(monkeypatch):
-    """Puts the codecs into the table for the time of a test."""
-    for codec in CODECS:
-        monkeypatch.setitem(AUTOENCODERS, codec.__name__, codec)
+    """Registers the codecs for the time of a test."""
+    register_for_now(monkeypatch, *CODECS)
 
 
 def make_codec(codec_class, **changes):

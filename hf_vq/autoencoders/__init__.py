@@ -1,5 +1,8 @@
-"""Sample <-> codes."""
+"""Sample <-> codes. Each module registers its class; `<Name>Config` and `<Name>ForAutoModel` come from that."""
 
+from typing import Any
+
+from hf_vq.autoencoders import pretrained
 from hf_vq.autoencoders.base import AutoencoderMixin
 from hf_vq.autoencoders.images.dvae import DVAE
 from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
@@ -8,55 +11,29 @@ from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel
 from hf_vq.autoencoders.images.vq_model import VQModel, VQModelOutput
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
-from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
-from hf_vq.autoencoders.pretrained import (
-    DVAEConfig,
-    DVAEForAutoModel,
-    MAGVIT2ModelConfig,
-    MAGVIT2ModelForAutoModel,
-    RQVAEConfig,
-    RQVAEForAutoModel,
-    ViTVQModelConfig,
-    ViTVQModelForAutoModel,
-    VQModelConfig,
-    VQModelForAutoModel,
-    VQVAE2Config,
-    VQVAE2ForAutoModel,
-    VQVAEConfig,
-    VQVAEForAutoModel,
-)
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput, TokenizerOutput
 from hf_vq.registry import AUTOENCODERS
 
-AUTOENCODERS.update(
-    (autoencoder_class.__name__, autoencoder_class)
-    for autoencoder_class in (DVAE, MAGVIT2Model, RQVAE, ViTVQModel, VQModel, VQVAE, VQVAE2)
-)
+FACES = tuple(f"{name}{suffix}" for name in AUTOENCODERS for suffix in ("Config", "ForAutoModel"))
 
 __all__ = [
+    *FACES,
     "AUTOENCODERS",
     "AutoencoderMixin",
     "AutoencoderOutput",
-    "TokenizerOutput",
     "DVAE",
-    "DVAEConfig",
-    "DVAEForAutoModel",
+    "EncoderOutput",
     "MAGVIT2Model",
-    "MAGVIT2ModelConfig",
-    "MAGVIT2ModelForAutoModel",
+    "ReconstructionOutput",
     "RQVAE",
-    "RQVAEConfig",
-    "RQVAEForAutoModel",
+    "TokenizerOutput",
     "ViTVQModel",
-    "ViTVQModelConfig",
-    "ViTVQModelForAutoModel",
     "VQModel",
-    "VQModelConfig",
-    "VQModelForAutoModel",
     "VQModelOutput",
     "VQVAE",
     "VQVAE2",
-    "VQVAE2Config",
-    "VQVAE2ForAutoModel",
-    "VQVAEConfig",
-    "VQVAEForAutoModel",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(pretrained, name)

@@ -1,13 +1,19 @@
 """What every autoencoder answers: sample <-> codes, and a loss that trains."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.codebooks import CodebookControl
+from hf_vq.autoencoders.contract import check_autoencoder
 from hf_vq.autoencoders.folders import SavedFolder
 from hf_vq.autoencoders.grids import Geometry, mean_distance
 from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
+from hf_vq.quantizers import Quantizer
+from hf_vq.quantizers.base import QuantizerOutput
 
 RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
@@ -20,14 +26,23 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
     that order.
     """
 
+    registry_kind = "autoencoder"
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError or ValueError that says what a class lacks to be registered."""
+        check_autoencoder(cls, AutoencoderMixin)
+
     @property
-    def quantizers(self):
+    def quantizers(self) -> Sequence[Quantizer]:
         """Every quantizer, coarse to fine."""
         return (self.quantizer,)
 
     @torch.no_grad()
     @apply_forward_hook
-    def tokenize(self, sample, padding_mask=None, return_dict=False, **options):
+    def tokenize(
+        self, sample: Any, padding_mask: torch.Tensor | None = None, return_dict: bool = False, **options: Any
+    ) -> Any:
         """Samples to codes (batch, *grid) or (batch, num_levels, *grid) int64; of a hierarchy a tuple of them.
 
         Args:
@@ -45,7 +60,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             return codes
         return TokenizerOutput(codes=codes, scales=scales, length=self.real_length(padding_mask))
 
-    def as_sample(self, sample):
+    def as_sample(self, sample: Any) -> torch.Tensor:
         """A floating-point tensor as it is; all else through the processor."""
         if torch.is_tensor(sample) and sample.is_floating_point():
             return sample
@@ -54,13 +69,20 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             raise ValueError(f"sample must be a floating-point tensor, got {found}: this model has no processor")
         return self.processor(sample, device=self.device).to(self.dtype)
 
-    def tokenize_sample(self, sample, grid_masks, **options):
+    def tokenize_sample(
+        self, sample: torch.Tensor, grid_masks: Sequence[torch.Tensor | None], **options: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """`tokenize` of a normalised sample and the masks of its grids, see `without_padding`."""
         return self.quantizer.tokenize(self.encode(sample).latents, grid_masks[0], **options)
 
     @torch.no_grad()
     @apply_forward_hook
-    def detokenize(self, codes, scales=None, length=None):
+    def detokenize(
+        self,
+        codes: torch.Tensor | Sequence[torch.Tensor | None],
+        scales: torch.Tensor | None = None,
+        length: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Codes to samples (batch, channels, *space) in [-1, 1].
 
         Of a residual quantizer the first levels alone decode to a coarser sample. Of a hierarchy, None for a finer
@@ -74,15 +96,17 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
         sample = self.denormalize(self.decode_codes(codes), scales)
         return sample if length is None else self.cut_to_length(sample, length)
 
-    def decode_codes(self, codes):
+    def decode_codes(self, codes: Any) -> torch.Tensor:
         """`detokenize` to a normalised sample."""
         return self.decode(self.quantizer.detokenize(codes).to(self.dtype)).sample
 
-    def normalize(self, sample, padding_mask):
+    def normalize(
+        self, sample: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A sample as the encoder takes it, and the scales that undo it; here as it is, and None."""
         return sample, None
 
-    def denormalize(self, sample, scales):
+    def denormalize(self, sample: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
         """Undoes `normalize`.
 
         Raises:
@@ -92,7 +116,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             raise ValueError(f"scales given, but {type(self).__name__} does not normalise its input")
         return sample
 
-    def forward(self, sample, padding_mask=None):
+    def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> Any:
         """Reconstructs a sample.
 
         Args:
@@ -109,7 +133,7 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
         return self.training_output(sample, reconstruction, quantized, padding_mask)
 
     @torch.no_grad()
-    def initialize_codebook(self, sample, padding_mask=None):
+    def initialize_codebook(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> bool:
         """Starts the codebook by k-means on the latents of these samples, unless it has started or was loaded.
 
         Returns:
@@ -123,14 +147,14 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
 
     def training_output(
         self,
-        sample,
-        reconstruction,
-        quantized,
-        padding_mask=None,
-        output_class=AutoencoderOutput,
-        reconstruction_loss=None,
-        **more,
-    ):
+        sample: torch.Tensor,
+        reconstruction: torch.Tensor,
+        quantized: QuantizerOutput,
+        padding_mask: torch.Tensor | None = None,
+        output_class: type = AutoencoderOutput,
+        reconstruction_loss: torch.Tensor | None = None,
+        **more: Any,
+    ) -> Any:
         """The output of `forward`, with its losses.
 
         Args:
@@ -153,7 +177,9 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
         )
 
 
-def check_reconstruction(reconstruction_loss, reconstruction_weight, distributions=()):
+def check_reconstruction(
+    reconstruction_loss: str, reconstruction_weight: float, distributions: Iterable[str] = ()
+) -> None:
     known = sorted([*RECONSTRUCTION_LOSSES, *distributions])
     if reconstruction_loss not in known:
         raise ValueError(f"reconstruction_loss must be one of {known}, got {reconstruction_loss!r}")

@@ -1,5 +1,7 @@
 """Codebooks that stand still, are started, updated or resized: what training does to the quantizers of a model."""
 
+import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -15,11 +17,11 @@ class CodebookControl:
     decoder_options = ("reconstruction_loss", "reconstruction_weight")
 
     @property
-    def codebook_initialized(self):
+    def codebook_initialized(self) -> bool:
         """Whether k-means has run, is switched off, or the codebook was loaded."""
         return all(quantizer.initialized for quantizer in self.quantizers)
 
-    def set_codebook_updates(self, mode):
+    def set_codebook_updates(self, mode: str) -> None:
         """When training forwards move the codebook by statistics: "forward", "deferred" or "off".
 
         Deferred, they gather until `update_codebook()`: once per optimizer step under gradient accumulation.
@@ -29,12 +31,12 @@ class CodebookControl:
         for quantizer in self.quantizers:
             quantizer.codebook_updates = mode
 
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         """Applies the statistics gathered since the last update."""
         for quantizer in self.quantizers:
             quantizer.update_codebook()
 
-    def resize_codebook(self, codebook_size):
+    def resize_codebook(self, codebook_size: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.
 
         Returns:
@@ -48,11 +50,11 @@ class CodebookControl:
         self.register_to_config(**{name: codebook_size})
         return origins if self.hierarchical else origins[0]
 
-    def only_decodes(self, name):
+    def only_decodes(self, name: str) -> bool:
         """Whether a parameter or buffer of this name has no say in the codes."""
         return name.startswith(tuple(f"{module}." for module in self.decoder_modules))
 
-    def freeze_codes(self):
+    def freeze_codes(self) -> list[nn.Parameter]:
         """Leaves a gradient to parameters that only decode, and stops codebook updates: `tokenize` stays as it is.
 
         Tokenized data and priors then remain good for what training makes of the decoder. In training mode a quantizer
@@ -69,7 +71,7 @@ class CodebookControl:
         learning = [item for item in self.named_parameters() if item[1].requires_grad]
         return [parameter.requires_grad_(False) for name, parameter in learning if not self.only_decodes(name)]
 
-    def check_freezable(self):
+    def check_freezable(self) -> None:
         """Raise a ValueError for a codebook that has not started, and for BatchNorm, whose statistics would move."""
         if not self.codebook_initialized:
             raise ValueError("freeze_codes needs a trained autoencoder: its codebook has not started yet")

@@ -2,6 +2,8 @@
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import diffusers
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
@@ -11,26 +13,33 @@ from hf_vq.hub import PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import with_new_names
+from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
 
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class SavedFolder(PushMixin):
+class SavedFolder(SingleFileMixin, PushMixin):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
-        face_type: the `model_type` under which transformers finds the saved folder.
+        face_type: the `model_type` under which transformers finds the saved folder; of a class that does not say it,
+            "hf_vq_" and its name.
         modality: name of what its samples are, a key of `hf_vq.registry.MODALITIES`; None: tensors.
     """
 
-    face_type = None
-    modality = None
+    face_type: str | None = None
+    modality: str | None = None
     _processor = None
     _keep_in_fp32_modules = ["quantize", "quantizer"]
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
-    def finish_loading(self, missing):
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "face_type" not in vars(cls):
+            cls.face_type = f"hf_vq_{cls.__name__.lower()}"
+
+    def finish_loading(self, missing: list[str]) -> None:
         """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
         for prefix, module in self.named_modules():
             if isinstance(module, Quantizer):
@@ -38,24 +47,7 @@ class SavedFolder(PushMixin):
                 module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
 
     @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a model of this class, without writing anything.
-
-        Args:
-            path: a file of weights, or a folder with one.
-            config: the original's config file; None: the one beside the weights, where there is one.
-            format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
-
-        Raises:
-            FileNotFoundError: nothing there.
-            ValueError: a checkpoint that is broken, not safe, of no known format, or of another class.
-        """
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         model.finish_loading(info["missing_keys"])
@@ -63,7 +55,7 @@ class SavedFolder(PushMixin):
         return (model, info) if wants_info else model
 
     @property
-    def processor(self):
+    def processor(self) -> Any:
         """What makes samples of pictures or sounds and shows them again; None for tensors.
 
         It is saved with the model once it was set, as training by the command line does; before, it takes things as
@@ -74,32 +66,39 @@ class SavedFolder(PushMixin):
         return self._processor
 
     @processor.setter
-    def processor(self, processor):
+    def processor(self, processor: Any) -> Any:
         self._processor = processor
 
-    def load_processor(self, path_or_repo, **kwargs):
+    def load_processor(self, path_or_repo: str | Path, **kwargs: Any) -> None:
         """Takes the processor of a folder or repository, where it has one; arguments as of `from_pretrained`."""
         if self.modality is not None:
             hub = {name: kwargs[name] for name in PROCESSOR_ARGUMENTS if kwargs.get(name) is not None}
             self._processor = MODALITIES[self.modality].processor.from_pretrained(path_or_repo, **hub)
 
     @classmethod
-    def renamed_options(cls):
+    def renamed_options(cls) -> dict[str, str]:
         """New names of the constructor's arguments by their old ones."""
         return getattr(cls.__init__, "renamed_options", {})
 
     @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """As diffusers; a folder may have options under their old names."""
         config_dict, kwargs = (
             with_new_names(values, cls.renamed_options(), cls.__name__) for values in (config_dict, kwargs)
         )
         return super().extract_init_dict(config_dict, **kwargs)
 
-    def register_to_config(self, **kwargs):
+    def register_to_config(self, **kwargs: Any) -> None:
         super().register_to_config(**with_new_names(kwargs, self.renamed_options(), type(self).__name__))
 
-    def save_pretrained(self, save_directory, *, max_shard_size="10GB", variant=None, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        max_shard_size: int | str = "10GB",
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """As diffusers, but a file where the folder should be is an error."""
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
@@ -108,13 +107,13 @@ class SavedFolder(PushMixin):
         self._weights_name = _add_variant(name, variant)
         super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
 
-    def save_config(self, save_directory, **kwargs):
+    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
         super().save_config(save_directory, **kwargs)
-        write_shim(save_directory)
+        write_shim(save_directory, type(self), f"{type(self).__name__}Config")
         if self._processor is not None:
             self._processor.save_pretrained(save_directory)
 
-    def to_json_string(self):
+    def to_json_string(self) -> str:
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
         config = json.loads(super().to_json_string())
         config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine

@@ -3,6 +3,8 @@
 A hierarchy has several *grids*, coarse to fine. Residual codes have *levels* inside a grid, an axis before its own.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
@@ -20,17 +22,17 @@ class Geometry:
     hierarchical = False
 
     @property
-    def in_channels(self):
+    def in_channels(self) -> int:
         """Channels of a sample."""
         return self.config.in_channels
 
     @property
-    def downsample_factors(self):
+    def downsample_factors(self) -> tuple[int | tuple[int, ...], ...]:
         """Sample values in a cell, along every axis or a tuple of one an axis; of every grid, coarse to fine."""
         return (self.downsample_factor,)
 
     @property
-    def grid_strides(self):
+    def grid_strides(self) -> tuple[tuple[int, ...], ...]:
         """Sample values in a cell: of every grid, coarse to fine, a tuple of one an axis."""
         return tuple(
             tuple(factor) if isinstance(factor, tuple) else (factor,) * self.space_dims
@@ -38,32 +40,32 @@ class Geometry:
         )
 
     @property
-    def grid_names(self):
+    def grid_names(self) -> tuple[str, ...]:
         """Name of every grid, coarse to fine."""
         return ("codes",)
 
     @property
-    def grid_dims(self):
+    def grid_dims(self) -> int:
         """Axes of the codes of one sample and grid, that of levels included."""
         return self.space_dims + (self.num_levels > 1)
 
     @property
-    def num_levels(self):
+    def num_levels(self) -> int:
         """Codes per grid position; with more than one, codes have a levels axis after the batch."""
         return self.quantizers[0].num_levels
 
     @property
-    def codebook_sizes(self):
+    def codebook_sizes(self) -> tuple[int, ...]:
         """Number of codes of every quantizer, coarse to fine."""
         return tuple(quantizer.codebook_size for quantizer in self.quantizers)
 
     @property
-    def codebook_size(self):
+    def codebook_size(self) -> int | tuple[int, ...]:
         """Number of codes; a tuple where the grids of a hierarchy differ."""
         sizes = self.codebook_sizes
         return sizes[0] if len(set(sizes)) == 1 else sizes
 
-    def code_shape(self, sample_shape):
+    def code_shape(self, sample_shape: Sequence[int]) -> tuple[int, ...] | tuple[tuple[int, ...], ...]:
         """Shape of the codes of one sample: the grid, after the number of levels where there are several.
 
         Of a hierarchy, a tuple of such shapes, coarse to fine.
@@ -77,7 +79,7 @@ class Geometry:
         shapes = self.code_shapes(sample_shape)
         return shapes if self.hierarchical else shapes[0]
 
-    def code_shapes(self, sample_shape):
+    def code_shapes(self, sample_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """`code_shape` of every grid, coarse to fine: a tuple also where there is one."""
         channels, *space = sample_shape
         if channels != self.in_channels:
@@ -89,7 +91,7 @@ class Geometry:
             for strides in self.grid_strides
         )
 
-    def check_space(self, space, sample_shape):
+    def check_space(self, space: Sequence[int], sample_shape: Sequence[int]) -> None:
         """Raise a ValueError unless a sample can have these sides."""
         strides = self.grid_strides[0]
         divided = len(space) == self.space_dims and all(
@@ -103,11 +105,11 @@ class Geometry:
             )
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[str, ...]:
         """Names of the axes of space."""
         return AXES.get(self.space_dims, tuple(f"axis_{axis}" for axis in range(self.space_dims)))
 
-    def check_sample(self, sample):
+    def check_sample(self, sample: torch.Tensor) -> None:
         """Raise a ValueError unless a sample is floating point and of a shape that this model takes."""
         if not sample.is_floating_point() or sample.ndim != 2 + self.space_dims:
             raise ValueError(
@@ -118,7 +120,9 @@ class Geometry:
 
     # Padding
 
-    def without_padding(self, sample, padding_mask):
+    def without_padding(
+        self, sample: torch.Tensor, padding_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         """A sample that is 0 where it is padding, and the mask of every grid; None for each without a mask.
 
         Args:
@@ -143,7 +147,7 @@ class Geometry:
         masks = tuple(_cells_with_any(padding_mask, strides) for strides in self.grid_strides)
         return sample.masked_fill(~padding_mask[:, None], 0), masks
 
-    def real_length(self, padding_mask):
+    def real_length(self, padding_mask: torch.Tensor | None) -> torch.Tensor | None:
         """How far each sample of a padded batch is real, as `TokenizerOutput.length`; None without a mask.
 
         Raises:
@@ -162,7 +166,7 @@ class Geometry:
             raise ValueError("padding_mask must be True from the start of every axis up to a length of each sample")
         return lengths[0] if len(lengths) == 1 else torch.stack(lengths, dim=1)
 
-    def grid_lengths(self, length):
+    def grid_lengths(self, length: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Real cells along the first axis of every grid, coarse to fine, each (batch,) int64.
 
         Args:
@@ -171,7 +175,7 @@ class Geometry:
         first = length if length.ndim == 1 else length[:, 0]
         return tuple((first + strides[0] - 1) // strides[0] for strides in self.grid_strides)
 
-    def cut_to_length(self, sample, length):
+    def cut_to_length(self, sample: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
         """A decoded batch up to its longest sample, with 0 where a shorter one has ended.
 
         Args:
@@ -201,7 +205,7 @@ class Geometry:
         return sample
 
 
-def mean_of_real(values, padding_mask):
+def mean_of_real(values: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor:
     """Mean of values (batch, channels, *space) that are no padding; of all without a mask.
 
     Args:
@@ -213,7 +217,9 @@ def mean_of_real(values, padding_mask):
     return values.masked_fill(~real, 0).sum() / (real.sum() * values.shape[1]).clamp_min(1)
 
 
-def mean_distance(distance, one, other, padding_mask):
+def mean_distance(
+    distance: Callable[..., torch.Tensor], one: torch.Tensor, other: torch.Tensor, padding_mask: torch.Tensor | None
+) -> torch.Tensor:
     """Mean distance of two tensors (batch, channels, *space), over what is no padding.
 
     Args:

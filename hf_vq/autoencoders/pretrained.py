@@ -1,19 +1,14 @@
 """Every autoencoder's transformers face: a config with named fields and a PreTrainedModel around the same module."""
 
+import functools
 import inspect
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_vq.autoencoders.images.dvae import DVAE
-from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
-from hf_vq.autoencoders.images.rqvae import RQVAE
-from hf_vq.autoencoders.images.vit_vq_model import ViTVQModel
-from hf_vq.autoencoders.images.vq_model import VQModel
-from hf_vq.autoencoders.images.vqvae import VQVAE
-from hf_vq.autoencoders.images.vqvae2 import VQVAE2
 from hf_vq.hub import HubConfigMixin, PushMixin
+from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import with_new_names
 
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
@@ -126,21 +121,26 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
         return self.autoencoder.detokenize(codes, **options)
 
 
+@functools.cache  # a class has one face
 def make_face(autoencoder_class: Any) -> tuple[Any, Any]:
     """Config class and model class of an autoencoder class, with the constructor's arguments as fields.
 
     Returns:
         `<Name>Config` and `<Name>ForAutoModel`.
     """
-    name, parameters = autoencoder_class.__name__, inspect.signature(autoencoder_class.__init__).parameters
+    name, parameters = (
+        autoencoder_class.__name__,
+        inspect.signature(autoencoder_class.__init__, eval_str=True).parameters,
+    )
     fields = {key: parameter for key, parameter in parameters.items() if key != "self"}
+    types = {key: Any if each.annotation is each.empty else each.annotation for key, each in fields.items()}
     config_class = type(
         f"{name}Config",
         (AutoencoderConfig,),
         {
             "__module__": __name__,
             "__doc__": f"Config of `{name}ForAutoModel`: the arguments of `{name}`.",
-            "__annotations__": {key: parameter.annotation for key, parameter in fields.items()},
+            "__annotations__": types,
             "model_type": autoencoder_class.face_type,
             "autoencoder_class": autoencoder_class,
             **{key: parameter.default for key, parameter in fields.items()},
@@ -154,14 +154,9 @@ def make_face(autoencoder_class: Any) -> tuple[Any, Any]:
     return config_class, model_class
 
 
-FACES = {
-    autoencoder_class: make_face(autoencoder_class)
-    for autoencoder_class in (DVAE, MAGVIT2Model, RQVAE, ViTVQModel, VQModel, VQVAE, VQVAE2)
-}
-DVAEConfig, DVAEForAutoModel = FACES[DVAE]
-MAGVIT2ModelConfig, MAGVIT2ModelForAutoModel = FACES[MAGVIT2Model]
-RQVAEConfig, RQVAEForAutoModel = FACES[RQVAE]
-ViTVQModelConfig, ViTVQModelForAutoModel = FACES[ViTVQModel]
-VQModelConfig, VQModelForAutoModel = FACES[VQModel]
-VQVAEConfig, VQVAEForAutoModel = FACES[VQVAE]
-VQVAE2Config, VQVAE2ForAutoModel = FACES[VQVAE2]
+def __getattr__(name: str) -> Any:
+    """`<Name>Config` and `<Name>ForAutoModel` of every registered autoencoder: pickle, too, looks for them here."""
+    for suffix, index in (("Config", 0), ("ForAutoModel", 1)):
+        if name.endswith(suffix) and (found := AUTOENCODERS.get(name.removesuffix(suffix))):
+            return make_face(found)[index]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

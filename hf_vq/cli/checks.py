@@ -1,23 +1,28 @@
 """What every verb checks before any work: output paths, disk space, model folders, class labels."""
 
-import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from hf_vq.data.sources import HUB_ID
+from hf_vq.modalities import Modality
 from hf_vq.pipelines import PIPELINES
+from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import modality_of
+from hf_vq.saved import CONFIG, INDEX, folder_kind, read_json
 from hf_vq.training.disk import module_footprint, run_bytes
 from hf_vq.training.tasks import Task
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
-def existing_parent(path):
+def existing_parent(path: str | Path) -> Path:
     """The nearest path at or above the given one that exists."""
     path = Path(path).absolute()
     while not path.exists():
@@ -25,7 +30,7 @@ def existing_parent(path):
     return path
 
 
-def check_writable(path):
+def check_writable(path: str | Path) -> None:
     """Raise a ValueError if a folder cannot be created or written, without leaving a trace."""
     parent = existing_parent(path)
     if not parent.is_dir():
@@ -36,7 +41,7 @@ def check_writable(path):
         raise ValueError(f"cannot write to {path}: {error.strerror or error}") from error
 
 
-def check_output_folder(path, *, overwrite=False, resume=False):
+def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
     """Raise a ValueError unless a verb may write into this folder.
 
     Args:
@@ -53,7 +58,7 @@ def check_output_folder(path, *, overwrite=False, resume=False):
         raise ValueError(f"the output folder {path} exists and is not empty (--overwrite replaces what it holds)")
 
 
-def check_output_file(path, *, suffix, overwrite=False):
+def check_output_file(path: str | Path, *, suffix: str, overwrite: bool = False) -> None:
     """Raise a ValueError unless a verb may write this file."""
     path = Path(path)
     if path.suffix.lower() != suffix:
@@ -65,7 +70,7 @@ def check_output_file(path, *, suffix, overwrite=False):
     check_writable(path.parent)
 
 
-def check_disk_space(path, needed, what):
+def check_disk_space(path: str | Path, needed: int, what: str) -> None:
     """Raise a ValueError if the disk of a path has fewer than `needed` bytes left."""
     free = shutil.disk_usage(existing_parent(path)).free
     if free < needed:
@@ -74,7 +79,7 @@ def check_disk_space(path, needed, what):
         )
 
 
-def training_bytes(trained, args, num_samples):
+def training_bytes(trained: Task | nn.Module, args: Any, num_samples: int) -> int:
     """Bytes that a training writes at the most.
 
     Args:
@@ -88,18 +93,18 @@ def training_bytes(trained, args, num_samples):
     return run_bytes(trained.footprint(), args, num_samples)
 
 
-def is_main_process():
+def is_main_process() -> bool:
     """Whether this is the one process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text):
+def say(text: str) -> None:
     """Print, once where several processes run."""
     if is_main_process():
         print(text)
 
 
-def start_output_folder(path, *, overwrite, stale):
+def start_output_folder(path: str | Path, *, overwrite: bool, stale: Sequence[str]) -> Path:
     """Create an output folder once everything has been checked; with `overwrite`, remove what earlier runs left.
 
     Args:
@@ -119,7 +124,7 @@ def start_output_folder(path, *, overwrite, stale):
     return folder
 
 
-def local_folder(name):
+def local_folder(name: str) -> Path:
     """The folder of a model: the given one, or the download of a repo id of the Hub.
 
     Raises:
@@ -137,68 +142,44 @@ def local_folder(name):
         raise ValueError(f"{name} is no folder here, and downloading it from the Hub failed: {error}") from error
 
 
-def read_json(path):
-    """Read a JSON file; a ValueError names it when that fails."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def folder_kind(folder):
-    """Tell what a folder holds: "pipeline", "autoencoder", "prior" or "codes".
-
-    Raises:
-        ValueError: none of them.
-    """
-    folder = Path(folder)
-    if (folder / "model_index.json").is_file():
-        return "pipeline"
-    if (folder / "config.json").is_file():
-        return "autoencoder" if "_class_name" in read_json(folder / "config.json") else "prior"
-    if any(folder.glob("data/*.parquet")):
-        return "codes"
-    raise ValueError(
-        f"{folder} holds no model, pipeline or codes (no model_index.json, config.json or data/*.parquet)"
-    )
-
-
-def pipeline_folders(folder):
+def pipeline_folders(folder: str | Path) -> dict[str, Path]:
     """Folders of the models of a pipeline by component name, from its model_index.json."""
-    index = read_json(Path(folder) / "model_index.json")
+    index = read_json(Path(folder) / INDEX)
     names = [name for name, value in index.items() if (name == "autoencoder" or name.endswith("prior")) and value[0]]
     return {name: Path(folder) / name for name in names}
 
 
-def load_pipeline(folder):
+def load_pipeline(folder: str | Path) -> CodesPipeline:
     """The pipeline of a folder, as the class it was saved from.
 
     Raises:
         ValueError: it is no pipeline of ours.
     """
-    name = read_json(Path(folder) / "model_index.json").get("_class_name")
+    name = read_json(Path(folder) / INDEX).get("_class_name")
     name = name[1] if isinstance(name, list) else name
     if name not in PIPELINES:
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(PIPELINES)}")
     return PIPELINES[name].from_pretrained(folder)
 
 
-def check_weights(folder, *kinds):
+def check_weights(folder: str | Path, *kinds: str) -> str:
     """Raise a ValueError unless a folder is of one of the kinds and has its config and weights; return its kind."""
     folder, kind = Path(folder), folder_kind(folder)
+    if kind is None:
+        raise ValueError(f"{folder} holds no model, pipeline or codes (no {INDEX}, {CONFIG} or data/*.parquet)")
     if kind not in kinds:
         raise ValueError(f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed")
     if kind == "codes":
         return kind
     for model in pipeline_folders(folder).values() if kind == "pipeline" else [folder]:
-        if not (model / "config.json").is_file():
+        if not (model / CONFIG).is_file():
             raise ValueError(f"{model} has no config.json")
         if not any(path for pattern in WEIGHT_PATTERNS for path in model.glob(pattern)):
             raise ValueError(f"{model} has a config.json but no weights (no {' or '.join(WEIGHT_PATTERNS)})")
     return kind
 
 
-def check_same_config(option, wanted, config, source):
+def check_same_config(option: str, wanted: dict[str, Any], config: Mapping[str, Any], source: str | Path) -> None:
     """Raise a ValueError for the first wanted value that a model which exists does not have."""
     for name, value in wanted.items():
         if name not in config:
@@ -212,7 +193,7 @@ def _named(kind):
     return {"autoencoder": "an autoencoder", "codes": "codes"}.get(kind, f"a {kind}")
 
 
-def find_modality(class_name):
+def find_modality(class_name: str) -> Modality:
     """The modality of an autoencoder by the name of its class; a ValueError where it has none."""
     modality = modality_of(class_name)
     if modality is None:
@@ -220,13 +201,13 @@ def find_modality(class_name):
     return modality
 
 
-def folder_modality(folder):
+def folder_modality(folder: str | Path) -> Modality:
     """The modality of the folder of an autoencoder, or of a pipeline with one; a ValueError where it has none."""
     part = pipeline_folders(folder)["autoencoder"] if folder_kind(folder) == "pipeline" else Path(folder)
-    return find_modality(read_json(part / "config.json").get("_class_name"))
+    return find_modality(read_json(part / CONFIG).get("_class_name"))
 
 
-def pick_device(name):
+def pick_device(name: str | None) -> torch.device:
     """The torch device to compute on: the one asked for, else a GPU where there is one, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -236,7 +217,7 @@ def pick_device(name):
         raise ValueError(f"device={name!r} cannot be used: {error}") from error
 
 
-def check_class_labels(labels, num_classes):
+def check_class_labels(labels: Iterable[int], num_classes: int) -> None:
     """Raise a ValueError for the first class label out of range."""
     for label in labels:
         if num_classes == 0:

@@ -32,7 +32,7 @@ class ConvertOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace an existing folder of a model or pipeline"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, _ = parse_options(
         [ConvertOptions],

@@ -2,7 +2,9 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from hf_vq.cli.checks import find_modality
 from hf_vq.data.sources import MissingSplitError
@@ -41,7 +43,7 @@ class DataOptions:
     model: object | None = field(default=None, init=False)
     compared: bool = field(default=False, init=False)
 
-    def fit(self, modality, channels=None, model=None):
+    def fit(self, modality: Modality, channels: int | None = None, model: Any = None) -> Self:
         """These options for data of a modality, completed by what a model takes.
 
         Args:
@@ -57,11 +59,11 @@ class DataOptions:
         fitted.modality, fitted.model = modality, model
         return fitted
 
-    def fit_model(self, model):
+    def fit_model(self, model: Any) -> Self:
         """These options for data of an autoencoder."""
         return self.fit(find_modality(type(model).__name__), model.in_channels, model)
 
-    def load(self, split="train", **options):
+    def load(self, split: str = "train", **options: Any) -> Any:
         """Load one split; bad samples that were left out are listed on stderr.
 
         Args:
@@ -84,11 +86,11 @@ class DataOptions:
             print(f"skipped: {line}", file=sys.stderr)
         return self._compare(dataset)
 
-    def load_files(self, files):
+    def load_files(self, files: Sequence[str]) -> Any:
         """Load samples of single files."""
         return self._compare(self.modality.loader(files, **self._loader_options(self.modality)))
 
-    def load_train_and_validation(self):
+    def load_train_and_validation(self) -> tuple[Any, Any]:
         """The training data and the validation data, None where there is none and none was asked for.
 
         Raises:
@@ -111,7 +113,7 @@ class DataOptions:
             )
         return train, validation
 
-    def resolve(self, split):
+    def resolve(self, split: str) -> str:
         """What a split stands for, see `load`."""
         return {"train": self.train_split, "validation": self.validation_split}.get(split, split)
 
@@ -128,12 +130,12 @@ class DataOptions:
         return dataset
 
 
-def data_options():
+def data_options() -> type:
     """`DataOptions` with the loader options of all modalities, a dataclass."""
     return _compose(DataOptions, *(modality.loader_options for modality in MODALITIES.values()))
 
 
-def size_options():
+def size_options() -> type:
     """The options of all modalities that give a sample's size, a dataclass."""
     return _compose(*(modality.size_options for modality in MODALITIES.values()))
 

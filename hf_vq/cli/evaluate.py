@@ -4,12 +4,13 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Subset
 
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
-from hf_vq.cli.data_options import data_options
+from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
@@ -37,7 +38,7 @@ class EvaluateOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, _ = parse_options(
         [EvaluateOptions, data_options()],
@@ -50,7 +51,7 @@ def main(argv):
     print(json.dumps(figures, indent=2))
 
 
-def run(options, data):
+def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     """Check everything, evaluate, and write the figures; return them."""
     check_output_file(options.output, suffix=".json", overwrite=options.overwrite)
     if options.batch_size < 1:

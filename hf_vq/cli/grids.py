@@ -1,13 +1,16 @@
 """Grids of a hierarchy of codes, as options name them, and the trained priors of the coarser ones."""
 
+from pathlib import Path
+from typing import Any
+
 import hf_vq
 from hf_vq.cli.checks import check_weights, local_folder
-from hf_vq.data.codes import load_codes
+from hf_vq.data.codes import CodesDataset, load_codes
 from hf_vq.data.shards import count_grids
 from hf_vq.grids import GRID_NAMES
 
 
-def pick_grid(options):
+def pick_grid(options: Any) -> int | None:
     """Number of the grid to train on, 0 the coarsest; None where the codes have one grid.
 
     Raises:
@@ -29,7 +32,7 @@ def pick_grid(options):
     return int(options.grid)
 
 
-def load_coarser(options, grid, codes):
+def load_coarser(options: Any, grid: int | None, codes: CodesDataset) -> list[Any]:
     """The trained priors of all coarser grids, coarse to fine, for the pipeline; empty where none are given.
 
     Args:
@@ -62,7 +65,7 @@ def load_coarser(options, grid, codes):
     return priors
 
 
-def load_grid_of(prior, folder, split):
+def load_grid_of(prior: Any, folder: str | Path, split: str) -> CodesDataset:
     """The codes that a prior models, with those of the coarser grids that it is conditioned on."""
     coarser = len(getattr(prior.config, "context_codebook_sizes", ()))
     grid = coarser if coarser or count_grids(folder) > 1 else None

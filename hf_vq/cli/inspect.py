@@ -4,18 +4,20 @@ import json
 import math
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders, read_json
+from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders
 from hf_vq.cli.data_options import size_options
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.data.codes import load_codes
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
+from hf_vq.saved import CONFIG, config_kind, read_json
 
 
 @dataclass
@@ -29,7 +31,7 @@ class InspectOptions:
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, sizes, _ = parse_options(
         [InspectOptions, size_options()],
@@ -42,7 +44,7 @@ def main(argv):
     print(json.dumps(facts, indent=2) if options.json else _as_text(facts))
 
 
-def describe(name, sizes=None, modality=None):
+def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[str, Any]:
     """Facts about a folder or repo, as a dict that JSON can hold.
 
     Args:
@@ -62,15 +64,15 @@ def describe(name, sizes=None, modality=None):
         return {**facts, **_describe_codes(folder)}
     if kind == "pipeline":
         parts = pipeline_folders(folder)
-        known = modality_of(read_json(parts["autoencoder"] / "config.json").get("_class_name"))
+        known = modality_of(read_json(parts["autoencoder"] / CONFIG).get("_class_name"))
         return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
     return {**facts, **_describe_model(folder, sizes, MODALITIES.get(modality))}
 
 
 def _describe_model(folder, sizes, modality):
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     public = {key: value for key, value in config.items() if not key.startswith("_")}
-    if "_class_name" in config:
+    if config_kind(config) == "autoencoder":
         facts = _describe_autoencoder(folder, config, sizes)
     else:
         facts = _describe_prior(folder, config, modality)

@@ -5,8 +5,9 @@ import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -25,20 +26,20 @@ _RecipeLoader.add_implicit_resolver(
 )
 
 
-def nearest(name, known):
+def nearest(name: str, known: Iterable[str]) -> str:
     """Half a sentence that names the nearest of the known names, for the end of an error."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {found[0]!r}?" if found else f" (known: {', '.join(sorted(known))})"
 
 
-def check_names(given, known, where):
+def check_names(given: Iterable[str], known: Collection[str], where: str) -> None:
     """Raise a ValueError for the first given name that is not known, with the nearest one that is."""
     for name in given:
         if name not in known:
             raise ValueError(f"unknown {where} {name!r}{nearest(str(name), known)}")
 
 
-def read_yaml(text, what):
+def read_yaml(text: str, what: str) -> Any:
     """Parse YAML; a ValueError says what could not be parsed."""
     try:
         return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
@@ -46,7 +47,7 @@ def read_yaml(text, what):
         raise ValueError(f"{what} is not valid YAML: {error}") from error
 
 
-def read_recipe(path):
+def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe: a YAML file that holds one mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -58,7 +59,7 @@ def read_recipe(path):
     return recipe
 
 
-def as_mapping(name, value):
+def as_mapping(name: str, value: Any) -> dict[str, Any]:
     """A copy of the value of a mapping option, empty for None; a ValueError names an option that is no mapping."""
     if not isinstance(value, dict | None):
         raise ValueError(f"{name}={value!r} must be a mapping of names to values")
@@ -70,7 +71,16 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse_options(types, argv, *, verb, description, positional="recipe", aliases=None, renamed=None):
+def parse_options(
+    types: Sequence[type],
+    argv: list[str],
+    *,
+    verb: str,
+    description: str,
+    positional: str | Sequence[str] = "recipe",
+    aliases: dict[str, str] | None = None,
+    renamed: dict[str, str] | None = None,
+) -> tuple[Any, ...]:
     """Fill option dataclasses from a recipe and flags.
 
     Args:
@@ -127,7 +137,7 @@ def parse_options(types, argv, *, verb, description, positional="recipe", aliase
     return (*parser.parse_dict(values), values)
 
 
-def write_recipe(path, given):
+def write_recipe(path: str | Path, given: dict[str, Any]) -> None:
     """Write what a run was given as a recipe that repeats it; where it went is left out."""
     values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
     Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

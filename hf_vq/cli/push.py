@@ -28,7 +28,7 @@ class PushOptions:
     commit_message: str | None = field(default=None, metadata={"help": "title of the commit"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, _ = parse_options(
         [PushOptions],

@@ -5,7 +5,9 @@ import os
 import time
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +30,7 @@ class QuickstartOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier quickstart"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, _ = parse_options(
         [QuickstartOptions],
@@ -45,7 +47,7 @@ def main(argv):
         torch.set_num_threads(threads)
 
 
-def run(options):
+def run(options: QuickstartOptions) -> None:
     """Train both models, tokenize in between, sample every class, and say what came out."""
     started = time.monotonic()
     check_output_folder(options.output, overwrite=options.overwrite)
@@ -71,12 +73,12 @@ def run(options):
     print(summary(figures, folder, pipeline, time.monotonic() - started))
 
 
-def built_in_recipe(name):
+def built_in_recipe(name: str) -> Traversable:
     """Path of a recipe that comes with the package."""
     return resources.files("hf_vq.cli") / "recipes" / name
 
 
-def summary(figures, folder, pipeline, seconds):
+def summary(figures: dict[str, Any], folder: str | Path, pipeline: str | Path, seconds: float) -> str:
     """What the quickstart prints at its end."""
     tokenizer, prior = figures["autoencoder"], figures["prior"]
     draw = folder_modality(pipeline).show_sample.format(call="pipe(class_labels=[3])").replace("\n", "\n  ")

@@ -7,7 +7,7 @@ import torch
 
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, folder_modality, local_folder, pick_device
-from hf_vq.cli.data_options import SUFFIXES, data_options
+from hf_vq.cli.data_options import SUFFIXES, DataOptions, data_options
 from hf_vq.cli.options import parse_options
 from hf_vq.modalities import MODALITIES
 
@@ -27,7 +27,7 @@ class ReconstructOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, _ = parse_options(
         [ReconstructOptions, data_options()],
@@ -40,7 +40,7 @@ def main(argv):
     run(options, data)
 
 
-def run(options, data):
+def run(options: ReconstructOptions, data: DataOptions) -> float:
     """Check everything, reconstruct, and write the file; return the mean squared error."""
     if options.num < 1:
         raise ValueError(f"num={options.num} must be positive")

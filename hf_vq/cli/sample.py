@@ -1,7 +1,9 @@
 """`hf-vq sample`: a pipeline in, new samples out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,10 +16,10 @@ from hf_vq.cli.checks import (
     local_folder,
     pick_device,
     pipeline_folders,
-    read_json,
 )
 from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.options import nearest, parse_options
+from hf_vq.saved import CONFIG, INDEX, read_json
 
 
 @dataclass
@@ -42,7 +44,7 @@ class SampleOptions:
     overwrite: bool = field(default=False, metadata={"help": "replace the output file"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, _ = parse_options(
         [SampleOptions], argv, verb="sample", description="Draw new samples from a pipeline.", positional="pipeline"
@@ -50,7 +52,7 @@ def main(argv):
     run(options)
 
 
-def run(options):
+def run(options: SampleOptions) -> None:
     """Check everything, sample, and write the samples."""
     for name in ("num", "batch_size", "temperature"):
         if getattr(options, name) <= 0:
@@ -60,9 +62,9 @@ def run(options):
     check_weights(folder, "pipeline")
     modality = folder_modality(folder)
     check_output_file(options.output, suffix=modality.suffix, overwrite=options.overwrite)
-    parts = [read_json(part / "config.json") for part in pipeline_folders(folder).values()]
+    parts = [read_json(part / CONFIG) for part in pipeline_folders(folder).values()]
     num_classes = max(config.get("num_classes") or 0 for config in parts)
-    names = read_json(folder / "model_index.json").get("class_names") or {}
+    names = read_json(folder / INDEX).get("class_names") or {}
     class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
@@ -84,7 +86,7 @@ def run(options):
     print(f"Wrote {len(samples)} {modality.plural} to {options.output}.")
 
 
-def parse_classes(words, class_names):
+def parse_classes(words: Sequence[str] | None, class_names: Sequence[str]) -> list[int]:
     """Class labels, as integers, from words such as ["0,1", "2"] or ["rose"]; a name goes before a number."""
     labels = []
     for word in filter(None, ",".join(words or ()).split(",")):
@@ -99,7 +101,9 @@ def parse_classes(words, class_names):
     return labels
 
 
-def draw(pipeline, labels, num, batch_size, generator, **options):
+def draw(
+    pipeline: Any, labels: Sequence[int] | None, num: int, batch_size: int, generator: torch.Generator, **options: Any
+) -> torch.Tensor:
     """Sample in batches from a pipeline.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import hf_vq
 from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
-from hf_vq.cli.data_options import data_options
+from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.options import parse_options
 from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
@@ -28,7 +28,7 @@ class TokenizeOptions:
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, _ = parse_options(
         [TokenizeOptions, data_options()],
@@ -40,7 +40,7 @@ def main(argv):
     run(options, data)
 
 
-def run(options, data):
+def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
     """Check everything and write the codes; return the number of samples by split."""
     for name in ("batch_size", "shard_size"):
         if getattr(options, name) < 1:

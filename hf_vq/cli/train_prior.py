@@ -1,7 +1,9 @@
 """`hf-vq train prior`: codes in, a prior out, and a pipeline where the autoencoder is given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -21,19 +23,23 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
 from hf_vq.cli.sample import draw
-from hf_vq.data.codes import check_tokenizer, load_codes
+from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
 from hf_vq.modalities import MODALITIES
-from hf_vq.priors import PRIORS as PRIOR_CLASSES
+from hf_vq.pipelines.base import CodesPipeline
+from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-PRIORS = {name: cls for name, (_, cls) in PRIOR_CLASSES.items() if cls.main_input_name == "codes"}
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-SAMPLES = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
-OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", *SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+
+
+def trainable_priors() -> dict[str, Any]:
+    """The registered priors whose input are codes, by name."""
+    return {name: prior for name, prior in PRIORS.items() if prior.main_input_name == "codes"}
 
 
 @dataclass
@@ -41,7 +47,7 @@ class PriorOptions:
     """Which prior to train, on which codes."""
 
     codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
-    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(PRIORS)}"})
+    prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(trainable_priors())}"})
     prior_config: dict | str | None = field(
         default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
     )
@@ -62,7 +68,7 @@ class PriorOptions:
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, args, given = parse_options(
         [PriorOptions, PriorTrainingArguments],
@@ -75,7 +81,7 @@ def main(argv):
     run(options, args, given)
 
 
-def run(options, args, given):
+def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any]) -> dict[str, Any] | None:
     """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
     if options.overwrite and options.resume:
         raise ValueError("overwrite and resume exclude each other")
@@ -103,7 +109,8 @@ def run(options, args, given):
         prior.set_code_vectors(vectors)
     check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
 
-    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
+    samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
+    start_output_folder(args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
     say(
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
@@ -120,7 +127,7 @@ def run(options, args, given):
     return report
 
 
-def load_tokenizer(options, codes):
+def load_tokenizer(options: PriorOptions, codes: CodesDataset) -> Any:
     """The autoencoder that made the codes, None where none is given; a ValueError where it made others."""
     if options.autoencoder is None:
         return None
@@ -131,7 +138,7 @@ def load_tokenizer(options, codes):
     return autoencoder
 
 
-def load_initial(options, given, codes):
+def load_initial(options: PriorOptions, given: dict[str, Any], codes: CodesDataset) -> Any:
     """The prior to start from; from now on it samples grids of these codes' shape.
 
     Raises:
@@ -154,17 +161,18 @@ def load_initial(options, given, codes):
     return prior
 
 
-def check_prior_config(options, codes):
+def check_prior_config(options: PriorOptions, codes: CodesDataset) -> dict[str, Any]:
     """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
-    if options.prior not in PRIORS:
-        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, PRIORS)}")
+    known_priors = trainable_priors()
+    if options.prior not in known_priors:
+        raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, known_priors)}")
     config = as_mapping("prior_config", options.prior_config)
     known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
     if codes.context_codebook_sizes:
         if CONTEXT not in known:
-            takers = [name for name, taker in PRIORS.items() if hasattr(taker.config_class, CONTEXT)]
+            takers = [name for name, taker in known_priors.items() if hasattr(taker.config_class, CONTEXT)]
             raise ValueError(
                 f"prior={options.prior!r} takes no codes of coarser grids, which grid={options.grid} has: use "
                 f"{' or '.join(takers)}"
@@ -179,7 +187,7 @@ def check_prior_config(options, codes):
     return {"num_classes": codes.num_classes, **config, **facts}
 
 
-def check_facts(config, facts, owners):
+def check_facts(config: dict[str, Any], facts: dict[str, Any], owners: str) -> None:
     """Raise a ValueError for the first option of a prior's config that is not as its owners have it."""
     for name, fact in facts.items():
         given = config.get(name, fact)
@@ -187,7 +195,9 @@ def check_facts(config, facts, owners):
             raise ValueError(f"prior_config has {name}={given}, but {owners} have {fact}")
 
 
-def take_code_vectors(options, config, autoencoder, grid):
+def take_code_vectors(
+    options: PriorOptions, config: dict[str, Any], autoencoder: Any, grid: int | None
+) -> torch.Tensor | None:
     """The autoencoder's code vectors for a prior that reads them, None for others; the config takes their shape.
 
     Raises:
@@ -215,7 +225,9 @@ def take_code_vectors(options, config, autoencoder, grid):
     return vectors
 
 
-def make_pipeline(autoencoder, prior, coarser, class_names):
+def make_pipeline(
+    autoencoder: Any, prior: Any, coarser: Sequence[Any], class_names: Sequence[str] | None
+) -> CodesPipeline:
     """The pipeline of a prior, and of those of the coarser grids."""
     priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
     names = class_names if any(each.config.num_classes for each in priors) else None
@@ -226,7 +238,7 @@ def make_pipeline(autoencoder, prior, coarser, class_names):
     return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, *middle, class_names=names)
 
 
-def save_pipeline(pipeline, folder, seed):
+def save_pipeline(pipeline: Any, folder: Path, seed: int) -> None:
     """Write pipeline/ and samples: a row of samples of every class, or 64 samples without classes."""
     pipeline.save_pretrained(folder / "pipeline")
     classes = len(pipeline.config.class_names or ())

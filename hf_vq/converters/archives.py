@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ SMALL = 64 * 2**20  # bytes that any file may unpack to
 MOST = 20  # times its size: what a larger one may
 
 
-def check_unpacked(unpacked, size):
+def check_unpacked(unpacked: int, size: int) -> None:
     """Refuse what would take far more memory than the file has bytes.
 
     Args:
@@ -25,7 +26,7 @@ def check_unpacked(unpacked, size):
         raise ValueError(f"its {size:,} bytes declare {unpacked:,} bytes of content: refused as a decompression bomb")
 
 
-def open_archive(path):
+def open_archive(path: str | Path | BinaryIO) -> zipfile.ZipFile:
     """The zip archive at a path.
 
     Raises:
@@ -37,7 +38,7 @@ def open_archive(path):
         raise ValueError(f"it is a zip archive cut short or damaged: {error}") from error
 
 
-def check_directory(archive, stored=False):
+def check_directory(archive: zipfile.ZipFile, stored: bool = False) -> None:
     """Check names, packing and sizes of all members.
 
     Args:
@@ -68,7 +69,7 @@ def check_directory(archive, stored=False):
     check_unpacked(total, size)
 
 
-def read_json(archive, name):
+def read_json(archive: zipfile.ZipFile, name: str) -> Any:
     """Parse a JSON member."""
     try:
         return json.loads(archive.read(name))
@@ -76,7 +77,7 @@ def read_json(archive, name):
         raise ValueError(f"its member {name!r} is no JSON: {error}") from error
 
 
-def read_npz(path):
+def read_npz(path: str | Path) -> dict[str, Any]:
     """Tensors of an .npz file by name. Arrays of strings become lists; objects, which are pickles, are refused."""
     content = {}
     with open_archive(path) as archive:
@@ -92,7 +93,7 @@ def read_npz(path):
     return content
 
 
-def to_tensor(array):
+def to_tensor(array: np.ndarray) -> torch.Tensor:
     """The tensor of a numpy array of numbers, whatever its byte order."""
     if array.dtype.kind not in "fiubc":
         raise ValueError(f"dtype {array.dtype} is no number")

@@ -1,8 +1,9 @@
 """What every converter shares: a source, a plan of where each tensor comes from, and the check that all are used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -30,11 +31,11 @@ class Source:
     config_path: Path | None = None
     first_stage: ModelMixin | None = None
 
-    def has(self, *names):
+    def has(self, *names: str) -> bool:
         """Whether all of these tensors are there."""
         return all(name in self.tensors for name in names)
 
-    def starts(self, prefix):
+    def starts(self, prefix: str) -> bool:
         """Whether a tensor's name starts so."""
         return any(name.startswith(prefix) for name in self.tensors)
 
@@ -89,7 +90,9 @@ class Format:
     takes_first_stage: bool = False
 
 
-def add_format(name, origin, recognises, takes_first_stage=False):
+def add_format(
+    name: str, origin: str, recognises: Callable[[Source], bool], takes_first_stage: bool = False
+) -> Callable[[Callable], Callable]:
     """Function decorator: the plan of a format."""
 
     def add(plan):
@@ -99,7 +102,7 @@ def add_format(name, origin, recognises, takes_first_stage=False):
     return add
 
 
-def pick_format(source, name=None):
+def pick_format(source: Source, name: str | None = None) -> Format:
     """The format of a source.
 
     Raises:
@@ -124,7 +127,7 @@ def pick_format(source, name=None):
     )
 
 
-def fill(source, plan):
+def fill(source: Source, plan: Plan | PipelinePlan) -> Any:
     """Builds the model or the pipeline of a plan and loads its weights, every tensor accounted for.
 
     Returns:
@@ -186,7 +189,7 @@ def _fill_model(source, plan, taken):
     return model.eval()
 
 
-def drop_ones(shape):
+def drop_ones(shape: Sequence[int]) -> list[int]:
     """A shape without the ones at its end."""
     shape = list(shape)
     while shape and shape[-1] == 1:

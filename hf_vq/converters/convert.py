@@ -3,19 +3,26 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import ModelCard
 
 from hf_vq.auto import AutoVQModel
-from hf_vq.converters.base import fill, pick_format
+from hf_vq.converters.base import Format, Source, fill, pick_format
 from hf_vq.converters.sources import read_config, read_source
 from hf_vq.hub import CONVERSION, describe, is_model_file, read_folder, write_card
+from hf_vq.saved import INDEX, folder_kind
 
-PIPELINE_FILES = ("model_index.json", "pipeline.py")
+PIPELINE_FILES = (INDEX, "pipeline.py")
 
 
-def load_checkpoint(source, format=None, config=None, first_stage=None):
+def load_checkpoint(
+    source: str | Path,
+    format: str | None = None,
+    config: str | Path | None = None,
+    first_stage: str | Path | None = None,
+) -> tuple[Any, Format, Source]:
     """The model or pipeline of a checkpoint, its Format and its Source.
 
     Args:
@@ -45,11 +52,11 @@ def load_checkpoint(source, format=None, config=None, first_stage=None):
     return model, chosen, read
 
 
-def load_first_stage(path):
+def load_first_stage(path: str | Path) -> Any:
     """The autoencoder of a checkpoint of others, of a folder of ours, or of a pipeline in such a folder."""
     path = Path(path)
-    folder = path / "autoencoder" if (path / "model_index.json").is_file() else path
-    if (folder / "config.json").is_file() and "_class_name" in read_config(folder / "config.json"):
+    folder = path / "autoencoder" if folder_kind(path) == "pipeline" else path
+    if folder_kind(folder) == "autoencoder":
         return AutoVQModel.from_pretrained(folder).eval()
     model = load_checkpoint(path)[0]
     model = getattr(model, "autoencoder", model)  # of a pipeline
@@ -58,7 +65,13 @@ def load_first_stage(path):
     return model
 
 
-def load_single_file(model_class, path, config=None, format=None, first_stage=None):
+def load_single_file(
+    model_class: type,
+    path: str | Path,
+    config: str | Path | None = None,
+    format: str | None = None,
+    first_stage: str | Path | None = None,
+) -> Any:
     """A checkpoint of others as a model of the given class; `from_single_file` of every class calls it.
 
     Of a checkpoint that holds a pipeline it is the part of that class.
@@ -82,16 +95,16 @@ def load_single_file(model_class, path, config=None, format=None, first_stage=No
 
 
 def convert(
-    source,
-    out,
-    format=None,
-    license=None,
+    source: str | Path,
+    out: str | Path,
+    format: str | None = None,
+    license: str | None = None,
     *,
-    config=None,
-    first_stage=None,
-    overwrite=False,
-    require_license=False,
-):
+    config: str | Path | None = None,
+    first_stage: str | Path | None = None,
+    overwrite: bool = False,
+    require_license: bool = False,
+) -> Any:
     """Convert a checkpoint of others into a folder that `from_pretrained` loads.
 
     The folder's card and `conversion.json` say where the weights come from and under which licence.
@@ -156,9 +169,9 @@ def convert(
     return model
 
 
-def find_foreign(folder):
+def find_foreign(folder: Path) -> list[str]:
     """Names in the folder of a model or pipeline that are no files of it."""
-    index = folder / "model_index.json"
+    index = folder / INDEX
     if not index.is_file():
         return [path.name for path in folder.iterdir() if not is_model_file(path.name)]
     parts, foreign = read_config(index), []

@@ -1,6 +1,9 @@
 """taming-transformers' convolutional encoder and decoder, which VQGAN's heirs share: names and sizes of tensors."""
 
 import re
+from typing import Any
+
+import torch
 
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -24,7 +27,7 @@ _LAYERS = (
 )
 
 
-def original_name(name, num_stages):
+def original_name(name: str, num_stages: int) -> str:
     """The name in taming's checkpoints of a tensor of diffusers' Encoder or Decoder.
 
     Args:
@@ -41,7 +44,7 @@ def original_name(name, num_stages):
     return name
 
 
-def network_arguments(tensors, config):
+def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
     """What the tensors say of the network, checked against `ddconfig`.
 
     Args:
@@ -98,7 +101,7 @@ def network_arguments(tensors, config):
     }
 
 
-def vq_model_arguments(network):
+def vq_model_arguments(network: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `VQModel` for the network, from `network_arguments`."""
     attention, widths, decoder_widths = network["attention"], network["widths"], network["decoder_widths"]
     return {

@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import DVAE
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/openai/DALL-E"
@@ -15,7 +15,7 @@ def _recognises(source):
 
 
 @add_format("dalle-dvae", ORIGIN, _recognises)
-def plan_dalle(source):
+def plan_dalle(source: Source) -> Plan:
     tensors = source.tensors
     groups = count(tensors, f"{ENCODER}group", "_") - 1  # they are counted from one
     layers = count(tensors, f"{ENCODER}group_1.block", "_") - 1

@@ -4,7 +4,7 @@ import inspect
 import warnings
 
 from hf_vq.autoencoders import VQModel
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 
 LEGACY = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -14,7 +14,7 @@ def _recognises(source):
 
 
 @add_format("diffusers-vqmodel", "https://github.com/huggingface/diffusers", _recognises)
-def plan_diffusers(source):
+def plan_diffusers(source: Source) -> Plan:
     if not source.config:
         raise ValueError(f"{source.path} needs its config.json beside it")
     known = inspect.signature(VQModel.__init__).parameters

@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,7 +48,7 @@ class Loaded:
     attributes: dict = field(default_factory=dict)
 
 
-def read_file(path):
+def read_file(path: str | Path) -> "Loaded":
     """Read a file of weights, recognised by its content: its name does not matter.
 
     Formats are safetensors, files of `torch.save` (zip and legacy), .npz, HDF5 and .keras. No file can run code here,
@@ -81,7 +82,7 @@ def read_file(path):
     return Loaded(path, kind, content, attributes)
 
 
-def find_tensors(content, path):
+def find_tensors(content: Any, path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The state dict in what a file holds: bare, or under "state_dict", "model", "ema" and their like.
 
     With several of them the first of `WRAPPERS` is taken; the others stay in the rest. A bare state dict may be
@@ -115,7 +116,7 @@ def find_tensors(content, path):
     return tensors, rest
 
 
-def check_finite(tensors, path, numbers=False):
+def check_finite(tensors: dict, path: str | Path, numbers: bool = False) -> None:
     """Warn where NaN or infinity is among the tensors.
 
     Args:

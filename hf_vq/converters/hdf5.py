@@ -1,6 +1,9 @@
 """HDF5 files of Keras: every dataset as a tensor, once it is clear that all of it lies inside the file."""
 
 import math
+from typing import Any
+
+import torch
 
 from hf_vq.converters.archives import check_unpacked, to_tensor
 
@@ -9,7 +12,7 @@ FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # others 
 DEEPEST_GROUP = 64
 
 
-def read_hdf5(file, size):
+def read_hdf5(file: Any, size: int) -> tuple[dict[str, torch.Tensor], dict]:
     """Read an HDF5 file.
 
     Args:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from hf_vq.autoencoders import VQVAE
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 ORIGIN = "https://keras.io/examples/generative/vq_vae"
@@ -66,7 +66,7 @@ def _recognises_pixelcnn(source):
 
 
 @add_format("keras-vqvae", ORIGIN, _recognises_vqvae)
-def plan_vqvae(source):
+def plan_vqvae(source: Source) -> Plan:
     layers = _layers(source)
     encoder = [layer for path, layer in layers.items() if TRANSPOSED not in path]
     decoder = [layer for path, layer in layers.items() if TRANSPOSED in path]
@@ -117,7 +117,7 @@ def plan_vqvae(source):
 
 
 @add_format("keras-pixelcnn", ORIGIN, _recognises_pixelcnn)
-def plan_pixelcnn(source):
+def plan_pixelcnn(source: Source) -> Plan:
     first, blocks, heads = _parts_of_pixelcnn(source)
     size, width = first.shape[2:]
     config = PixelCNNConfig(

@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import VQModel
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.convolutional import original_name, vq_model_arguments
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -16,7 +16,7 @@ def _recognises(source):
 
 
 @add_format("llamagen-vq", ORIGIN, _recognises)
-def plan_llamagen(source):
+def plan_llamagen(source: Source) -> Plan:
     tensors, config = source.tensors, source.config
     told = config.get("model_args", config)
     stages = count(tensors, "encoder.conv_blocks")

@@ -3,7 +3,7 @@
 import math
 import re
 
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.llamagen import ORIGIN
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.priors import LlamaGenPrior, LlamaGenPriorConfig
@@ -37,7 +37,7 @@ def _recognises(source):
 
 
 @add_format("llamagen-gpt", ORIGIN, _recognises)
-def plan_llamagen_gpt(source):
+def plan_llamagen_gpt(source: Source) -> Plan:
     tensors = source.tensors
     told = source.config.get("model_args", source.config)
     size, width = shape_of(tensors, "tok_embeddings.weight", 2)

@@ -1,9 +1,12 @@
 """Open-MAGVIT2 (TencentARC/SEED-Voken): names and sizes of its tensors."""
 
 import re
+from typing import Any
+
+import torch
 
 from hf_vq.autoencoders import MAGVIT2Model
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.taming import model_config
 
@@ -24,7 +27,7 @@ _PARTS = (
 )
 
 
-def original_name(name):
+def original_name(name: str) -> str:
     """The name in Open-MAGVIT2 of a tensor of `MAGVIT2Model`."""
     for ours, theirs in _PARTS:
         name = re.sub("^" + ours, theirs, name)
@@ -36,7 +39,7 @@ def _recognises(source):
 
 
 @add_format("open-magvit2", "https://github.com/TencentARC/SEED-Voken", _recognises)
-def plan_open_magvit2(source):
+def plan_open_magvit2(source: Source) -> Plan:
     config = model_config(source.config).get("params") or {}
     arguments = open_magvit2_config(source.tensors, config)
     averaged = source.starts(AVERAGES) and config.get("use_ema", True)  # what the authors evaluate
@@ -49,7 +52,7 @@ def plan_open_magvit2(source):
     return Plan(lambda: MAGVIT2Model(**arguments), weight, (AVERAGES, "loss."))
 
 
-def open_magvit2_config(tensors, config):
+def open_magvit2_config(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `MAGVIT2Model`.
 
     Args:

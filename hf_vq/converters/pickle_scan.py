@@ -4,6 +4,7 @@ import pickletools
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 LONGEST_PICKLE = 64 * 2**20  # bytes: it holds no numbers of tensors, and a byte of it can take 64 in memory
 STRINGS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -30,7 +31,7 @@ class Scan:
     complete: bool = False
 
 
-def scan_pickle(file):
+def scan_pickle(file: BinaryIO) -> "Scan":
     """Scan the pickle at the position of a binary file, which stands after it then.
 
     Returns:

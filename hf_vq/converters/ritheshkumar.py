@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import VQVAE
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 
@@ -32,7 +32,7 @@ def _recognises_vqvae(source):
 
 
 @add_format("ritheshkumar-vqvae", ORIGIN, _recognises_vqvae)
-def plan_vqvae(source):
+def plan_vqvae(source: Source) -> Plan:
     told = source.config.get("vqvae", source.config)
     width, in_channels, *_ = shape_of(source.tensors, "encoder.0.weight", 4)
     size, dim = shape_of(source.tensors, "codebook.embedding.weight", 2)
@@ -72,7 +72,7 @@ def _recognises_prior(source):
 
 
 @add_format("ritheshkumar-pixelcnn", ORIGIN, _recognises_prior)
-def plan_prior(source):
+def plan_prior(source: Source) -> Plan:
     tensors, told = source.tensors, source.config.get("prior", source.config)
     size, width = shape_of(tensors, "embedding.weight", 2)
     classes, layers = shape_of(tensors, "layers.0.class_cond_embedding.weight", 2)[0], count(tensors, "layers")

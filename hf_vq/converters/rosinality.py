@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import VQVAE2
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/rosinality/vq-vae-2-pytorch"
@@ -17,7 +17,7 @@ def _recognises(source):
 
 
 @add_format("rosinality-vqvae2", ORIGIN, _recognises)
-def plan_rosinality(source):
+def plan_rosinality(source: Source) -> Plan:
     tensors, told = source.tensors, source.config.get("vqvae", source.config)
     layers = max(0, count(tensors, "enc_b.blocks") - FIRST_RESIDUAL)
     convolutions = {"enc_b": (0, 2, 4), "enc_t": (0, 2), "dec": (0, layers + 2, layers + 4), "dec_t": (0, layers + 2)}

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.priors import PixelSNAIL, PixelSNAILConfig
 from hf_vq.priors.pixelsnail_layers import coordinates
@@ -21,7 +21,7 @@ def _recognises(source):
 
 
 @add_format("rosinality-pixelsnail", ORIGIN, _recognises)
-def plan_pixelsnail(source):
+def plan_pixelsnail(source: Source) -> Plan:
     tensors = source.tensors
     config = _read_config(tensors)
     told = source.rest.get("args") or {}

@@ -1,8 +1,10 @@
 """kakaobrain's RQ-Transformer."""
 
+from typing import Any
+
 import torch
 
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.mingpt import count_blocks, get_told, take_block
 from hf_vq.converters.shapes import check_agrees, shape_of
 from hf_vq.priors import RQTransformer, RQTransformerConfig
@@ -33,7 +35,7 @@ def _recognises(source):
 
 
 @add_format("rq-transformer", ORIGIN, _recognises, takes_first_stage=True)
-def plan_rq_transformer(source):
+def plan_rq_transformer(source: Source) -> Plan:
     tensors, told = source.tensors, source.config.get("arch", source.config)
     positions, levels = (shape_of(tensors, f"pos_emb_{axes}", 3)[1] for axes in ("hw", "d"))
     shared_head = tensors["classifier.linear.weight"].ndim == 2
@@ -73,7 +75,7 @@ def plan_rq_transformer(source):
     return Plan(lambda: RQTransformer(config), weight, (OFFSETS,))
 
 
-def get_code_vectors(source, config):
+def get_code_vectors(source: Source, config: Any) -> torch.Tensor:
     """Code vectors (tables, codebook_size, dim) of the source's first stage.
 
     Raises:

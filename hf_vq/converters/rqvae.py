@@ -3,7 +3,7 @@
 import torch
 
 from hf_vq.autoencoders import RQVAE
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.convolutional import network_arguments, original_name
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -16,7 +16,7 @@ def _recognises(source):
 
 
 @add_format("rqvae", ORIGIN, _recognises)
-def plan_rqvae(source):
+def plan_rqvae(source: Source) -> Plan:
     tensors, arch = source.tensors, source.config.get("arch", source.config)
     told, network_config = arch.get("hparams") or {}, arch.get("ddconfig") or {}
     network = network_arguments(tensors, network_config)

@@ -35,7 +35,7 @@ def _recognises(source):
 
 
 @add_format("sonnet-vqvae", ORIGIN, _recognises)
-def plan_sonnet(source):
+def plan_sonnet(source: Source) -> Plan:
     prefix, suffix = _prefix(source) or "", VALUE if any(name.endswith(VALUE) for name in source.tensors) else ""
     inner = Source(source.path, {name.removesuffix(VALUE): tensor for name, tensor in source.tensors.items()})
     tensors, stack = inner.tensors, f"{prefix}_encoder/_residual_stack/_layers"

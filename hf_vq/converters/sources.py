@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hf_vq.converters.base import FORMATS, Source
 from hf_vq.converters.files import check_finite, find_tensors, read_file
@@ -11,7 +12,7 @@ LARGEST_CONFIG = 2**24  # bytes
 HALVES = ("encoder", "decoder")  # DALL-E's files
 
 
-def read_source(path, config=None):
+def read_source(path: str | Path, config: str | Path | None = None) -> Source:
     """Reads a checkpoint.
 
     Args:
@@ -31,7 +32,7 @@ def read_source(path, config=None):
     return _read_files(path, _with_its_half(path), config)
 
 
-def read_config(path):
+def read_config(path: Path) -> dict[str, Any]:
     """A YAML or JSON file as a dict.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Recorded:
         recorded.arguments, recorded.state = arguments, {}
         return recorded
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any):
         """Nothing: `__new__` keeps the arguments."""
 
     def __setstate__(self, state):
@@ -47,14 +48,14 @@ class RecordedDtype(Recorded):
     source = "numpy.dtype"
 
 
-def module_class(kind, recorded_class, source_file, source_code):
+def module_class(kind: Any, recorded_class: type, source_file: str, source_code: str) -> type:
     """Class of a module that a legacy file of torch announces, with its source code, which is dropped."""
     if not (isinstance(recorded_class, type) and issubclass(recorded_class, Recorded)):
         raise ValueError(f"it announces {recorded_class!r} as the class of a module")
     return recorded_class
 
 
-def numpy_scalar(dtype, data):
+def numpy_scalar(dtype: Any, data: Any) -> Any:
     """The number or the text of a numpy scalar."""
     code = dtype.arguments[0] if isinstance(dtype, RecordedDtype) else repr(dtype)
     if not re.fullmatch(r"[fiub][1248]|[US]\d{1,6}", code):
@@ -63,7 +64,7 @@ def numpy_scalar(dtype, data):
     return np.frombuffer(data, np.dtype(code).newbyteorder(order if order in "<>" else "="), count=1)[0].item()
 
 
-def new_dict(*default):
+def new_dict(*default: Any) -> dict:
     """A dict in place of a defaultdict."""
     return {}
 
@@ -86,7 +87,7 @@ class Plain:
     def __init__(self):
         self.done, self.under_way = {}, set()
 
-    def __call__(self, value):
+    def __call__(self, value: Any) -> Any:
         if isinstance(value, type) and issubclass(value, Recorded):
             return value.source
         if not isinstance(value, (dict, list, tuple, set, argparse.Namespace, Recorded)):
@@ -98,7 +99,7 @@ class Plain:
             self.done[id(value)] = self.convert(value)
         return self.done[id(value)]
 
-    def convert(self, value):
+    def convert(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {self(key): self(entry) for key, entry in value.items()}
         if isinstance(value, (list, tuple, set)):
@@ -114,7 +115,7 @@ class Plain:
                 return self(value.state[name])
         return {"class": value.source, **self(value.state)}
 
-    def module(self, module):
+    def module(self, module: Any) -> Any:
         attributes = {name: self(entry) for name, entry in module.state.items() if not name.startswith("_")}
         return {"class": module.source, "state_dict": dict(_named_tensors(module)), "attributes": attributes}
 

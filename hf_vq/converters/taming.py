@@ -1,5 +1,7 @@
 """taming-transformers' VQGAN and GumbelVQ, latent-diffusion's first stages, and SEED-Voken's IBQ."""
 
+from typing import Any
+
 from hf_vq.autoencoders import VQModel
 from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.convolutional import network_arguments, original_name, vq_model_arguments
@@ -9,7 +11,7 @@ FIRST_STAGE = "first_stage_model."
 IGNORED = ("loss.", "model_ema.", "colorize")  # colorize paints label maps
 
 
-def first_stage(source):
+def first_stage(source: Source) -> Source:
     """The source without what surrounds a first stage in a latent-diffusion or Net2Net checkpoint."""
     if not source.starts(FIRST_STAGE):
         return source, model_config(source.config)
@@ -23,7 +25,7 @@ def first_stage(source):
     return Source(source.path, tensors, source.rest, source.config, source.config_path), config
 
 
-def model_config(config):
+def model_config(config: dict[str, Any]) -> tuple[str, dict]:
     """The section that says class and arguments: `target` and `params`, or `class_path` and `init_args`."""
     config = config.get("model", config)
     if not isinstance(config, dict):
@@ -35,7 +37,7 @@ def model_config(config):
     return config if "target" in config else {}
 
 
-def has_transformer(source):
+def has_transformer(source: Source) -> bool:
     """Whether the checkpoint holds taming's GPT beside a first stage."""
     return source.has("transformer.tok_emb.weight", "transformer.pos_emb") and source.starts(FIRST_STAGE)
 
@@ -64,7 +66,7 @@ def _is_gumbel(source):
 
 
 @add_format("taming-vqgan", "https://github.com/CompVis/taming-transformers", _is_vqgan)
-def plan_vqgan(source):
+def plan_vqgan(source: Source) -> Plan:
     inner, config = first_stage(source)
     params = config.get("params") or {}
     size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
@@ -88,7 +90,7 @@ def plan_vqgan(source):
 
 
 @add_format("ibq", "https://github.com/TencentARC/SEED-Voken", _is_ibq)
-def plan_ibq(source):
+def plan_ibq(source: Source) -> Plan:
     inner, config = first_stage(source)
     params = config.get("params") or {}
     sizes = shape_of(inner.tensors, "quantize.embedding.weight", 2)
@@ -107,7 +109,7 @@ def plan_ibq(source):
 
 
 @add_format("taming-gumbel", "https://github.com/CompVis/taming-transformers", _is_gumbel)
-def plan_gumbel(source):
+def plan_gumbel(source: Source) -> Plan:
     inner, config = first_stage(source)
     params = config.get("params") or {}
     sizes = shape_of(inner.tensors, "quantize.embed.weight", 2)

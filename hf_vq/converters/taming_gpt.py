@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from hf_vq.converters.base import PipelinePlan, Plan, add_format
+from hf_vq.converters.base import PipelinePlan, Plan, Source, add_format
 from hf_vq.converters.mingpt import count_blocks, get_told, take_block
 from hf_vq.converters.shapes import check_agrees, shape_of
 from hf_vq.converters.taming import (
@@ -31,7 +31,7 @@ ORDER, INVERSE = "permuter.forward_shuffle_idx", "permuter.backward_shuffle_idx"
 
 
 @add_format("taming-gpt", "https://github.com/CompVis/taming-transformers", has_transformer)
-def plan_pipeline(source):
+def plan_pipeline(source: Source) -> PipelinePlan:
     autoencoder = _plan_first_stage(source)
     with torch.device("meta"):
         model = autoencoder.build()

@@ -5,6 +5,8 @@ import pickle
 import threading
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.serialization import MAGIC_NUMBER
@@ -33,7 +35,7 @@ MODULE_CLASS = "hf_vq.module_class"  # no file may name it: legacy files are giv
 lock = threading.Lock()
 
 
-def read_zipped_torch(path):
+def read_zipped_torch(path: str | Path) -> Any:
     """Content of a zip that `torch.save` wrote.
 
     Returns:
@@ -52,7 +54,7 @@ def read_zipped_torch(path):
         return _load(file, path.stat().st_size)
 
 
-def read_legacy_torch(path):
+def read_legacy_torch(path: str | Path) -> Any:
     """Content of a file that `torch.save` wrote before it wrote zips (torch 1.5 and older).
 
     Returns:

@@ -2,9 +2,12 @@
 
 import math
 import re
+from typing import Any
+
+import torch
 
 from hf_vq.autoencoders import ViTVQModel
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.taming import model_config
 
@@ -24,7 +27,7 @@ _PARTS = (
 )
 
 
-def original_name(name):
+def original_name(name: str) -> str:
     """The name in enhancing-transformers of a tensor of `ViTVQModel`."""
     for ours, theirs in _PARTS:
         name = re.sub("^" + ours, theirs, name)
@@ -36,12 +39,12 @@ def _recognises(source):
 
 
 @add_format("vitvqgan", "https://github.com/thuanz123/enhancing-transformers", _recognises)
-def plan_vitvqgan(source):
+def plan_vitvqgan(source: Source) -> Plan:
     arguments = vitvqgan_config(source.tensors, model_config(source.config).get("params") or {})
     return Plan(lambda: ViTVQModel(**arguments), lambda name, take: take(original_name(name)), ("loss.",))
 
 
-def vitvqgan_config(tensors, config):
+def vitvqgan_config(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `ViTVQModel`.
 
     Args:

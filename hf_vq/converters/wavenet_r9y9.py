@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from hf_vq.converters.base import Plan, add_format
+from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.sources import read_config
 from hf_vq.priors import MixtureWaveNet, MixtureWaveNetConfig, WaveNet, WaveNetConfig
@@ -29,7 +29,7 @@ def _recognises(source):
 
 
 @add_format("r9y9-wavenet", ORIGIN, _recognises)
-def plan_wavenet(source):
+def plan_wavenet(source: Source) -> Plan:
     tensors, told = source.tensors, _hparams(source)
     if source.starts("upsample_conv.") or any(name.endswith("conv1x1c.bias") for name in tensors):
         raise ValueError("upsample_conv or conv1x1c.bias: a layout of 2018, whose sums of skips were scaled otherwise")

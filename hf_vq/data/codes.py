@@ -3,16 +3,19 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from hf_vq.data.shards import column_names, find_shards, read_column, read_metadata
+from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.renaming import with_new_names
 
 
-def tokenizer_identity(autoencoder, path=None):
+def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -> dict[str, str]:
     """Tell which tokenizer made some codes.
 
     Args:
@@ -48,7 +51,15 @@ def tokenizer_identity(autoencoder, path=None):
     }
 
 
-def load_codes(folder, split="train", tokenizer=None, grid=None, context=False, level=None, memory_map=None):
+def load_codes(
+    folder: str | Path,
+    split: str = "train",
+    tokenizer: Tokenizer | None = None,
+    grid: int | None = None,
+    context: bool = False,
+    level: int | None = None,
+    memory_map: bool | None = None,
+) -> "CodesDataset":
     """Load one split of the codes that `tokenize_dataset` wrote.
 
     Args:
@@ -107,7 +118,7 @@ def _pick_grid(plan, grid, folder):
     return names[grid], plan["codebook_size"][grid], plan["code_shape"][grid]
 
 
-def differing_hash(one, other):
+def differing_hash(one: dict[str, str], other: dict[str, str]) -> str | None:
     """Which entry shows that two `tokenizer_identity` are of tokenizers that make different codes; None: none does.
 
     Where one of them has no `codes_sha256`, as older files have not, decoders count too.
@@ -116,7 +127,7 @@ def differing_hash(one, other):
     return next((key for key in ["class", *hashes] if one[key] != other[key]), None)
 
 
-def check_tokenizer(identity, autoencoder, folder):
+def check_tokenizer(identity: dict[str, str], autoencoder: Tokenizer, folder: str | Path) -> None:
     """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`."""
     given = tokenizer_identity(autoencoder)
     key = differing_hash(identity, given)
@@ -147,16 +158,16 @@ class CodesDataset(Dataset):
 
     def __init__(
         self,
-        codes,
-        labels,
+        codes: np.ndarray,
+        labels: np.ndarray | None,
         *,
-        codebook_size,
-        class_names,
-        sample_shape,
-        tokenizer,
-        context_codes=(),
-        context_codebook_sizes=(),
-        lengths=None,
+        codebook_size: int,
+        class_names: list[str] | None,
+        sample_shape: tuple[int, ...],
+        tokenizer: dict[str, str],
+        context_codes: Sequence[np.ndarray] = (),
+        context_codebook_sizes: Sequence[int] = (),
+        lengths: np.ndarray | None = None,
     ):
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
             raise ValueError(

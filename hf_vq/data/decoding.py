@@ -20,7 +20,7 @@ class Header:
     colour: bool
 
 
-def read_header(image):
+def read_header(image: Image.Image) -> Header:
     """Return the `Header` of an opened, not yet decoded, PIL image."""
     width, height = image.size
     has_exif = image.format != "PNG" or "exif" in image.info  # to look further, getexif() would decode a PNG
@@ -29,7 +29,7 @@ def read_header(image):
     return Header(height, width, image.mode not in GREY_MODES)
 
 
-def is_lossless(image):
+def is_lossless(image: Image.Image) -> bool:
     """Whether an opened PIL image, not yet decoded, is of a format that keeps every pixel; False where in doubt.
 
     WebP has both kinds: "VP8L" in its RIFF chunks is lossless, "VP8 " is not.
@@ -48,7 +48,7 @@ def is_lossless(image):
     return image.format in LOSSLESS_FORMATS
 
 
-def check_complete(image):
+def check_complete(image: Image.Image) -> None:
     """Raise if an opened PIL image is truncated, without decoding it where its format allows that.
 
     PNG chunks carry checksums and a JPEG ends with a marker; whatever remains in doubt is decoded. It consumes the
@@ -65,7 +65,7 @@ def check_complete(image):
     image.load()
 
 
-def decode(image, channels, image_size=None):
+def decode(image: Image.Image, channels: int, image_size: int | None = None) -> np.ndarray:
     """Decode one opened PIL image.
 
     Args:

@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hf_vq.data.slices import is_slice, slice_rows, split_name
 from hf_vq.data.sources import (
     DIGITS_HELD_OUT,
     HUB_ID,
+    ImageSource,
     digits_source,
     files_source,
     folder_source,
@@ -27,18 +29,18 @@ CACHE_BYTES = 512 * 2**20
 
 
 def load_images(
-    source,
+    source: str | Path | Sequence[str | Path],
     *,
-    split="train",
-    image_size=None,
-    channels=None,
-    image_column=None,
-    label_column=None,
-    config_name=None,
-    validation_fraction=0.1,
-    skip_bad=False,
-    cache_bytes=CACHE_BYTES,
-):
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    config_name: str | None = None,
+    validation_fraction: float = 0.1,
+    skip_bad: bool = False,
+    cache_bytes: int = CACHE_BYTES,
+) -> "ImageDataset":
     """Load one split of an image data set.
 
     Where the source has no validation split, the same random `validation_fraction` of its training images is held
@@ -117,7 +119,15 @@ class ImageDataset(Dataset):
         skipped: one line per bad image that was left out, with the reason.
     """
 
-    def __init__(self, source, *, image_size=None, channels=None, skip_bad=False, cache_bytes=CACHE_BYTES):
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        image_size: int | None = None,
+        channels: int | None = None,
+        skip_bad: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ):
         if len(source.names) == 0:
             raise ValueError("the data set has no images")
         self.image_size, self.skip_bad, self.skipped = image_size, skip_bad, []
@@ -150,12 +160,12 @@ class ImageDataset(Dataset):
             item["class_labels"] = self.labels[index]
         return item
 
-    def without(self, other):
+    def without(self, other: "ImageDataset") -> np.ndarray:
         """Rows of this data set, int64, whose image is not in another data set of the same source."""
         taken = set(other.source.names)
         return np.array([row for row, name in enumerate(self.source.names) if name not in taken], dtype=np.int64)
 
-    def pixel_changes(self):
+    def pixel_changes(self) -> list[str]:
         """What keeps these pixels from being those of the original images: one line a cause, none where they are.
 
         It opens all images. Bits per dimension compare only between equal pixels.

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +16,14 @@ IN_MEMORY_BYTES = 64 * 2**20  # codes of a split and grid that take more are map
 OLD_KEYS = {"images_sha256": "samples_sha256"}  # of the metadata, by version 0.1.0
 
 
-def column_names(plan, kind="codes"):
+def column_names(plan: dict, kind: str = "codes") -> list[str]:
     """Columns of a kind, "codes" or "lengths": one, or of a hierarchy "codes_0" and so on, coarse to fine."""
     if isinstance(plan["codebook_size"], list):
         return [f"{kind}_{grid}" for grid in range(len(plan["codebook_size"]))]
     return [kind]
 
 
-def read_metadata(path):
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `tokenize_dataset` wrote about the codes of a file; a ValueError where they are not ours."""
     import pyarrow
     import pyarrow.parquet
@@ -35,7 +37,7 @@ def read_metadata(path):
     return {OLD_KEYS.get(key, key): value for key, value in json.loads(metadata[SCHEMA_KEY]).items()}
 
 
-def code_splits(folder):
+def code_splits(folder: str | Path) -> list[str]:
     """Names of the splits in a folder of codes, train first.
 
     Raises:
@@ -47,7 +49,7 @@ def code_splits(folder):
     return sorted(found, key=lambda split: (split != "train", split))
 
 
-def find_shards(folder, split):
+def find_shards(folder: str | Path, split: str) -> list[Path]:
     """Paths of all shards of a split, in order.
 
     Raises:
@@ -64,7 +66,7 @@ def find_shards(folder, split):
     return [Path(folder) / "data" / match[0] for match in shards]
 
 
-def count_grids(folder):
+def count_grids(folder: str | Path) -> int:
     """How many grids of codes a folder holds for each sample: more than one are those of a hierarchy."""
     split = code_splits(folder)[0]
     first = next(
@@ -73,7 +75,9 @@ def count_grids(folder):
     return len(column_names(read_metadata(Path(folder) / "data" / first)))
 
 
-def read_column(paths, name, item_shape=(), memory_map=False):
+def read_column(
+    paths: Sequence[str | Path], name: str, item_shape: tuple[int, ...] = (), memory_map: bool = False
+) -> np.ndarray | None:
     """A column of all shards as one array (rows, *item_shape), None where the shards have no such column.
 
     Args:

@@ -5,16 +5,16 @@ import numpy as np
 from hf_vq.data.sources import MissingSplitError
 
 
-def split_name(split):
+def split_name(split: str) -> str:
     """Name of the split that a slice, or a split without one, speaks of."""
     return split.partition("[")[0]
 
 
-def is_slice(split):
+def is_slice(split: str) -> bool:
     return "[" in split
 
 
-def slice_rows(split, count):
+def slice_rows(split: str, count: int) -> np.ndarray:
     """Row numbers, int64, of a slice of a split of `count` rows.
 
     Raises:

@@ -44,7 +44,7 @@ class ImageSource:
     white: int = 255
     files: bool = False
 
-    def select(self, rows):
+    def select(self, rows: Sequence[int] | np.ndarray) -> "ImageSource":
         """Return the same source with only the given rows, in their order."""
         rows = np.asarray(rows, dtype=np.int64)
         return ImageSource(
@@ -96,14 +96,14 @@ class _OpenRow:
         return Image.open(io.BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else encoded["path"])
 
 
-def held_out_rows(count, fraction):
+def held_out_rows(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Split row numbers in (training rows, held-out rows), both sorted, the same on every call and machine."""
     held_out = max(1, round(count * fraction)) if fraction > 0 else 0
     order = np.random.default_rng(0).permutation(count)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def carve(whole, split, fraction, source):
+def carve(whole: ImageSource, split: str, fraction: float, source: str) -> ImageSource:
     """Take split "train" or "validation" of a source that comes with no validation split."""
     if split not in ("train", "validation"):
         raise MissingSplitError(f"split={split!r}: {source} has no such split")
@@ -117,7 +117,7 @@ def carve(whole, split, fraction, source):
     return whole.select(rows)
 
 
-def digits_source(split, resized, fraction=DIGITS_HELD_OUT):
+def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) -> ImageSource:
     """The 1,797 handwritten digits that come with scikit-learn (8x8 grey, values 0 to 16), by default 297 held out.
 
     Args:
@@ -139,7 +139,7 @@ def digits_source(split, resized, fraction=DIGITS_HELD_OUT):
     return carve(whole, split, fraction, "digits")
 
 
-def files_source(paths):
+def files_source(paths: Sequence[str | Path]) -> ImageSource:
     """The given image files, without classes."""
     paths = [str(path) for path in paths]
     for path in paths:
@@ -158,7 +158,7 @@ def _files_below(folder):
     return sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(folder).parts))
 
 
-def folder_source(folder, split, fraction):
+def folder_source(folder: Path, split: str, fraction: float) -> ImageSource:
     """Images of a folder; the names of its sub-folders are the classes.
 
     Sub-folders train/ and validation/ (and test/) are splits; without validation/ a fraction of the training images
@@ -206,7 +206,7 @@ def _class_folders(folder, class_names=None):
     return source
 
 
-def parquet_files(source):
+def parquet_files(source: str) -> list[str]:
     """The Parquet files that a path or glob names, an empty list where it names none."""
     if glob.has_magic(source):
         found = sorted(glob.glob(source, recursive=True))
@@ -217,7 +217,9 @@ def parquet_files(source):
     return [path for path in found if path.endswith(".parquet")]
 
 
-def parquet_source(source, files, split, fraction, image_column, label_column):
+def parquet_source(
+    source: str, files: list[str], split: str, fraction: float, image_column: str | None, label_column: str | None
+) -> ImageSource:
     """Images of Parquet files; in a folder, the split is in the file names, as everywhere in `datasets`."""
     import pyarrow
     import pyarrow.parquet
@@ -235,7 +237,14 @@ def parquet_source(source, files, split, fraction, image_column, label_column):
     return _from_datasets(datasets, source, split, fraction, image_column, label_column)
 
 
-def hub_source(repo_id, config_name, split, fraction, image_column, label_column):
+def hub_source(
+    repo_id: str,
+    config_name: str | None,
+    split: str,
+    fraction: float,
+    image_column: str | None,
+    label_column: str | None,
+) -> ImageSource:
     """Images of a data set of the Hub, through `datasets.load_dataset` (honours HF_ENDPOINT and HF_TOKEN)."""
     from datasets import load_dataset
 

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from hf_vq.data.codes import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
 from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
+from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 
 
-def storage_dtype(codebook_size):
+def storage_dtype(codebook_size: int) -> np.dtype:
     """The smallest integer type that holds the codes 0 to codebook_size - 1."""
     if codebook_size <= 2**8:
         return np.dtype("uint8")
@@ -24,17 +25,17 @@ def storage_dtype(codebook_size):
 
 
 def tokenize_dataset(
-    autoencoder,
-    dataset,
-    output_dir,
+    autoencoder: Tokenizer,
+    dataset: str,
+    output_dir: str | Path,
     *,
-    batch_size=64,
-    shard_size=16384,
-    num_workers=0,
-    path=None,
-    overwrite=False,
-    resume=False,
-):
+    batch_size: int = 64,
+    shard_size: int = 16384,
+    num_workers: int = 0,
+    path: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> dict[str, int]:
     """Write the codes of a data set as Parquet shards, `data/<split>-00000-of-00003.parquet`.
 
     A shard is written under a temporary name and renamed when complete, so that an interrupted run continues with

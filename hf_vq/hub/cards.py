@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_vq.hub.folders import CONVERSION, PICTURES, read_json
+from hf_vq.hub.folders import CONVERSION, PICTURES, ModelFolder
+from hf_vq.saved import read_json
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "Written by hf_vq from the files of this repository",
@@ -42,12 +43,12 @@ class Measurements:
     split: str | None = None
 
 
-def is_automatic(text):
+def is_automatic(text: str) -> bool:
     """Whether a card was generated, by us or by another library, rather than written."""
     return any(words in text for words in AUTOMATIC)
 
 
-def read_measurements(files, dataset=None):
+def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Measurements":
     """The figures of evaluation.json, or else the held-out figures of a training's report.json.
 
     Args:
@@ -69,7 +70,13 @@ def read_measurements(files, dataset=None):
     return found
 
 
-def describe(folder, repo_id, license=None, files=None, dataset=None):
+def describe(
+    folder: ModelFolder,
+    repo_id: str,
+    license: str | None = None,
+    files: dict[str, Path] | None = None,
+    dataset: str | None = None,
+) -> ModelCardData:
     """The metadata of a card.
 
     Args:
@@ -110,7 +117,9 @@ def describe(folder, repo_id, license=None, files=None, dataset=None):
     )
 
 
-def write_card(folder, repo_id, data, files=None):
+def write_card(
+    folder: ModelFolder, repo_id: str, data: ModelCardData, files: dict[str, Path] | None = None
+) -> ModelCard:
     """A generated card.
 
     Args:
@@ -131,7 +140,8 @@ def write_card(folder, repo_id, data, files=None):
         title=repo_id.split("/")[-1],
         summary=_summary(folder),
         previews=_previews(folder, files),
-        usage=_usage(folder, repo_id),
+        packages=" ".join(["hf_vq", *folder.packages]),
+        usage=_with_imports(folder, _usage(folder, repo_id)),
         stock_words=words,
         stock_usage=stock_usage,
         dataset=f"{results[0].dataset_name}{split}" if results else None,
@@ -147,7 +157,7 @@ def write_card(folder, repo_id, data, files=None):
     )
 
 
-def complete_card(card, data):
+def complete_card(card: ModelCard, data: ModelCardData) -> None:
     """Add to a card that somebody wrote the metadata that it lacks; its text stays.
 
     Args:
@@ -249,9 +259,16 @@ def _usage(folder, repo_id):
     )
 
 
+def _with_imports(folder, usage):
+    """Code for our classes, after the import of a user's package that registers its own."""
+    lines = "".join(f"import {module}  # registers its classes with hf_vq\n" for module in folder.modules)
+    return f"{lines}\n{usage}" if lines else usage
+
+
 def _stock(folder, repo_id):
+    installed = " and ".join(["hf_vq", *folder.packages])
     if folder.kind == "pipeline":
-        return "In stock diffusers, with hf_vq installed:", (
+        return f"In stock diffusers, with {installed} installed:", (
             "from diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)'
         )
@@ -264,6 +281,6 @@ def _stock(folder, repo_id):
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")'
         )
-    return "In stock transformers, with hf_vq installed:", (
+    return f"In stock transformers, with {installed} installed:", (
         f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
     )

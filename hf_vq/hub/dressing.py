@@ -4,42 +4,52 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
-from hf_vq.hub.shims import PIPELINE, SHIM, SHIM_TEXT, pipeline_text
+from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
 
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as _Pipeline
+    from transformers import PreTrainedConfig as _Config
+else:
+    _Config = _Pipeline = object
 
-def auto_map(**classes):
+STOCK = ("diffusers", "transformers")  # libraries whose components stay as they are
+
+
+def auto_map(**classes: str) -> dict[str, str]:
     """The `auto_map` of a config: names of our classes by the name of the Auto class that should find them."""
     return {auto_class: f"{SHIM}.{name}" for auto_class, name in classes.items()}
 
 
-def write_shim(folder):
-    """Write the module that `auto_map` names into a saved folder."""
-    (Path(folder) / f"{SHIM}.py").write_text(SHIM_TEXT, encoding="utf-8")
+def write_shim(folder: str | os.PathLike, owner: type, *names: str) -> None:
+    """Write the module that `auto_map` names into a saved folder; arguments as of `shim_text`."""
+    (Path(folder) / f"{SHIM}.py").write_text(shim_text(owner, *names), encoding="utf-8")
 
 
-class HubConfigMixin:
+class HubConfigMixin(_Config):
     """For a transformers config, before `PreTrainedConfig`: saved folders load in stock `AutoModel` with trust."""
 
     @classmethod
-    def register_for_auto_class(cls, auto_class="AutoConfig"):
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing: after loading with trust, transformers would copy our source file into every saved folder."""
 
-    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
-        self.auto_map = auto_map(AutoConfig=type(self).__name__)
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        name = type(self).__name__
+        self.auto_map = auto_map(AutoConfig=name)
         if not os.path.isfile(save_directory):  # transformers has words for that
             os.makedirs(save_directory, exist_ok=True)
-            write_shim(save_directory)
+            write_shim(save_directory, find_class(name.removesuffix("Config")) or type(self), name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
-class HubPipelineMixin(PushMixin):
+class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     """For a pipeline, before `DiffusionPipeline`: its repositories load in stock `DiffusionPipeline` with trust.
 
     In a saved index the pipeline's class is `["pipeline", name]` and our components are `["hf_vq_remote", name]`:
@@ -48,7 +58,7 @@ class HubPipelineMixin(PushMixin):
     """
 
     @classmethod
-    def download(cls, pretrained_model_name, **kwargs):
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """As diffusers, which takes config and weights of a model alone: here also how its samples are prepared."""
         folder = super().download(pretrained_model_name, **kwargs)
         names = ("cache_dir", "force_download", "local_files_only", "token")
@@ -58,7 +68,7 @@ class HubPipelineMixin(PushMixin):
         return folder
 
     @classmethod
-    def _dict_from_json_file(cls, json_file):
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         index = super()._dict_from_json_file(json_file)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][1]
@@ -67,13 +77,14 @@ class HubPipelineMixin(PushMixin):
             for key, value in index.items()
         }
 
-    def to_json_file(self, json_file_path):
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
         index, folder = json.loads(self.to_json_string()), Path(json_file_path).parent
         name = type(self).__name__
         index["_class_name"] = [PIPELINE, name]
         index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
-        (folder / f"{PIPELINE}.py").write_text(pipeline_text(name), encoding="utf-8")
+        (folder / f"{PIPELINE}.py").write_text(pipeline_text(name, type(self)), encoding="utf-8")
         for key, value in index.items():
-            if isinstance(value, list) and (value[:1] == ["hf_vq"] or find_class(value[1]) is not None):
+            ours = isinstance(value, list) and value[0] not in STOCK and (value[0] == "hf_vq" or find_class(value[1]))
+            if ours and not key.startswith("_"):
                 index[key] = [SHIM, value[1]]
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

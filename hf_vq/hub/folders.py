@@ -1,19 +1,21 @@
 """What a saved folder is, and which of its files travel to the Hub."""
 
-import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from hf_vq.hub.shims import PIPELINE, SHIM
+from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import modality_of
+from hf_vq.saved import CONFIG, INDEX, config_kind, folder_kind, read_json
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
 MODEL_FILES = (
-    "config.json", "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
+    CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 CONVERSION = "conversion.json"  # where converted weights come from
@@ -41,12 +43,26 @@ class ModelFolder:
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
-    def modality(self):
+    def packages(self) -> list[str]:
+        """What must be installed beside hf_vq: packages of a user's classes."""
+        return self._ask_shims(needed_packages)
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that must be imported, so that a user's classes are registered."""
+        return self._ask_shims(needed_modules)
+
+    def _ask_shims(self, question: Callable[[str], list[str]]) -> list[str]:
+        shims = [path for name, path in self.files.items() if Path(name).name in (f"{SHIM}.py", f"{PIPELINE}.py")]
+        return list(dict.fromkeys(found for path in shims for found in question(path.read_text(encoding="utf-8"))))
+
+    @property
+    def modality(self) -> Any:
         """That of the autoencoder in it; None of a prior, and of an autoencoder without one."""
         return modality_of(self.components.get("autoencoder", self).class_name)
 
 
-def read_folder(path):
+def read_folder(path: str | Path) -> ModelFolder:
     """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
 
     Checkpoints, optimizer states and logs of a training in the same folder do not travel.
@@ -58,38 +74,28 @@ def read_folder(path):
         ValueError: nothing of ours in it, or weights that are missing or cut.
     """
     path = Path(path)
-    if (path / "model_index.json").is_file():
-        folder = _read_pipeline(path)
-    elif (path / "config.json").is_file():
-        folder = _read_model(path)
-    else:
-        raise ValueError(f"{path} holds no model: neither a model_index.json nor a config.json is there")
+    kind = folder_kind(path)
+    if kind not in ("pipeline", "autoencoder", "prior"):
+        raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} is there")
+    folder = _read_pipeline(path) if kind == "pipeline" else _read_model(path)
     folder.files.update(_find(path, RUN_FILES))
     if folder.modality:
         folder.files.update(_find(path, (f"*{folder.modality.suffix}",)))
     return folder
 
 
-def is_model_file(name):
+def is_model_file(name: str) -> bool:
     """Whether a file of this name is part of the folder of a model."""
     return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
 
 
-def read_json(path):
-    """Read a JSON file; a ValueError names it when that fails."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def _read_pipeline(path):
-    index = read_json(path / "model_index.json")
+def _read_pipeline(path: Path) -> ModelFolder:
+    index = read_json(path / INDEX)
     name = index.get("_class_name")
     if not isinstance(name, list) or name[0] != PIPELINE or not (path / f"{PIPELINE}.py").is_file():
         raise ValueError(f"{path} holds {name!r}, no pipeline that hf_vq saved: call its own push_to_hub")
     folder = ModelFolder(path, "pipeline", name[1], index)
-    folder.files = _find(path, ("model_index.json", f"{PIPELINE}.py"))
+    folder.files = _find(path, (INDEX, f"{PIPELINE}.py"))
     for component, value in index.items():
         if component.startswith("_") or not isinstance(value, list) or not value[0]:
             continue
@@ -102,16 +108,16 @@ def _read_pipeline(path):
     return folder
 
 
-def _read_model(path):
-    if not (path / "config.json").is_file():
+def _read_model(path: Path) -> ModelFolder:
+    if not (path / CONFIG).is_file():
         raise ValueError(f"{path} has no config.json")
-    config = read_json(path / "config.json")
+    config = read_json(path / CONFIG)
     reference = config.get("auto_map", {}).get("AutoConfig", "")
     if not reference.startswith(f"{SHIM}.") or not (path / f"{SHIM}.py").is_file():
         raise ValueError(
             f"{path} was not saved by hf_vq: load it with AutoVQModel or AutoVQPrior and call save_pretrained first"
         )
-    kind = "autoencoder" if "_class_name" in config else "prior"
+    kind = config_kind(config)
     config |= config.get(PRIOR_SECTION, {})
     folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
     folder.files = _find(path, MODEL_FILES)
@@ -119,7 +125,7 @@ def _read_model(path):
     return folder
 
 
-def _check_weights(path):
+def _check_weights(path: Path) -> None:
     weights = {file.name for file in path.glob("*.safetensors")}
     for index in path.glob("*.safetensors.index*.json"):
         for name in sorted(set(read_json(index)["weight_map"].values()) - weights):
@@ -134,5 +140,5 @@ def _check_weights(path):
             raise ValueError(f"{path / name} is no whole safetensors file: {error}") from error
 
 
-def _find(path, patterns):
+def _find(path: Path, patterns: Iterable[str]) -> dict[str, Path]:
     return {file.name: file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}

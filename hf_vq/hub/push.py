@@ -1,35 +1,38 @@
 """A saved folder to the Hub: weights, card and shims in one commit."""
 
+import contextlib
 import re
 import tempfile
 import warnings
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
-from hf_vq.hub.folders import CONVERSION, read_folder, read_json
+from hf_vq.hub.folders import CONVERSION, read_folder
+from hf_vq.saved import read_json
 
 README = "README.md"
 
 
 def push_folder(
-    folder,
-    repo_id,
+    folder: str | Path,
+    repo_id: str,
     *,
-    license=None,
-    card=None,
-    evaluation=None,
-    dataset=None,
-    private=None,
-    token=None,
-    create_pr=False,
-    revision=None,
-    commit_message=None,
-    require_license=True,
-):
+    license: str | None = None,
+    card: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    dataset: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    require_license: bool = True,
+) -> CommitInfo:
     """Publish a folder that `save_pretrained` wrote, in one commit: cut in the middle, it changes nothing.
 
     The card is that of `card` or of the folder, else the one that somebody wrote in the repository; its text stays
@@ -57,13 +60,7 @@ def push_folder(
         OSError: the Hub refused (an error of `huggingface_hub.errors`).
     """
     found = read_folder(folder)
-    files = dict(found.files)
-    if card is not None:
-        files.update(_card_files(card))
-    elif (found.path / README).is_file():
-        files[README] = found.path / README
-    if evaluation is not None:
-        files["evaluation.json"] = Path(evaluation)
+    files = _collect(found, card, evaluation)
     local = _load_card(files.pop(README, None))
     license = _agree(license, local)
     if license is None and CONVERSION in files:
@@ -74,10 +71,8 @@ def push_folder(
             "id of https://huggingface.co/docs/hub/repositories-licenses) or in the card"
         )
     validate_repo_id(repo_id)
-    message = commit_message or f"Upload {found.class_name}"
-
     api = HfApi(token=token)
-    try:
+    with _telling_what_broke(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -95,7 +90,15 @@ def push_folder(
         operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
         operations.append(CommitOperationAdd(README, str(local).encode()))
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
+        message = commit_message or f"Upload {found.class_name}"
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+
+
+@contextlib.contextmanager
+def _telling_what_broke(repo_id):
+    """Within the `with` block: a broken connection becomes a ConnectionError, and what the Hub answered an OSError."""
+    try:
+        yield
     except (HTTPError, RuntimeError) as error:  # of the connection, or of an upload that huggingface_hub gave up
         reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         if isinstance(reason, OSError):  # what the Hub answered
@@ -106,7 +109,19 @@ def push_folder(
         ) from error
 
 
-def stale_weights(remote, files):
+def _collect(found, card, evaluation):
+    """What to publish, path by path in the repository, with the README.md of the card where there is one."""
+    files = dict(found.files)
+    if card is not None:
+        files.update(_card_files(card))
+    elif (found.path / README).is_file():
+        files[README] = found.path / README
+    if evaluation is not None:
+        files["evaluation.json"] = Path(evaluation)
+    return files
+
+
+def stale_weights(remote: list[str], files: dict[str, Path]) -> list[str]:
     """Weights in the repository that a push replaces under other names (one file by shards, or the reverse).
 
     Args:
@@ -157,17 +172,17 @@ class PushMixin:
 
     def push_to_hub(
         self,
-        repo_id,
+        repo_id: str,
         *,
-        license=None,
-        commit_message=None,
-        private=None,
-        token=None,
-        create_pr=False,
-        revision=None,
-        max_shard_size="10GB",
-        **save_options,
-    ):
+        license: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        max_shard_size: str = "10GB",
+        **save_options: Any,
+    ) -> CommitInfo:
         """Save and publish, with a generated card where nobody wrote one.
 
         Args:

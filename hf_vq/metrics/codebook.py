@@ -1,10 +1,12 @@
 """How well a codebook is used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import nn
+
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -32,16 +34,16 @@ class CodebookUsage(nn.Module):
         num_levels: more than one for residual quantizers, whose codes are (batch, levels, *grid).
     """
 
-    def __init__(self, codebook_size, num_levels=1):
+    def __init__(self, codebook_size: int, num_levels: int = 1):
         super().__init__()
         self.codebook_size, self.num_levels = codebook_size, num_levels
         self.register_buffer("counts", torch.zeros(num_levels, codebook_size, dtype=torch.int64))
 
-    def reset(self):
+    def reset(self) -> None:
         self.counts.zero_()
 
     @torch.no_grad()
-    def update(self, codes, mask=None):
+    def update(self, codes: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         """Adds codes, (batch, *grid) or (batch, levels, *grid) int64.
 
         Args:
@@ -62,11 +64,9 @@ class CodebookUsage(nn.Module):
             counts += torch.bincount(counted, minlength=self.codebook_size).to(counts.device)
 
     @torch.no_grad()
-    def compute(self):
+    def compute(self) -> CodebookUsageOutput:
         """The use of all codes counted since `reset`, on all processes."""
-        counts = self.counts.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
+        counts = sum_over_processes(self.counts.clone())
         share = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
         perplexity = torch.special.entr(share).sum(dim=1).exp().tolist()
         dead = (counts == 0).sum(dim=1).tolist()
@@ -84,11 +84,11 @@ class HierarchyUsage(nn.Module):
         num_levels: levels of each quantizer.
     """
 
-    def __init__(self, codebook_sizes, num_levels=1):
+    def __init__(self, codebook_sizes: Sequence[int], num_levels: int = 1):
         super().__init__()
         self.parts = nn.ModuleList(CodebookUsage(size, num_levels) for size in codebook_sizes)
 
-    def update(self, grids, masks=None):
+    def update(self, grids: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None] | None = None) -> None:
         """Adds codes.
 
         Args:
@@ -98,7 +98,7 @@ class HierarchyUsage(nn.Module):
         for part, grid, mask in zip(self.parts, grids, masks or (None,) * len(self.parts), strict=True):
             part.update(grid, mask)
 
-    def compute(self):
+    def compute(self) -> CodebookUsageOutput:
         """The use of every level of every grid, lists of one entry per level, grid by grid."""
         outputs = [part.compute() for part in self.parts]
         if len(outputs) == 1 and self.parts[0].num_levels == 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -36,18 +36,20 @@ class CodeLikelihood(nn.Module):
         sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
     """
 
-    def __init__(self, codebook_size, sample_shape=None):
+    def __init__(self, codebook_size: int, sample_shape: tuple[int, ...] | None = None):
         super().__init__()
         self.sample_shape = sample_shape
         self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # items (of a short one its share), nats
 
-    def reset(self):
+    def reset(self) -> None:
         self.counts.zero_()
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, codes, log_prob, lengths=None, axis=1):
+    def update(
+        self, codes: torch.Tensor, log_prob: torch.Tensor, lengths: torch.Tensor | None = None, axis: int = 1
+    ) -> None:
         """Adds codes and their log-likelihoods.
 
         Args:
@@ -75,14 +77,14 @@ class CodeLikelihood(nn.Module):
         self.sums += torch.stack([torch.full_like(nats, items), nats]).to(self.sums.device)
 
     @torch.no_grad()
-    def compute(self):
+    def compute(self) -> CodeLikelihoodOutput:
         """The likelihood of everything added since `reset`, on all processes.
 
         Raises:
             ValueError: nothing was added.
         """
-        counts = sum_over_processes(self.counts)
-        items, nats = sum_over_processes(self.sums).tolist()
+        counts = sum_over_processes(self.counts.clone())
+        items, nats = sum_over_processes(self.sums.clone()).tolist()
         if items == 0:
             raise ValueError("no codes were added")
         entropy = torch.special.entr(counts / counts.sum()).sum().item()

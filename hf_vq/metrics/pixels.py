@@ -6,18 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 BINS = 16  # of the fit's histogram, to a pixel value
 SEARCH_STEPS = 48  # of the golden section: each narrows the bracket of the log scale to 0.618 of its width
 
 
-def pixel_values(sample, num_values=256):
+def pixel_values(sample: torch.Tensor, num_values: int = 256) -> torch.Tensor:
     """Samples in [-1, 1] as int64 pixel values 0 to num_values - 1, the nearest ones."""
     return ((sample.float() + 1) * ((num_values - 1) / 2)).round().long().clamp(0, num_values - 1)
 
 
-def discretized_logistic_log_prob(sample, location, log_scale, num_values=256):
+def discretized_logistic_log_prob(
+    sample: torch.Tensor, location: torch.Tensor, log_scale: torch.Tensor, num_values: int = 256
+) -> torch.Tensor:
     """Log-probability of pixel values under a logistic distribution cut into one interval for each of them.
 
     PixelCNN++ (https://arxiv.org/abs/1701.05517, eq. 2) with one component: an interval reaches half a step to either
@@ -37,7 +39,9 @@ def discretized_logistic_log_prob(sample, location, log_scale, num_values=256):
     return interval_log_prob(centred, log_scale, step, pixels == 0, pixels == num_values - 1)
 
 
-def discretized_logistic_log_probs(location, log_scale, num_values=256):
+def discretized_logistic_log_probs(
+    location: torch.Tensor, log_scale: torch.Tensor, num_values: int = 256
+) -> torch.Tensor:
     """`discretized_logistic_log_prob` of every pixel value, (..., num_values): each edge between two is met once.
 
     Args:
@@ -54,7 +58,9 @@ def discretized_logistic_log_probs(location, log_scale, num_values=256):
     return torch.cat([below[..., :1], between, above[..., -1:]], dim=-1)
 
 
-def interval_log_prob(centred, log_scale, step, lowest, highest):
+def interval_log_prob(
+    centred: torch.Tensor, log_scale: torch.Tensor, step: float, lowest: torch.Tensor, highest: torch.Tensor
+) -> torch.Tensor:
     """log of F(a) - F(b) = F(a) F(-b) (1 - exp(b - a)), F the logistic function, which underflows nowhere.
 
     Args:
@@ -81,7 +87,7 @@ class LogisticScale(nn.Module):
         num_values: how many values a pixel can have.
     """
 
-    def __init__(self, channels, num_values=256):
+    def __init__(self, channels: int, num_values: int = 256):
         super().__init__()
         self.num_values = num_values
         self.reach = 2 * num_values * BINS  # distances beyond it count as this far
@@ -89,7 +95,7 @@ class LogisticScale(nn.Module):
         self.register_buffer("counts", torch.zeros(shape, dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, samples, reconstructions):
+    def update(self, samples: torch.Tensor, reconstructions: torch.Tensor) -> None:
         """Adds samples and their reconstructions, (batch, channels, *space) float in [-1, 1] each.
 
         Raises:
@@ -110,13 +116,13 @@ class LogisticScale(nn.Module):
         self.counts += torch.bincount(places, minlength=self.counts.numel()).view(self.counts.shape)
 
     @torch.no_grad()
-    def compute(self):
+    def compute(self) -> torch.Tensor:
         """Log scales (channels,) float32, in units of samples in [-1, 1].
 
         Raises:
             ValueError: nothing was added.
         """
-        counts = sum_over_processes(self.counts).cpu()
+        counts = sum_over_processes(self.counts.clone()).cpu()
         if counts.sum() == 0:
             raise ValueError("no samples were added")
         distances = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64) / BINS  # in pixel values

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 @dataclass
@@ -35,11 +35,13 @@ class ReconstructionError(nn.Module):
         super().__init__()
         self.register_buffer("sums", torch.zeros(4, dtype=torch.float64))  # values, sum, squares, squared errors
 
-    def reset(self):
+    def reset(self) -> None:
         self.sums.zero_()
 
     @torch.no_grad()
-    def update(self, samples, reconstructions, padding_mask=None):
+    def update(
+        self, samples: torch.Tensor, reconstructions: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> None:
         """Adds samples and their reconstructions, (batch, channels, *space) float in [-1, 1] each.
 
         Args:
@@ -60,13 +62,13 @@ class ReconstructionError(nn.Module):
         self.sums += torch.stack([count, samples.sum(), samples.square().sum(), error]).to(self.sums.device)
 
     @torch.no_grad()
-    def compute(self):
+    def compute(self) -> ReconstructionErrorOutput:
         """The errors over everything added since `reset`, on all processes.
 
         Raises:
             ValueError: nothing was added.
         """
-        count, total, squares, error = sum_over_processes(self.sums).tolist()
+        count, total, squares, error = sum_over_processes(self.sums.clone()).tolist()
         if count == 0:
             raise ValueError("no samples were added")
         mse, variance = error / count, squares / count - (total / count) ** 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Modality:
         output_types: forms in which `processor.postprocess` gives samples.
     """
 
+    registry_kind: ClassVar[str] = "modality"
     name: str
     plural: str
     unit: str

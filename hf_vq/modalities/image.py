@@ -1,14 +1,15 @@
 """Images: the modality of two axes of space."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from diffusers import ImagePipelineOutput
 
-from hf_vq.data.images import load_images
+from hf_vq.data.images import ImageDataset, load_images
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
-from hf_vq.registry import MODALITIES
+from hf_vq.registry import register
 
 
 @dataclass
@@ -28,7 +29,7 @@ class ImageOptions(ImageSize):
     image_column: str | None = field(default=None, metadata={"help": "column of the images"})
 
 
-def fit_options(options, channels, processor):
+def fit_options(options: dict[str, Any], channels: int | None, processor: ImageProcessor | None) -> dict[str, Any]:
     """Options of `load_images` for a model: as many channels as it has, and its size where none is asked for."""
     if channels is not None and options["channels"] not in (None, channels):
         raise ValueError(f"channels={options['channels']}, but the model takes {channels}")
@@ -38,12 +39,12 @@ def fit_options(options, channels, processor):
     return options
 
 
-def space_of(options):
+def space_of(options: ImageSize) -> tuple[int, int] | None:
     """(height, width) in pixels that options ask for, or None."""
     return None if options.image_size is None else (options.image_size, options.image_size)
 
 
-def describe_data(images):
+def describe_data(images: ImageDataset) -> tuple[dict[str, Any], list[str]]:
     """What a report must say of the pixels of an `ImageDataset`, and a warning for each way in which they changed."""
     changes, names, white = images.pixel_changes(), images.source.names, images.num_values - 1
     facts = {
@@ -77,4 +78,4 @@ IMAGE = Modality(
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
 )
-MODALITIES[IMAGE.name] = IMAGE
+register(IMAGE)

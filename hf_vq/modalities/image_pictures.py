@@ -1,6 +1,8 @@
 """Pictures of images, as PNG files: reconstructions, code maps, samples."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ MAX_MAPS = 4
 CELL = 0.9  # inches of a cell
 
 
-def save_reconstruction_grid(path, samples, reconstructions):
+def save_reconstruction_grid(path: str | Path, samples: torch.Tensor, reconstructions: torch.Tensor) -> None:
     """Samples above their reconstructions.
 
     Args:
@@ -33,7 +35,7 @@ def save_reconstruction_grid(path, samples, reconstructions):
     save_comparison(path, {"original": samples, "reconstruction": reconstructions}, "Reconstructions")
 
 
-def save_comparison(path, rows, title):
+def save_comparison(path: str | Path, rows: dict[str, torch.Tensor], title: str) -> None:
     """Named rows of samples, one above the other, sample by sample.
 
     Args:
@@ -44,7 +46,7 @@ def save_comparison(path, rows, title):
     _save_rows(path, [(name, _to_pixels(samples)) for name, samples in rows.items()], title)
 
 
-def save_code_maps(path, samples, codes, codebook_size):
+def save_code_maps(path: str | Path, samples: torch.Tensor, codes: torch.Tensor, codebook_size: int) -> None:
     """Samples above their codes, each code in a colour that is its own in every picture of this codebook size.
 
     Args:
@@ -76,7 +78,7 @@ def save_code_maps(path, samples, codes, codebook_size):
     _save_rows(path, [("original", _to_pixels(samples)), *maps], f"Codes: {grids}")
 
 
-def save_sample_grid(path, samples, labels=None):
+def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[str] | None = None) -> None:
     """Samples in a grid, each under its label where labels are given.
 
     Args:
@@ -103,7 +105,7 @@ def save_sample_grid(path, samples, labels=None):
     save_figure(path, figure)
 
 
-def save_sample_rows(path, samples, columns):
+def save_sample_rows(path: str | Path, samples: torch.Tensor, columns: int) -> None:
     """Write all samples (images, channels, height, width) in [-1, 1] as one PNG, small ones enlarged without blur."""
     pixels = ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     pixels = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from hf_vq.data.decoding import decode
+from hf_vq.data.images import ImageDataset
 from hf_vq.hub import PROCESSOR
 
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
@@ -56,13 +58,13 @@ class ImageProcessor:
             raise ValueError(f"white={self.white} must be in [1, 255]")
 
     @classmethod
-    def from_dataset(cls, dataset):
+    def from_dataset(cls, dataset: ImageDataset) -> "ImageProcessor":
         """The processor that makes the samples of an `ImageDataset`."""
         channels, *size = dataset.sample_shape
         rule = "none" if dataset.image_size is None else "center_crop"
         return cls(tuple(size), rule, channels, dataset.source.white)
 
-    def __call__(self, images, device=None):
+    def __call__(self, images: Any, device: torch.device | str | None = None) -> torch.Tensor:
         """Samples of pictures.
 
         Args:
@@ -84,7 +86,9 @@ class ImageProcessor:
         pixels = torch.from_numpy(np.stack(pixels)).to(device)
         return pixels.to(torch.float32) * (2 / self.white) - 1
 
-    def postprocess(self, sample, output_type="pil"):
+    def postprocess(
+        self, sample: torch.Tensor, output_type: str = "pil"
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Pictures of samples (batch, channels, height, width) in [-1, 1].
 
         Args:
@@ -95,11 +99,11 @@ class ImageProcessor:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         return VaeImageProcessor(vae_scale_factor=1).postprocess(sample, output_type=output_type)
 
-    def loader_options(self):
+    def loader_options(self) -> dict[str, int]:
         """Arguments of `load_images` by which a data set gets this processor's size."""
         return {"image_size": self.size[0]} if self.size is not None and self.resize == "center_crop" else {}
 
-    def differences(self, dataset):
+    def differences(self, dataset: ImageDataset) -> list[str]:
         """How the samples of a data set are unlike this processor's, in words; none where they are alike."""
         channels, *size = dataset.sample_shape
         lines = []
@@ -109,7 +113,7 @@ class ImageProcessor:
             lines.append(f"images have {channels} channels, those of the model {self.channels}")
         return lines
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` reads without hf_vq."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
@@ -118,15 +122,15 @@ class ImageProcessor:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo,
+        path_or_repo: str | Path,
         *,
-        subfolder=None,
-        revision=None,
-        cache_dir=None,
-        token=None,
-        local_files_only=False,
-        force_download=False,
-    ):
+        subfolder: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "ImageProcessor | None":
         """The processor of a folder or repository; arguments as in huggingface_hub.
 
         Returns:
@@ -143,7 +147,7 @@ class ImageProcessor:
                 return None
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """What the file holds: stock keys, and `num_channels`, `resize_rule` and `white` for people."""
         resizes = self.size is not None and self.resize == "center_crop"
         sides = {} if self.size is None else dict(zip(("height", "width"), self.size, strict=True))
@@ -165,7 +169,7 @@ class ImageProcessor:
         }
 
     @classmethod
-    def from_dict(cls, config):
+    def from_dict(cls, config: dict[str, Any]) -> "ImageProcessor | None":
         """The processor that does what a `preprocessor_config.json` says; None where none of ours does."""
         try:
             rule = config.get("resize_rule", "center_crop")

@@ -4,6 +4,4 @@ from hf_vq.pipelines.vq import VQPipeline
 from hf_vq.pipelines.vqvae2 import VQVAE2Pipeline
 from hf_vq.registry import PIPELINES
 
-PIPELINES.update(VQPipeline=VQPipeline, VQVAE2Pipeline=VQVAE2Pipeline)
-
 __all__ = ["PIPELINES", "VQPipeline", "VQVAE2Pipeline"]

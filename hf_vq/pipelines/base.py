@@ -1,13 +1,16 @@
 """What pipelines share: requests for codes, and the way from codes to samples; nothing here speaks of pictures."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
+from hf_vq.modalities import Modality
 from hf_vq.registry import MODALITIES
 
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
@@ -31,6 +34,20 @@ class SamplePipelineOutput(BaseOutput):
 class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
+    registry_kind = "pipeline"
+
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        if "__call__" not in {name for base in cls.__mro__[: cls.__mro__.index(CodesPipeline)] for name in vars(base)}:
+            raise TypeError(f"{cls.__name__} must define __call__, which draws samples")
+        components = inspect.signature(cls.__init__).parameters
+        if "autoencoder" not in components or not any(name.endswith("prior") for name in components):
+            raise TypeError(
+                f"the constructor of {cls.__name__} must take autoencoder, and prior or several named such as "
+                f"top_prior; it takes {', '.join(list(components)[1:])}"
+            )
+
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""
         if class_names is not None and len(class_names) != num_classes:
@@ -43,16 +60,16 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         self.register_to_config(class_names=names)
 
     @property
-    def modality(self):
+    def modality(self) -> Modality | None:
         """The Modality of the samples; None where they are tensors."""
         return MODALITIES.get(self.autoencoder.modality)
 
     @property
-    def output_types(self):
+    def output_types(self) -> tuple[str, ...]:
         """Forms in which samples can be had, the usual one first."""
         return (*(self.modality.output_types if self.modality else ("pt",)), "codes")
 
-    def get_label_ids(self, class_labels):
+    def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> torch.Tensor:
         """Class labels, numbers or names, as a tensor (n,) int64.
 
         Raises:
@@ -101,7 +118,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         return (SamplePipelineOutput if modality is None else modality.output_class)(samples)
 
 
-def check_prior(name, prior, codebook_size, grid_dims):
+def check_prior(name: str, prior: Any, codebook_size: int | tuple[int, ...], grid_dims: int) -> None:
     """Raise a ValueError unless a prior speaks of these codes."""
     if prior.config.codebook_size != codebook_size:
         raise ValueError(
@@ -114,7 +131,7 @@ def check_prior(name, prior, codebook_size, grid_dims):
         )
 
 
-def split_keywords(name, prior, keywords):
+def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords of a call as what a prior declares.
 
     Args:
@@ -144,7 +161,7 @@ def _is_default(value, default):
     return value is None if default is None else value == default
 
 
-def for_each_grid(count, **options):
+def for_each_grid(count: int, **options: Any) -> list[dict[str, Any]]:
     """Options, each one value for all grids or a sequence of one a grid, as a list of dicts, coarse to fine.
 
     None in a sequence leaves an option that pipelines do not name to that grid's prior.

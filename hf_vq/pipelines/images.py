@@ -12,12 +12,12 @@ class PicturesPipeline(CodesPipeline):
     """A pipeline that takes sizes and pictures where its autoencoder is one of images."""
 
     @property
-    def image_processor(self):
+    def image_processor(self) -> VaeImageProcessor:
         """Pictures of any form to samples in [-1, 1], as stock pipelines have it."""
         return VaeImageProcessor(vae_scale_factor=1)
 
     @property
-    def mask_processor(self):
+    def mask_processor(self) -> VaeImageProcessor:
         """Masks of any form to (batch, 1, height, width), 1 where something new is to be drawn."""
         return VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 

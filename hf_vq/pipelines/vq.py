@@ -1,13 +1,16 @@
 """Prior and autoencoder in a row: new codes, then the sample they stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from hf_vq.pipelines.base import check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.registry import register
 
 
+@register
 class VQPipeline(PicturesPipeline):
     """Draws samples from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
 
@@ -24,7 +27,9 @@ class VQPipeline(PicturesPipeline):
 
     model_cpu_offload_seq = "prior->autoencoder"
 
-    def __init__(self, autoencoder, prior, class_names=None):
+    def __init__(
+        self, autoencoder: Any, prior: Any, class_names: Sequence[str] | Mapping[int | str, str] | None = None
+    ):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(
@@ -41,8 +46,8 @@ class VQPipeline(PicturesPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         batch_size: int | None = None,
         *,
-        image=None,
-        mask_image=None,
+        image: Any = None,
+        mask_image: Any = None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
@@ -56,8 +61,8 @@ class VQPipeline(PicturesPipeline):
         known_mask: torch.Tensor | None = None,
         output_type: str | None = None,
         return_dict: bool = True,
-        **keywords,
-    ):
+        **keywords: Any,
+    ) -> Any:
         """Draws images, or completes them.
 
         Args:

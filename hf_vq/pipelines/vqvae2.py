@@ -1,13 +1,16 @@
 """A prior for each grid of a hierarchy, coarse to fine, then the autoencoder: VQ-VAE-2's way to new images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from hf_vq.pipelines.base import check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.registry import register
 
 
+@register
 class VQVAE2Pipeline(PicturesPipeline):
     """Draws images from a hierarchy of priors (VQ-VAE-2, https://arxiv.org/abs/1906.00446, section 3.2).
 
@@ -25,7 +28,14 @@ class VQVAE2Pipeline(PicturesPipeline):
     model_cpu_offload_seq = "top_prior->middle_prior->bottom_prior->autoencoder"
     _optional_components = ["middle_prior"]
 
-    def __init__(self, autoencoder, top_prior, bottom_prior, middle_prior=None, class_names=None):
+    def __init__(
+        self,
+        autoencoder: Any,
+        top_prior: Any,
+        bottom_prior: Any,
+        middle_prior: Any = None,
+        class_names: Sequence[str] | Mapping[int | str, str] | None = None,
+    ):
         super().__init__()
         names = autoencoder.grid_names
         if not autoencoder.hierarchical or len(names) not in (2, 3):
@@ -48,7 +58,7 @@ class VQVAE2Pipeline(PicturesPipeline):
         self._set_up(class_names, max(classes))
 
     @property
-    def priors(self):
+    def priors(self) -> list[Any]:
         """The priors, coarse to fine."""
         return [prior for prior in (self.top_prior, self.middle_prior, self.bottom_prior) if prior is not None]
 
@@ -58,8 +68,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         batch_size: int | None = None,
         *,
-        image=None,
-        mask_image=None,
+        image: Any = None,
+        mask_image: Any = None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
@@ -72,8 +82,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         known_mask: Sequence[torch.Tensor] | None = None,
         output_type: str | None = None,
         return_dict: bool = True,
-        **keywords,
-    ):
+        **keywords: Any,
+    ) -> Any:
         """Draws images, or completes them.
 
         Args:

@@ -14,18 +14,6 @@ from hf_vq.priors.transformer import TransformerPrior, TransformerPriorConfig
 from hf_vq.priors.wavenet import WaveNet, WaveNetConfig
 from hf_vq.registry import PRIORS
 
-PRIORS |= {
-    "DelayedTransformerPrior": (DelayedTransformerPriorConfig, DelayedTransformerPrior),
-    "GPTPrior": (GPTPriorConfig, GPTPrior),
-    "LlamaGenPrior": (LlamaGenPriorConfig, LlamaGenPrior),
-    "MixtureWaveNet": (MixtureWaveNetConfig, MixtureWaveNet),
-    "PixelCNN": (PixelCNNConfig, PixelCNN),
-    "PixelSNAIL": (PixelSNAILConfig, PixelSNAIL),
-    "RQTransformer": (RQTransformerConfig, RQTransformer),
-    "TransformerPrior": (TransformerPriorConfig, TransformerPrior),
-    "WaveNet": (WaveNetConfig, WaveNet),
-}
-
 __all__ = [
     "AutoregressivePrior",
     "DelayedTransformerPrior",

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from hf_vq.priors.base import Prior, PriorOutput, evaluating
+from hf_vq.modes import evaluating
+from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.causality import check_causality
 from hf_vq.priors.inputs import map_tensors
 from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide
@@ -30,8 +31,9 @@ class SamplingState(Protocol):
 class AutoregressivePrior(Prior):
     """A prior whose codes are drawn one by one, each from those before it; before `PreTrainedModel` among the bases.
 
-    A subclass gives `grid_dims`, `predict` and `start_sampling`, and a `forward` that names its conditions and calls
-    `run_forward`; `make_conditions` where it has others than classes, `code_order` where that is not raster order.
+    A subclass gives `grid_dims`, `predict`, and a `forward` that names its conditions and calls `run_forward`;
+    `start_sampling`, so that a code costs less than a whole grid; `make_conditions` where it has others than classes,
+    `code_order` where that is not raster order.
 
     Class attributes:
         reads_lengths: whether `predict` takes `lengths`, since the network must know where an item ends. Otherwise
@@ -45,15 +47,22 @@ class AutoregressivePrior(Prior):
     reads_lengths = False
     causal_state: tuple | None = None  # the grid and the state of the weights that `check_causality` has passed
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
-        """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions)")
+    @classmethod
+    def check_contract(cls) -> None:
+        super().check_contract()
+        if cls.predict is AutoregressivePrior.predict:
+            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions: Any)")
 
-    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> SamplingState:
-        """An empty state for `num_grids` grids of `code_shape` under checked conditions."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define start_sampling(num_grids, code_shape, **conditions)"
-        )
+    def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions: Any)")
+
+    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any) -> SamplingState:
+        """An empty state for `num_grids` grids of `code_shape` under checked conditions.
+
+        This one reads the whole grid for every code: right for every prior, and slow. A family has its own.
+        """
+        return WholeGrids(self, num_grids, code_shape, conditions)
 
     def code_order(self, code_shape: tuple[int, ...]) -> torch.Tensor | None:
         """Places of the codes in the flattened grid, in the order in which they are drawn; None is raster order."""
@@ -70,7 +79,7 @@ class AutoregressivePrior(Prior):
         labels: torch.Tensor | None,
         return_loss: bool,
         lengths: torch.Tensor | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> PriorOutput:
         """The common part of `forward`: check, drop conditions in training, predict, loss."""
         codes, labels, conditions = self.check_inputs(codes, labels, lengths, **conditions)
@@ -81,13 +90,19 @@ class AutoregressivePrior(Prior):
         """Mean nats per code: `labels` instead of `codes` as targets where given, -100 ignored."""
         return self.tokens.nats(logits, codes if labels is None else labels, reduction="mean")
 
-    def check_inputs(self, codes, labels=None, lengths=None, **conditions):
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         codes, labels, conditions = super().check_inputs(codes, labels, lengths, **conditions)
         if lengths is not None and self.reads_lengths:
             conditions["lengths"] = torch.as_tensor(lengths).to(self.device, torch.int64)
         return codes, labels, conditions
 
-    def check_lengths(self, lengths, codes):
+    def check_lengths(self, lengths: torch.Tensor | Sequence[int], codes: torch.Tensor) -> torch.Tensor:
         lengths = super().check_lengths(lengths, codes)
         if not self.reads_lengths and not torch.compiler.is_compiling():
             places = self.drawing_places(tuple(codes.shape[1:])).to(codes.device)
@@ -101,14 +116,14 @@ class AutoregressivePrior(Prior):
 
     @apply_forward_hook
     @torch.no_grad()
-    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
+    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
         """Raise a `ValueError` where logits of a code depend on that code or on one drawn later."""
         with evaluating(self):
             check_causality(self, *self.check_inputs(codes, None, lengths, **conditions))
 
     @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()
-    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         """Log-probability of whole grids, in eval mode and without gradients.
 
         Args:
@@ -144,7 +159,7 @@ class AutoregressivePrior(Prior):
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Draw codes one by one in drawing order, in eval mode, with cached activations.
 
@@ -200,7 +215,7 @@ class AutoregressivePrior(Prior):
         progress_bar: Callable[[Iterable], Iterable] | None,
         guidance_scale: float = 1.0,
         guidance_steps: int | None = None,
-        **options,
+        **options: Any,
     ) -> torch.Tensor:
         """`sample` with checked options: the loop over positions. `options` are those of `tokens.draw`."""
         tokens, code_shape = self.tokens, self._check_code_shape(code_shape)
@@ -251,6 +266,24 @@ class AutoregressivePrior(Prior):
         if not finite:
             raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
         return codes.view(batch_size, *code_shape)
+
+
+class WholeGrids:
+    """The state of a prior that remembers nothing but the codes."""
+
+    def __init__(
+        self, prior: AutoregressivePrior, num_grids: int, code_shape: tuple[int, ...], conditions: dict
+    ) -> None:
+        self.prior, self.conditions, self.step = prior, conditions, 0
+        self.codes = torch.zeros(num_grids, *code_shape, dtype=prior.tokens.dtype, device=prior.device)
+        self.places = prior.drawing_places(code_shape).tolist()
+
+    def next_logits(self) -> torch.Tensor:
+        return self.prior.predict(self.codes, **self.conditions).flatten(1, -2)[:, self.places[self.step]]
+
+    def append(self, codes: torch.Tensor) -> None:
+        self.codes.view(len(codes), -1)[:, self.places[self.step]] = codes
+        self.step += 1
 
 
 def _prefill(state: SamplingState, codes: torch.Tensor) -> None:

@@ -1,17 +1,18 @@
 """What every prior shares: what it declares, its conditions, and what it must give."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from hf_vq.hub import PushMixin
+from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
+from hf_vq.single_file import SingleFileMixin
 
 
 @dataclass
@@ -27,19 +28,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and afterwards each of its modules back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-class Prior(InputChecks, PushMixin):
+class Prior(InputChecks, SingleFileMixin, PushMixin):
     """A model of codes that draws new ones, whatever the way; stands before `PreTrainedModel` among the bases.
 
     Its `forward(codes, labels=None, return_loss=True, lengths=None, ...)` names its conditions and returns a
@@ -58,6 +47,7 @@ class Prior(InputChecks, PushMixin):
         TypeError: at its definition, of a subclass that lacks `sample`, or `log_prob` for its `likelihood`.
     """
 
+    registry_kind = "prior"
     main_input_name = "codes"
     # A loss is a mean over real codes. Where all grids are full, the mean over accumulated batches is the mean of
     # their means, and Trainer may simply average; where they are not, our trainer weighs them. (What Trainer would
@@ -79,6 +69,29 @@ class Prior(InputChecks, PushMixin):
                 f"neither; got likelihood={cls.likelihood!r}"
             )
 
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        name, bases = cls.__name__, f"class {cls.__name__}(Prior or AutoregressivePrior, PreTrainedModel)"
+        if not issubclass(cls, PreTrainedModel):
+            raise TypeError(f"{name} must be a PreTrainedModel of transformers: {bases}")
+        if cls.__mro__.index(Prior) > cls.__mro__.index(PreTrainedModel):
+            raise TypeError(f"among the bases of {name}, Prior must stand before PreTrainedModel: {bases}")
+        config_class = cls.config_class
+        if config_class is None or not issubclass(config_class, HubConfigMixin):
+            raise TypeError(f"{name}.config_class must be a subclass of PriorConfig, got {config_class!r}")
+        if not config_class.model_type:
+            raise TypeError(f"{config_class.__name__} must have a model_type, under which saved folders are found")
+        if config_class.__name__ != f"{name}Config":
+            raise TypeError(f"the config_class of {name} must be called {name}Config, got {config_class.__name__}")
+        for field in ("codebook_size", "num_classes", "code_shape", "class_dropout_prob"):
+            if not hasattr(config_class, field):
+                raise TypeError(f"{config_class.__name__} must have the field {field}, as PriorConfig has")
+        if not hasattr(cls, "grid_dims"):
+            raise TypeError(f"{name} must define grid_dims, the axes of a grid of codes")
+        if cls.forward is PreTrainedModel.forward:
+            raise TypeError(f"{name} must define forward(codes, labels=None, return_loss=True, lengths=None, ...)")
+
     @property
     def tokens(self) -> Tokens:
         """What the grids are made of."""
@@ -98,17 +111,10 @@ class Prior(InputChecks, PushMixin):
         """Keywords of the conditions, of those too that the config leaves out."""
         return tuple(condition.name for condition in self.conditions)
 
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None):
-        """A checkpoint of another project as a prior of this class; arguments and errors as of autoencoders'."""
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format)
-
-    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> None:
+    def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
         """Raise a `ValueError` where `log_prob` would not be what `likelihood` says; arguments as of `log_prob`."""
 
-    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         """Log-probability of whole grids or a bound below it, in eval mode and without gradients.
 
         Args:
@@ -128,7 +134,7 @@ class Prior(InputChecks, PushMixin):
         *,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **options,
+        **options: Any,
     ) -> torch.Tensor:
         """Draw codes, in eval mode and without gradients.
 

@@ -1,11 +1,13 @@
 """Whether a network predicts codes without having seen them: of one that has, the sum of logits is no likelihood."""
 
+from typing import Any
+
 import torch
 
 from hf_vq.priors.inputs import IGNORED, map_tensors
 
 
-def check_causality(prior, codes: torch.Tensor, labels: torch.Tensor | None, conditions: dict) -> None:
+def check_causality(prior: Any, codes: torch.Tensor, labels: torch.Tensor | None, conditions: dict) -> None:
     """Raise a `ValueError` where logits of a code depend on that code or on one drawn later.
 
     Looks at one item four times in one pass: as it is, and with the codes from one of three steps of the drawing order

@@ -1,7 +1,11 @@
 """Sampling of Llama decoders where a step is one compiled graph, on a GPU a CUDA graph."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from hf_vq.priors.decoder_sampling import DecoderState, LayerWeights
 
@@ -20,7 +24,16 @@ class CompiledDecoderState(DecoderState):
         compiled_step: `decoder_step`, compiled.
     """
 
-    def __init__(self, layers, norm, head, cosines, sines, num_rows, compiled_step):
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        head: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        num_rows: int,
+        compiled_step: Callable[..., torch.Tensor],
+    ):
         super().__init__(layers, norm, head, cosines, sines, num_rows)
         self.compiled_step, self.num_positions = compiled_step, len(cosines)
         self.angles = torch.view_as_real(self.rotations).contiguous()
@@ -32,12 +45,14 @@ class CompiledDecoderState(DecoderState):
             for tensor in tensors:
                 torch._dynamo.mark_static_address(tensor)
 
-    def fits(self, head, cosines, num_rows) -> bool:
+    def fits(self, head: torch.Tensor, cosines: torch.Tensor, num_rows: int) -> bool:
         """Whether `restart` can serve a call of these sizes (layers stay those of the prior)."""
         mine = (self.num_rows, self.num_positions, self.head.dtype, self.head.device, self.head.is_inference())
         return mine == (num_rows, len(cosines), head.dtype, head.device, torch.is_inference_mode_enabled())
 
-    def restart(self, layers, norm, head, cosines, sines) -> None:
+    def restart(
+        self, layers: nn.ModuleList, norm: nn.Module, head: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> None:
         """Forget all tokens and take the weights anew, in the same memory."""
         for layer, matrices, cache in zip(layers, self.matrices, self.cache, strict=True):
             new = LayerWeights.of(layer)
@@ -128,7 +143,15 @@ class StepCompiler:
     def __init__(self, options: dict):
         self.options, self.state, self.compiled = options, None, {}
 
-    def start(self, layers, norm, head, cosines, sines, num_rows) -> CompiledDecoderState:
+    def start(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        head: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        num_rows: int,
+    ) -> CompiledDecoderState:
         if self.state is not None and self.state.fits(head, cosines, num_rows):
             self.state.restart(layers, norm, head, cosines, sines)
             return self.state
@@ -151,7 +174,7 @@ class CompiledSampling:
 
     step_compiler: StepCompiler | None = None
 
-    def compile_sampling(self, **options) -> None:
+    def compile_sampling(self, **options: Any) -> None:
         """Compile the steps of `sample` from now on; its codes stay the same up to the rounding of sums.
 
         Meant for GPUs: on a CPU the steps are about 1.2 times faster uncompiled (benchmarks/sampling.py --compile).
@@ -164,6 +187,14 @@ class CompiledSampling:
         """
         self.step_compiler = StepCompiler(options)
 
-    def make_decoder(self, layers, norm, head, cosines, sines, num_rows) -> DecoderState:
+    def make_decoder(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        head: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        num_rows: int,
+    ) -> DecoderState:
         start = DecoderState if self.step_compiler is None else self.step_compiler.start
         return start(layers, norm, head, cosines, sines, num_rows)

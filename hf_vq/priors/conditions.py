@@ -5,11 +5,13 @@ so that it is refused by name and not taken for a slip of the keyboard.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hf_vq.priors.inputs import check_range
+from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import check_values
 
 NO_TOKEN = -1  # in padded prompts: nothing here
 
@@ -40,7 +42,7 @@ class Condition:
         self.name, self.taken, self.having, self.lacking, self.optional = name, taken, having, lacking, optional
         self.dropout_prob, self.null_value = dropout_prob, null_value
 
-    def check(self, value, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None):
+    def check(self, value: Any, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None) -> Any:
         """A value as a tensor or a tuple of them; None where there is none and none is needed.
 
         Args:
@@ -61,26 +63,26 @@ class Condition:
             raise ValueError(f"{self.name} missing: this prior {self.having}")
         return self.check_value(value, batch_size, code_shape)
 
-    def check_value(self, value, batch_size: int | None, code_shape: tuple[int, ...] | None):
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> Any:
         """`check` of a value that is there."""
         raise NotImplementedError(f"{type(self).__name__} must say in check_value what it takes")
 
-    def drop(self, value):
+    def drop(self, value: Any) -> Any:
         """A checked value, with some items left out by the global random numbers."""
         if self.dropout_prob == 0:
             return value
         dropped = torch.rand(len(value), *[1] * (value.ndim - 1), device=value.device) < self.dropout_prob
         return value.masked_fill(dropped, self.null_value)
 
-    def null(self, value):
+    def null(self, value: Any) -> Any:
         """A checked value with all items left out, or the value itself where training never left any out."""
         return value if self.dropout_prob == 0 else torch.full_like(value, self.null_value)
 
-    def pick(self, item: dict):
+    def pick(self, item: dict) -> Any:
         """What an item or a batch of a data set holds of it; None: nothing that this prior takes."""
         return item.get(self.name) if self.taken else None
 
-    def check_integers(self, value) -> torch.Tensor:
+    def check_integers(self, value: Any) -> torch.Tensor:
         """A tensor of whole numbers; a `ValueError` for anything else."""
         value = torch.as_tensor(value)
         if value.is_floating_point() or value.dtype == torch.bool:
@@ -97,21 +99,21 @@ class LabelCondition(Condition):
         options: of `Condition`.
     """
 
-    def __init__(self, name: str, size: int, **options):
+    def __init__(self, name: str, size: int, **options: Any):
         super().__init__(name, **options)
         self.size = size
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         labels = self.check_integers(value)
         if labels.ndim == 0 and batch_size is None:
             labels = labels[None]
         if labels.ndim != 1 or len(labels) == 0 or batch_size not in (None, len(labels)):
             raise ValueError(f"{self.name} must be ({batch_size or 'batch'},), got {tuple(labels.shape)}")
-        check_range(self.name, labels, self.size)
+        check_values(self.name, labels, self.size)
         return labels
 
 
-def class_condition(config) -> LabelCondition:
+def class_condition(config: PriorConfig) -> LabelCondition:
     """`class_labels` of a `PriorConfig`; training drops some to the null class, whose number is `num_classes`."""
     return LabelCondition(
         "class_labels",
@@ -134,17 +136,17 @@ class PromptCondition(Condition):
         options: of `Condition`.
     """
 
-    def __init__(self, num_tokens: int, longest: int, padded: bool, **options):
+    def __init__(self, num_tokens: int, longest: int, padded: bool, **options: Any):
         super().__init__("prompt_ids", taken=num_tokens > 0, null_value=NO_TOKEN, **options)
         self.num_tokens, self.longest, self.padded = num_tokens, longest, padded
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         value = self.check_integers(value)
         fits = value.ndim == 2 and value.numel() and value.shape[1] <= self.longest
         if not fits or batch_size not in (None, len(value)):
             lengths = f"at most {self.longest})" if self.padded else f"length) with a length of 1 to {self.longest}"
             raise ValueError(f"prompt_ids must be ({batch_size or 'batch'}, {lengths}, got {tuple(value.shape)}")
-        check_range("prompt_ids", value, self.num_tokens, lowest=NO_TOKEN if self.padded else 0)
+        check_values("prompt_ids", value, self.num_tokens, lowest=NO_TOKEN if self.padded else 0)
         return F.pad(value, (0, self.longest - value.shape[1]), value=NO_TOKEN) if self.padded else value
 
 
@@ -165,12 +167,12 @@ class FeatureCondition(Condition):
         shape: tuple[int, ...],
         num_frames: Callable[[int], int] | None = None,
         largest: float | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__(name, **options)
         self.shape, self.num_frames, self.largest = shape, num_frames, largest
 
-    def check_value(self, value, batch_size, code_shape) -> torch.Tensor:
+    def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         value = torch.as_tensor(value)
         if not value.is_floating_point():
             raise ValueError(f"{self.name} must be floats, got {value.dtype}")
@@ -198,12 +200,14 @@ class ContextCondition(Condition):
         super().__init__("context_codes", taken=bool(codebook_sizes), lacking=lacking)
         self.codebook_sizes = codebook_sizes
 
-    def check(self, value, batch_size=None, code_shape=None):
+    def check(self, value: Any, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None) -> Any:
         if self.taken and value is None:
             return self.check_value(value, batch_size, code_shape)  # which says how many are missing
         return super().check(value, batch_size, code_shape)
 
-    def check_value(self, value, batch_size, code_shape) -> tuple[torch.Tensor, ...]:
+    def check_value(
+        self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None
+    ) -> tuple[torch.Tensor, ...]:
         sizes = self.codebook_sizes
         if not isinstance(value, tuple | list) or len(value) != len(sizes):
             got = len(value) if isinstance(value, tuple | list) else type(value).__name__
@@ -219,7 +223,7 @@ class ContextCondition(Condition):
             grid = tuple(codes.shape[1:])
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
-            check_range(name, codes, size)
+            check_values(name, codes, size)
             batch_size, previous = codes.shape[0], grid
         if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")

@@ -1,5 +1,7 @@
 """DelayedTransformerPrior: all levels of residual codes in one step, each level one step later than the one above."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +12,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
 from hf_vq.priors.transformer import start_decoder
+from hf_vq.registry import register
 
 
 class DelayedTransformerPriorConfig(DecoderConfig):
@@ -33,6 +36,7 @@ class DelayedTransformerPriorConfig(DecoderConfig):
         return super().max_position_embeddings + self.num_levels
 
 
+@register
 class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedModel):
     """MusicGen's delay pattern (https://arxiv.org/abs/2306.05284, section 2.2) over residual codes (levels, *space).
 
@@ -98,7 +102,7 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         levels, places, exist = self.delay(num_places)
         return (levels * num_places + places)[exist]
 
-    def predict(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         config, flat = self.config, codes.flatten(2)  # (batch, levels, places)
         real = None if lengths is None else lengths[:, None, None] * codes[0, 0, 0].numel()
         levels, places, exist = self.delay(flat.shape[2], real)
@@ -112,7 +116,7 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         steps = levels[:, None] + torch.arange(flat.shape[2], device=codes.device)  # (levels, places)
         return logits[:, steps, levels[:, None]].view(*codes.shape, -1)
 
-    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> "DelayedSamplingState":
+    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any) -> "DelayedSamplingState":
         num_places = torch.Size(code_shape[1:]).numel()
         return DelayedSamplingState(self, self.prompt_tokens(num_grids, **conditions), num_places)
 

@@ -12,6 +12,7 @@ from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transfo
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
+from hf_vq.registry import register
 
 
 class GPTPriorConfig(PriorConfig):
@@ -82,6 +83,7 @@ class GPTPriorConfig(PriorConfig):
         return max(self.codebook_size, self.num_class_embeddings if self.num_classes else self.start_token + 1)
 
 
+@register
 class GPTPrior(AutoregressivePrior, PreTrainedModel):
     """Transformer prior of VQGAN (https://arxiv.org/abs/2012.09841, section 3.2): the GPT of taming-transformers.
 

@@ -1,6 +1,7 @@
 """What priors check before any work: codes, lengths, conditions, grids and known codes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ class InputChecks:
         codes: torch.Tensor,
         labels: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
         """Check what `forward` got.
 
@@ -55,7 +56,7 @@ class InputChecks:
             raise ValueError(f"lengths must be integers, got {lengths.dtype}")
         if lengths.shape != codes.shape[:1]:
             raise ValueError(f"lengths must be ({len(codes)},), got {tuple(lengths.shape)}")
-        check_range("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
+        check_values("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
         return lengths.to(codes.device, torch.int64)
 
     def real_places(self, lengths: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -151,7 +152,7 @@ def first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return value[0] if isinstance(value, tuple) else value
 
 
-def map_tensors(function, *values):
+def map_tensors(function: Callable, *values: Any) -> Any:
     """A function of tensors, or of the tensors of tuples one by one."""
     return tuple(map(function, *values)) if isinstance(values[0], tuple) else function(*values)
 
@@ -177,7 +178,7 @@ def at_own_lengths(
     return torch.cat(parts)[torch.cat(rows).argsort()]
 
 
-def check_range(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:
+def check_values(name: str, values: torch.Tensor, size: int, lowest: int = 0) -> None:
     """Raise a `ValueError` unless all values are in [lowest, size)."""
     if torch.compiler.is_compiling():  # a look at the values would break the graph
         return

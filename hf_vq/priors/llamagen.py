@@ -13,6 +13,7 @@ from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.config import PriorConfig
+from hf_vq.registry import register
 
 
 class LlamaGenPriorConfig(PriorConfig):
@@ -82,6 +83,7 @@ class LlamaGenPriorConfig(PriorConfig):
         return self.hidden_size // self.num_heads
 
 
+@register
 class LlamaGenPrior(CompiledSampling, AutoregressivePrior, PreTrainedModel):
     """LlamaGen's class-conditional transformer (https://arxiv.org/abs/2406.06525, section 2.2).
 

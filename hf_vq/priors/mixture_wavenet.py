@@ -1,6 +1,7 @@
 """WaveNet over waveforms, whose output is a mixture of logistics."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -13,6 +14,7 @@ from hf_vq.priors.conditions import Condition, FeatureCondition, check_magnitude
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.registry import register
 
 
 class MixtureWaveNetConfig(ConditionedWaveNetConfig):
@@ -93,7 +95,9 @@ class AmplitudeTokens:
 class MixtureSamplingState:
     """The `SamplingState` of a `MixtureWaveNet`."""
 
-    def __init__(self, prior, num_grids: int, length: int, start_values: torch.Tensor, conditions: dict):
+    def __init__(
+        self, prior: "MixtureWaveNet", num_grids: int, length: int, start_values: torch.Tensor, conditions: dict
+    ):
         self.steps = prior.start_stack(num_grids, length, **conditions)
         self.weight, self.bias = prior.input.weight[:, 0, 0], prior.input.bias
         self.newest = start_values
@@ -105,6 +109,7 @@ class MixtureSamplingState:
         self.newest = codes.to(self.weight.dtype)
 
 
+@register
 class MixtureWaveNet(ConditionedWaveNet):
     """WaveNet over waveforms with a discretised mixture of logistics (https://arxiv.org/abs/1701.05517, eq. 1, 2).
 
@@ -171,7 +176,9 @@ class MixtureWaveNet(ConditionedWaveNet):
     def make_conditions(self) -> tuple[Condition, ...]:
         return (*super().make_conditions(), FeatureCondition("start_values", (), largest=1.0, optional=True))
 
-    def log_prob(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def log_prob(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any
+    ) -> torch.Tensor:
         """Log-probability of whole waveforms, in eval mode and without gradients.
 
         Args:
@@ -196,7 +203,7 @@ class MixtureWaveNet(ConditionedWaveNet):
         known_values: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
-        **conditions,
+        **conditions: Any,
     ) -> torch.Tensor:
         """Draw waveforms sample by sample, in eval mode, with cached activations.
 
@@ -225,7 +232,9 @@ class MixtureWaveNet(ConditionedWaveNet):
             temperature=temperature,
         )  # fmt: skip
 
-    def predict(self, waveforms: torch.Tensor, start_values: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def predict(
+        self, waveforms: torch.Tensor, start_values: torch.Tensor | None = None, **conditions: Any
+    ) -> torch.Tensor:
         waveforms = waveforms.to(self.device, self.dtype)
         if start_values is None:
             start_values = waveforms.new_zeros(len(waveforms))
@@ -233,7 +242,7 @@ class MixtureWaveNet(ConditionedWaveNet):
         return self.run_stack(self.input(before[:, None]), **conditions)
 
     def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], start_values: torch.Tensor | None = None, **conditions
+        self, num_grids: int, code_shape: tuple[int, ...], start_values: torch.Tensor | None = None, **conditions: Any
     ) -> MixtureSamplingState:
         if start_values is None:
             start_values = self.input.weight.new_zeros(num_grids)

@@ -12,6 +12,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
 from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
+from hf_vq.registry import register
 
 
 class PixelCNNConfig(PriorConfig):
@@ -67,6 +68,7 @@ class PixelCNNConfig(PriorConfig):
             raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")
 
 
+@register
 class PixelCNN(AutoregressivePrior, PreTrainedModel):
     """Gated PixelCNN (https://arxiv.org/abs/1606.05328) or plain PixelCNN (https://arxiv.org/abs/1601.06759).
 

@@ -1,5 +1,7 @@
 """Layers of the PixelCNN, causal by the shape of their kernels: there are no masks to apply, save or lose."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -155,7 +157,7 @@ class GatedStack(nn.Module):
         in_channels: length of the code vectors.
     """
 
-    def __init__(self, config, in_channels: int):
+    def __init__(self, config: Any, in_channels: int):
         super().__init__()
         channels, rest = config.hidden_channels, (config.num_class_embeddings, config.dropout)
         first = GatedLayer(channels, config.first_kernel_size, *rest, first=True, in_channels=in_channels)
@@ -172,7 +174,7 @@ class GatedStack(nn.Module):
 class ResidualStack(nn.Module):
     """A first causal convolution and residual blocks, with the arguments and shapes of `GatedStack`."""
 
-    def __init__(self, config, in_channels: int):
+    def __init__(self, config: Any, in_channels: int):
         super().__init__()
         channels, rest = config.hidden_channels, (config.num_class_embeddings, config.dropout)
         self.first = CausalConv2d(in_channels, channels, config.first_kernel_size, first=True)

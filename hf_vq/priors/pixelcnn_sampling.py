@@ -5,6 +5,8 @@ each layer. What comes from the left is one matrix product per layer and positio
 buffers and their views are made once and written in place.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -182,7 +184,7 @@ class PixelCNNSamplingState:
         class_labels: (grids,) of a prior with classes.
     """
 
-    def __init__(self, prior, num_grids: int, width: int, class_labels: torch.Tensor | None):
+    def __init__(self, prior: Any, num_grids: int, width: int, class_labels: torch.Tensor | None):
         state = GatedStackState if isinstance(prior.stack, GatedStack) else ResidualStackState
         self.stack = state(prior.stack, num_grids, width, class_labels)
         self.embed, self.width, self.column = prior.embed, width, 0

@@ -1,5 +1,7 @@
 """PixelSNAIL: causal convolutions and attention over two-dimensional grids of codes, the prior of VQ-VAE-2."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,6 +24,7 @@ from hf_vq.priors.pixelsnail_layers import (
     pointwise_conv,
 )
 from hf_vq.priors.pixelsnail_sampling import PixelSNAILSamplingState
+from hf_vq.registry import register
 
 
 class PixelSNAILConfig(PriorConfig):
@@ -100,6 +103,7 @@ class PixelSNAILConfig(PriorConfig):
         return bool(self.context_codebook_sizes) or self.num_classes > 0
 
 
+@register
 class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
     """PixelSNAIL (https://arxiv.org/abs/1712.09763) as the priors of VQ-VAE-2 (https://arxiv.org/abs/1906.00446).
 
@@ -193,7 +197,13 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
             parts.append(self.class_embedding(class_labels)[:, :, None, None])
         return sum(parts[1:], start=parts[0]) if parts else None
 
-    def predict(self, codes, class_labels=None, context_codes=None, lengths=None):
+    def predict(
+        self,
+        codes: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        context_codes: Sequence[torch.Tensor] | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         grid = tuple(codes.shape[1:])
         condition = self.compute_condition(grid, class_labels, context_codes, lengths)
         features = self.first(codes)  # (batch, hidden_channels, height, width)
@@ -204,7 +214,13 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
             features = layer(features)
         return self.head(F.elu(features)).movedim(1, -1)
 
-    def start_sampling(self, num_grids, code_shape, class_labels=None, context_codes=None):
+    def start_sampling(
+        self,
+        num_grids: int,
+        code_shape: tuple[int, ...],
+        class_labels: torch.Tensor | None = None,
+        context_codes: Sequence[torch.Tensor] | None = None,
+    ) -> "PixelSNAILSamplingState":
         condition = self.compute_condition(code_shape, class_labels, context_codes)
         return PixelSNAILSamplingState(self, num_grids, code_shape, condition)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +121,16 @@ class GatedResidualLayer(nn.Module):
         return inputs + F.glu(gates, dim=1)
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention written out; arguments and results as in transformers' attention interface."""
     scores = query @ key.transpose(2, 3) * scaling  # (batch, heads, queries, keys)
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -139,7 +149,7 @@ class CausalAttention(nn.Module):
         channels: of the output, a multiple of the number of heads.
     """
 
-    def __init__(self, config, query_channels: int, key_channels: int, channels: int):
+    def __init__(self, config: Any, query_channels: int, key_channels: int, channels: int):
         super().__init__()
         self.config = config
         self.num_heads, self.head_dim = config.num_attention_heads, channels // config.num_attention_heads
@@ -173,7 +183,7 @@ class PixelBlock(GradientCheckpointingLayer):
         config: the `PixelSNAILConfig`.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any):
         super().__init__()
         channels, dropout = config.hidden_channels, config.dropout
         causal_conv = partial(CausalConv2d, kernel_size=config.kernel_size)
@@ -212,7 +222,7 @@ class ContextNetwork(nn.Module):
         codebook_size: number of the coarser codes.
     """
 
-    def __init__(self, config, codebook_size: int):
+    def __init__(self, config: Any, codebook_size: int):
         super().__init__()
         channels, conv = config.condition_channels, partial(centered_conv, kernel_size=config.context_kernel_size)
         self.first = conv(codebook_size, channels)

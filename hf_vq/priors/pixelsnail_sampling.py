@@ -6,6 +6,8 @@ position itself, so one batched product serves all layers of all blocks. What is
 Keys and values of the attention are kept. All buffers and their views are made once and written in place.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -177,7 +179,7 @@ class PixelSNAILSamplingState:
         condition: (grids, condition_channels, rows, columns), or the two last of them 1; or None.
     """
 
-    def __init__(self, prior, num_grids: int, code_shape: tuple[int, int], condition: torch.Tensor | None):
+    def __init__(self, prior: Any, num_grids: int, code_shape: tuple[int, int], condition: torch.Tensor | None):
         self.width, self.position = code_shape[1], 0
         self.layers = [layer for block in prior.blocks for layer in block.residual_layers]
         self.condition = None if condition is None else condition.expand(-1, -1, code_shape[0], -1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import positions_first
+from hf_vq.registry import register
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
 DEPTH_INPUTS = ("cumulative_vectors", "vectors", "embeddings")
@@ -147,6 +149,7 @@ class RQTransformerConfig(PriorConfig):
         return "embeddings" in (self.spatial_inputs, self.depth_inputs)
 
 
+@register
 class RQTransformer(AutoregressivePrior, PreTrainedModel):
     """RQ-Transformer (https://arxiv.org/abs/2203.01941, section 3.2), conditioned on a class, a prompt or nothing.
 
@@ -209,18 +212,6 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         else:
             init_weights(module)
 
-    @classmethod
-    def from_single_file(cls, path, config=None, format=None, first_stage=None):
-        """A checkpoint of another project as a prior of this class.
-
-        Args:
-            path, config, format: as of autoencoders' `from_single_file`.
-            first_stage: checkpoint or folder of the autoencoder whose code vectors the prior takes.
-        """
-        from hf_vq.converters import load_single_file
-
-        return load_single_file(cls, path, config, format, first_stage)
-
     @torch.no_grad()
     def set_code_vectors(self, vectors: torch.Tensor) -> None:
         """Take a copy of an autoencoder's code vectors.
@@ -282,11 +273,11 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             self._add_losses(output, codes, labels, target_probs, conditions.get("prompt_ids"), lengths)
         return output
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
         return self._predict_all(codes, **conditions)[0]
 
     def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], **conditions
+        self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any
     ) -> "RQTransformerSamplingState":
         self.config.check_grid("code_shape", tuple(code_shape))
         self._check_code_vectors()
@@ -444,7 +435,7 @@ class RQTransformerSamplingState:
         conditions: checked conditions.
     """
 
-    def __init__(self, prior: RQTransformer, num_grids: int, num_positions: int, **conditions):
+    def __init__(self, prior: RQTransformer, num_grids: int, num_positions: int, **conditions: Any):
         self.prior, self.implementation = prior, prior.config._attn_implementation
         self.num_positions, self.position, self.level = num_positions, 0, 0
         hidden = prior.embed_conditions(num_grids, **conditions)

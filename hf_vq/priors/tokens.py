@@ -1,11 +1,11 @@
 """What a prior's sequence is made of: how its elements are checked, drawn from logits and rated by them."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from hf_vq.priors.inputs import IGNORED, check_range
+from hf_vq.priors.inputs import IGNORED, check_values
 from hf_vq.priors.sampling import sample_codes
 
 
@@ -31,7 +31,7 @@ class Tokens(Protocol):
     def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
         """Negative log-probabilities of targets (batch, *grid), 0 where ignored; "mean" is over those not ignored."""
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options: Any) -> torch.Tensor:
         """Elements (batch,) from logits (batch, ...) and numbers in [0, 1): (batch,), or (draws, batch) of several."""
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class CodeTokens:
             raise ValueError(f"codes must be int64, got {grids.dtype}")
         if grids.ndim != 1 + grid_dims or grids.numel() == 0:
             raise ValueError(f"codes must be (batch, *grid) with {grid_dims} grid axes, got {tuple(grids.shape)}")
-        check_range("codes", grids, self.codebook_size)
+        check_values("codes", grids, self.codebook_size)
         if labels is None:
             return
         if labels.dtype != torch.int64 or labels.shape != grids.shape:
@@ -59,18 +59,18 @@ class CodeTokens:
                 f"labels must be int64 of the shape of codes {tuple(grids.shape)}, "
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
-        check_range("labels", labels.masked_fill(labels == IGNORED, 0), self.codebook_size)
+        check_values("labels", labels.masked_fill(labels == IGNORED, 0), self.codebook_size)
 
     def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
         if known.dtype != torch.int64 or known.shape != shape:
             raise ValueError(f"known_codes must be torch.int64 {shape}, got {known.dtype} {tuple(known.shape)}")
-        check_range("known_codes", known.masked_fill(~mask, 0), self.codebook_size)
+        check_values("known_codes", known.masked_fill(~mask, 0), self.codebook_size)
 
     def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits.movedim(-1, 1), targets, ignore_index=IGNORED, reduction=reduction)
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options) -> torch.Tensor:
+    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor, **options: Any) -> torch.Tensor:
         return sample_codes(logits, uniforms, **options)
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """TransformerPrior: codes as the tokens of a Llama, which any stack that serves Llamas serves."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.decoder_sampling import DecoderState
 from hf_vq.priors.prompts import DecoderConfig, PromptMixin
+from hf_vq.registry import register
 
 PRIOR_FIELDS = (
     "codebook_size", "num_classes", "code_shape", "class_dropout_prob", "grid_dims", "num_levels", "num_text_tokens",
@@ -40,7 +43,7 @@ class TransformerPriorConfig(DecoderConfig):
         return json.dumps(told, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
         """A config from `to_dict()`, or from the config.json of a Llama with the section `vq_prior`.
 
         Raises:
@@ -65,6 +68,7 @@ class TransformerPriorConfig(DecoderConfig):
         return loaded
 
 
+@register
 class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     """An autoregressive transformer over codes, with classes or text (https://arxiv.org/abs/2302.13971 on codes).
 
@@ -97,7 +101,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             suppress_tokens=list(range(config.codebook_size, config.vocab_size)),
         )
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         self.set_generation_limits()  # code_shape may have changed
         super().save_pretrained(save_directory, **kwargs)
 
@@ -115,10 +119,10 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> PriorOutput:
         """Logits of every code from the codes before it, and their loss.
 
@@ -161,7 +165,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             **kwargs,
         )
 
-    def predict(self, codes: torch.Tensor, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
         prompt, order = self.prompt_tokens(len(codes), **conditions), self.code_order(codes.shape[1:])
         flat = codes.flatten(1)
         if order is not None:
@@ -174,7 +178,9 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             logits = logits[:, order.argsort()]
         return logits.view(*codes.shape, -1)
 
-    def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions) -> "TransformerSamplingState":
+    def start_sampling(
+        self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any
+    ) -> "TransformerSamplingState":
         num_codes = torch.Size(code_shape).numel()
         return TransformerSamplingState(self, self.prompt_tokens(num_grids, **conditions), num_codes)
 
@@ -205,7 +211,7 @@ class TransformerSamplingState:
         self.newest = F.embedding(codes[:, None], self.embedding)
 
 
-def start_decoder(prior, num_rows: int, num_steps: int, head: torch.Tensor) -> DecoderState:
+def start_decoder(prior: CompiledSampling, num_rows: int, num_steps: int, head: torch.Tensor) -> DecoderState:
     """A decoder of a prior's `LlamaModel` for sequences of `num_steps` tokens."""
     model = prior.model
     wide = torch.zeros((), dtype=torch.promote_types(head.dtype, torch.float32), device=head.device)

@@ -1,5 +1,7 @@
 """WaveNet: an autoregressive prior over sequences of codes, such as those of speech or mu-law samples of sound."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.utils import can_return_tuple
@@ -7,6 +9,7 @@ from transformers.utils import can_return_tuple
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, LabelCondition
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.registry import register
 
 
 class WaveNetConfig(ConditionedWaveNetConfig):
@@ -33,7 +36,7 @@ class WaveNetConfig(ConditionedWaveNetConfig):
 class WaveNetSamplingState:
     """The `SamplingState` of a `WaveNet`."""
 
-    def __init__(self, prior, num_grids: int, length: int, start_codes: torch.Tensor, conditions: dict):
+    def __init__(self, prior: "WaveNet", num_grids: int, length: int, start_codes: torch.Tensor, conditions: dict):
         self.steps = prior.start_stack(num_grids, length, **conditions)
         self.embedding, self.newest = prior.embedding, start_codes
 
@@ -44,6 +47,7 @@ class WaveNetSamplingState:
         self.newest = codes
 
 
+@register
 class WaveNet(ConditionedWaveNet):
     """WaveNet over codes (https://arxiv.org/abs/1609.03499), the network of r9y9/wavenet_vocoder.
 
@@ -109,12 +113,12 @@ class WaveNet(ConditionedWaveNet):
     def make_conditions(self) -> tuple[Condition, ...]:
         return (*super().make_conditions(), LabelCondition("start_codes", self.config.codebook_size, optional=True))
 
-    def predict(self, codes: torch.Tensor, start_codes: torch.Tensor | None = None, **conditions) -> torch.Tensor:
+    def predict(self, codes: torch.Tensor, start_codes: torch.Tensor | None = None, **conditions: Any) -> torch.Tensor:
         before = torch.cat([self._start_codes(codes.shape[0], start_codes)[:, None], codes[:, :-1]], dim=1)
         return self.run_stack(self.embedding(before).transpose(1, 2), **conditions)
 
     def start_sampling(
-        self, num_grids: int, code_shape: tuple[int, ...], start_codes: torch.Tensor | None = None, **conditions
+        self, num_grids: int, code_shape: tuple[int, ...], start_codes: torch.Tensor | None = None, **conditions: Any
     ) -> WaveNetSamplingState:
         start_codes = self._start_codes(num_grids, start_codes)
         return WaveNetSamplingState(self, num_grids, code_shape[0], start_codes, conditions)

@@ -1,5 +1,7 @@
 """What the WaveNets over codes and over waveforms share: the config, the conditions and the stack."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -148,13 +150,13 @@ class ConditionedWaveNet(AutoregressivePrior, PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
 
-    def run_stack(self, inputs: torch.Tensor, **conditions) -> torch.Tensor:
+    def run_stack(self, inputs: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Outputs (batch, length, out_channels) of inputs (batch, residual_channels, length), checked conditions."""
         length = inputs.shape[2]
         outputs = self.stack(inputs, self._local_condition(length, **conditions), self._global_condition(**conditions))
         return outputs.transpose(1, 2)
 
-    def start_stack(self, batch_size: int, length: int, **conditions) -> WaveNetSteps:
+    def start_stack(self, batch_size: int, length: int, **conditions: Any) -> WaveNetSteps:
         """The stack step by step, for checked conditions."""
         local_features = self._local_condition(length, **conditions)
         return WaveNetSteps(self.stack, batch_size, local_features, self._global_condition(**conditions))

@@ -2,12 +2,13 @@
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_positive_int, constructor_arguments
 from hf_vq.quantizers.nearest import widest_float
 
 
@@ -46,14 +47,22 @@ class Quantizer(nn.Module):
         nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
             is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
+
+    Class attributes:
+        quantizer_type: the name in configs; `@register("my_type")` sets it.
+        can_be_level: whether it may be a level of a residual quantizer: it gives one code per position, and learns by
+            its own loss and statistics, since the sum of the levels passes gradients by.
     """
 
+    registry_kind = "quantizer"
+    quantizer_type: str | None = None
+    can_be_level = True
     num_levels = 1
     initialized = True
     codebook_updates = "forward"
     stock_compatible = False
 
-    def __init__(self, codebook_size, dim, code_dim=None):
+    def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
         check_positive_int(codebook_size=codebook_size, dim=dim)
         if code_dim is not None:
@@ -64,12 +73,32 @@ class Quantizer(nn.Module):
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
 
+    @classmethod
+    def check_contract(cls) -> None:
+        """Raise a TypeError that says what a class lacks to be registered."""
+        if constructor_arguments(cls)[:2] != ["codebook_size", "dim"]:
+            raise TypeError(
+                f"the constructor of {cls.__name__} must begin with codebook_size, dim; it takes "
+                f"{', '.join(constructor_arguments(cls)) or 'nothing'}"
+            )
+        for name, verb in (("_quantize", "forward"), ("_codes", "tokenize"), ("_vectors", "detokenize")):
+            if all(getattr(cls, each) is getattr(Quantizer, each) for each in (name, verb)):
+                raise TypeError(f"{cls.__name__} must define {name}, which its {verb} calls")
+        if cls.bits_per_token is Quantizer.bits_per_token:
+            raise TypeError(f"{cls.__name__} must define the property bits_per_token")
+        if cls.initialized is not True and all(
+            getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
+        ):
+            raise TypeError(f"{cls.__name__} has a codebook to start, by its initialized: it must define _initialize")
+
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         """Bits that the codes of one grid position can carry."""
         raise NotImplementedError
 
-    def forward(self, latents, padding_mask=None, **options):
+    def forward(
+        self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None, **options: Any
+    ) -> QuantizerOutput:
         """Quantizes latents.
 
         Args:
@@ -98,7 +127,9 @@ class Quantizer(nn.Module):
         return QuantizerOutput(latents=quantized, codes=self._code_grid(codes, latents), loss=loss, losses=losses)
 
     @torch.no_grad()
-    def tokenize(self, latents, padding_mask=None, **options):
+    def tokenize(
+        self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
         """Latents (batch, dim, *grid) to codes (batch, *grid) or (batch, num_levels, *grid), int64."""
         with full_precision(latents):
             rows, _, finite = self._rows(latents, padding_mask)
@@ -106,7 +137,7 @@ class Quantizer(nn.Module):
                 raise RuntimeError(NONFINITE)
             return self._code_grid(self._codes(rows, **options), latents)
 
-    def detokenize(self, codes):
+    def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes to quantized latents (batch, dim, *grid).
 
         Raises:
@@ -118,7 +149,7 @@ class Quantizer(nn.Module):
         return rows.view(*shape, rows.shape[-1]).movedim(-1, 1)
 
     @torch.no_grad()
-    def initialize(self, latents, padding_mask=None):
+    def initialize(self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None) -> bool:
         """Starts the codebook from these latents, unless it needs no start, has started or was loaded.
 
         Returns:
@@ -130,27 +161,27 @@ class Quantizer(nn.Module):
             rows, valid, _ = self._rows(latents, padding_mask)
             return self._initialize(rows if valid is None else rows[valid])
 
-    def mean_vector(self):
+    def mean_vector(self) -> torch.Tensor:
         """The average quantized latent, (dim,): what stands for a code that is not known."""
         return torch.zeros(self.dim, device=self._one.device)
 
-    def residual_scale(self, index):
+    def residual_scale(self, index: int) -> float | torch.Tensor:
         """Size of this quantizer's code vectors at level `index` of a residual quantizer; learned ones adapt."""
         return 1.0
 
-    def residual_input(self, rows):
+    def residual_input(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (n, dim) as the first level of a residual quantizer gets them."""
         return rows
 
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
 
-    def resize(self, codebook_size):
+    def resize(self, codebook_size: int) -> torch.Tensor:
         """Changes the number of codes; see `CodebookSurgery`."""
         raise ValueError(f"{type(self).__name__} has no learned codebook to resize to {codebook_size}")
 
     @torch.no_grad()
-    def finish_loading(self, missing):
+    def finish_loading(self, missing: list[str]) -> None:
         """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
         self.nonfinite_rows.zero_()  # transformers leaves buffers that are not saved uninitialised
 
@@ -228,7 +259,7 @@ class Quantizer(nn.Module):
 
         return super()._apply(move, recurse)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
@@ -238,24 +269,24 @@ NONFINITE = "latents hold NaN or infinity: the encoder diverged"
 class ExactLinear(nn.Linear):
     """A linear map of rows whose result depends on nothing else in the batch: it is rounded once, from float64."""
 
-    def forward(self, rows):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         wide = widest_float(rows.device)
         return nn.functional.linear(rows.to(wide), self.weight.to(wide), self.bias.to(wide)).to(rows.dtype)
 
 
-def full_precision(tensor):
+def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """A context in which autocast does not touch what a code depends on."""
     if not torch.amp.is_autocast_available(tensor.device.type):
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def to_grid(rows, latents):
+def to_grid(rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Rows (n, dim) back to the shape and dtype of `latents`."""
     return rows.view(latents.shape[0], *latents.shape[2:], rows.shape[1]).movedim(-1, 1).to(latents.dtype)
 
 
-def check_codes(codes, codebook_size, lowest=0):
+def check_codes(codes: torch.Tensor, codebook_size: int, lowest: int = 0) -> None:
     """Codes must be integers in [lowest, codebook_size)."""
     if codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(f"codes must be integers, got {codes.dtype}")

@@ -1,28 +1,44 @@
 """Checks of constructor arguments, which name the argument and the value."""
 
+import inspect
+from collections.abc import Collection
+from typing import Any
 
-def check_positive_int(**values):
+
+def check_positive_int(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
-def check_range(low, high, **values):
+def check_range(low: float, high: float, **values: Any) -> None:
     """Each value must lie in [low, high]."""
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
 
 
-def check_above(low, **values):
+def check_above(low: float, **values: Any) -> None:
     """Each value must be above `low`."""
     for name, value in values.items():
         if not value > low:
             raise ValueError(f"{name} must be above {low}, got {value!r}")
 
 
-def check_choice(known, **values):
+def check_choice(known: Collection, **values: Any) -> None:
     """Each value must be one of `known`."""
     for name, value in values.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+
+
+def constructor_arguments(quantizer_class: type) -> list[str]:
+    """Names of a constructor's arguments in their order, with those that **options hands on to a base class."""
+    names: list[str] = []
+    for base in quantizer_class.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            names += [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name not in names]
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names

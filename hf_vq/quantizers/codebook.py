@@ -24,11 +24,11 @@ class FrozenCodebook(nn.Module):
     (As a frozen Parameter the updates of an EMA are silently lost under FSDP2.)
     """
 
-    def __init__(self, weight):
+    def __init__(self, weight: torch.Tensor):
         super().__init__()
         self.register_buffer("weight", weight)
 
-    def forward(self, codes):
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
         return lookup(codes, self.weight)
 
 
@@ -62,19 +62,19 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
 
     def __init__(
         self,
-        codebook_size,
-        dim,
-        beta=0.25,
-        decay=0.99,
-        kmeans_init=True,
-        restart_threshold=0.05,
-        code_dim=None,
-        normalize=False,
-        gradient="straight_through",
-        entropy_weight=0.0,
-        entropy_temperature=0.01,
-        entropy_offset=0.0,
-        diversity=1.0,
+        codebook_size: int,
+        dim: int,
+        beta: float = 0.25,
+        decay: float = 0.99,
+        kmeans_init: bool = True,
+        restart_threshold: float = 0.05,
+        code_dim: int | None = None,
+        normalize: bool = False,
+        gradient: str = "straight_through",
+        entropy_weight: float = 0.0,
+        entropy_temperature: float = 0.01,
+        entropy_offset: float = 0.0,
+        diversity: float = 1.0,
     ):
         super().__init__(codebook_size, dim, code_dim)
         check_range(0, math.inf, beta=beta, entropy_weight=entropy_weight, diversity=diversity)
@@ -90,42 +90,42 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         self.initialized = not kmeans_init
         self._pending = None
 
-    def first_codebook(self):
+    def first_codebook(self) -> torch.Tensor:
         """A random codebook, (codebook_size, code_dim): Sonnet's variance scaling."""
         bound = math.sqrt(3 / self.code_dim)
         return torch.empty(self.codebook_size, self.code_dim, dtype=torch.float32).uniform_(-bound, bound)
 
     @property
-    def codebook(self):
+    def codebook(self) -> torch.Tensor:
         """The vectors that latents are compared with, (codebook_size, code_dim)."""
         if self.normalize:  # of a copy: a restart changes the weight before the gradient comes back
             return F.normalize(self._code_vectors().clone(), dim=1)
         return self._code_vectors()
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return math.log2(self.codebook_size)
 
     @property
-    def stock_compatible(self):
+    def stock_compatible(self) -> bool:
         return not self.normalize and isinstance(self.project_in, nn.Identity)
 
     @torch.no_grad()
-    def mean_vector(self):
+    def mean_vector(self) -> torch.Tensor:
         """The average code, (dim,): by running use where the quantizer keeps it."""
         codes, use = self.codebook, getattr(self, "cluster_size", None)
         weights = codes.new_ones(len(codes)) if use is None else use.clamp_min(1e-12)
         return self.project_out((weights / weights.sum() @ codes)[None])[0]
 
     @torch.no_grad()
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._update(*pending)
 
     @torch.no_grad()
-    def finish_loading(self, missing):
+    def finish_loading(self, missing: list[str]) -> None:
         """A codebook without averages (a stock checkpoint) gets those that stand for it."""
         super().finish_loading(missing)
         if "embedding.weight" in missing:
@@ -218,7 +218,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         """Sets the averages to what stands for the present codebook, each code used `counts` a step."""
 
 
-def find_dead(cluster_size, threshold, counts):
+def find_dead(cluster_size: torch.Tensor, threshold: float, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes used less than `threshold` of the average code, (codebook_size,) bool, and that average.
 
     None is dead after a step without a single latent, since there is none to restart from.

@@ -1,9 +1,11 @@
 """What quantizers made of quantizers share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from hf_vq.quantizers.base import Quantizer, check_codes
+from hf_vq.quantizers.base import Quantizer, QuantizerOutput, check_codes
 from hf_vq.quantizers.registry import make_quantizer
 
 
@@ -21,37 +23,47 @@ class CompositeQuantizer(Quantizer):
     """
 
     lowest_code = 0
+    can_be_level = False
     _codebook_updates = "forward"
 
-    def __init__(self, codebook_size, dim, num_parts, part_dim, part_type, part_config, code_dim=None):
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        num_parts: int,
+        part_dim: int,
+        part_type: str,
+        part_config: dict | None,
+        code_dim: int | None = None,
+    ):
         super().__init__(codebook_size, dim, code_dim)
         self.levels = nn.ModuleList(
             make_quantizer(part_type, codebook_size, part_dim, part_config) for _ in range(num_parts)
         )
 
     @property
-    def initialized(self):
+    def initialized(self) -> bool:
         return all(part.initialized for part in self.levels)
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return self.num_levels * self.levels[0].bits_per_token / self.levels[0].num_levels
 
     @property
-    def codebook_updates(self):
+    def codebook_updates(self) -> str:
         return self._codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode):
+    def codebook_updates(self, mode: str) -> str:
         self._codebook_updates = mode
         for part in self.levels:
             part.codebook_updates = mode
 
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         for part in self.levels:
             part.update_codebook()
 
-    def resize(self, codebook_size):
+    def resize(self, codebook_size: int) -> torch.Tensor:
         """Resizes every codebook; see `CodebookSurgery`.
 
         Returns:
@@ -62,7 +74,7 @@ class CompositeQuantizer(Quantizer):
         return origins.flatten(0, -2)
 
     @torch.no_grad()
-    def code_vectors(self):
+    def code_vectors(self) -> torch.Tensor:
         """What the codes of each level add to the latents, (num_levels, codebook_size, dim).
 
         Where it is the same at all levels, as of one codebook for all, (1, codebook_size, dim).
@@ -97,7 +109,7 @@ class CompositeQuantizer(Quantizer):
         return rows.reshape(-1, codes.shape[1]).long(), rows.shape[:-1]
 
 
-def mean_losses(outputs):
+def mean_losses(outputs: Sequence[QuantizerOutput]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Mean loss and mean of every term of several quantizers' outputs."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     return sum(output.loss for output in outputs) / len(outputs), losses

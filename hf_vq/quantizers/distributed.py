@@ -1,23 +1,13 @@
-"""Sums and random rows over all processes; with one process they are the plain local thing."""
+"""Random rows of all processes; with one process they are the plain local thing."""
 
 import torch
 import torch.distributed as dist
 
+from hf_vq.processes import is_distributed
 from hf_vq.quantizers.nearest import widest_float
 
 
-def is_distributed():
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def sum_over_processes(tensor):
-    """In-place sum over all processes."""
-    if is_distributed():
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def draw_rows(rows, count, valid=None):
+def draw_rows(rows: torch.Tensor, count: int, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Rows drawn uniformly, with replacement, from those of all processes: the same draw on every process.
 
     Two processes with half a batch each draw what one process with the whole batch draws from the same seed.

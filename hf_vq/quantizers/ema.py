@@ -1,5 +1,7 @@
 """A codebook that follows the latents by moving averages."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -7,7 +9,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_de
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.kmeans import cluster_statistics
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("ema")
@@ -33,7 +35,9 @@ class EMAVectorQuantizer(CodebookQuantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, epsilon=1e-5, zero_debias=False, **options):
+    def __init__(
+        self, codebook_size: int, dim: int, *, epsilon: float = 1e-5, zero_debias: bool = False, **options: Any
+    ):
         super().__init__(codebook_size, dim, **options)
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon must be above 0 and below 1, got {epsilon!r}")

@@ -1,5 +1,7 @@
 """Entropies of soft code assignments: each latent should decide for one code, all together should use all of them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -9,7 +11,9 @@ from hf_vq.quantizers.gradients import masked_mean
 _SCORES_PER_CHUNK = 1 << 24  # floats of one chunk of scores (64 MiB)
 
 
-def in_chunks(function, rows, *others, width):
+def in_chunks(
+    function: Callable[..., tuple[torch.Tensor, ...]], rows: torch.Tensor, *others: torch.Tensor, width: int
+) -> list[tuple[torch.Tensor, ...]]:
     """`function(chunk of rows, chunk of others...)` by chunks of rows that it computes again for the gradient.
 
     So what it makes of n x width numbers lives for one chunk at a time.
@@ -30,13 +34,20 @@ def in_chunks(function, rows, *others, width):
     return [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
 
 
-def entropy(probabilities, floor=0.0, offset=0.0):
+def entropy(probabilities: torch.Tensor, floor: float = 0.0, offset: float = 0.0) -> torch.Tensor:
     """Entropy in nats of probabilities (..., n), with log(max(p, floor) + offset) where originals guard it so."""
     guarded = probabilities.clamp_min(max(floor, torch.finfo(probabilities.dtype).tiny)) + offset
     return -(probabilities * guarded.log()).sum(dim=-1)
 
 
-def assignment_entropies(rows, codebook, temperature, valid=None, metric="euclidean", offset=0.0):
+def assignment_entropies(
+    rows: torch.Tensor,
+    codebook: torch.Tensor,
+    temperature: float,
+    valid: torch.Tensor | None = None,
+    metric: str = "euclidean",
+    offset: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropies of softmax(-|x - e|^2 / temperature), or of softmax(x.e / temperature).
 
     Args:
@@ -66,7 +77,9 @@ def assignment_entropies(rows, codebook, temperature, valid=None, metric="euclid
     return each, entropy(sum(part[1] for part in parts) / count, offset=offset)
 
 
-def bit_entropies(log_odds, valid=None, groups=1, floor=0.0, offset=0.0):
+def bit_entropies(
+    log_odds: torch.Tensor, valid: torch.Tensor | None = None, groups: int = 1, floor: float = 0.0, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same two entropies where codes are signs, so that assignments are products over bits.
 
     The mean assignment of n rows to 2^bits codes is a product of two n x 2^(bits/2) tables: exact, and small.

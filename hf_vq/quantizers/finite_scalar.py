@@ -1,13 +1,14 @@
 """Finite scalar quantization: every channel is rounded to a few levels; the codebook is their grid."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.gradients import straight_through
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 _EDGE = 1e-3  # the outermost levels are reached a little before tanh's limit
 
@@ -32,7 +33,15 @@ class FiniteScalarQuantizer(Quantizer):
         ValueError: levels that are missing, too few, or not `codebook_size` together.
     """
 
-    def __init__(self, codebook_size, dim, *, levels_per_dim=None, preserve_symmetry=False, bound="tanh"):
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        levels_per_dim: Sequence[int] | None = None,
+        preserve_symmetry: bool = False,
+        bound: str = "tanh",
+    ):
         if not levels_per_dim or any(not isinstance(n, int) or n < 2 for n in levels_per_dim):
             raise ValueError(f"levels_per_dim must list integers of at least 2, like [8, 5], got {levels_per_dim!r}")
         if math.prod(levels_per_dim) != codebook_size:
@@ -49,23 +58,23 @@ class FiniteScalarQuantizer(Quantizer):
         self.bound = bound
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return math.log2(self.codebook_size)
 
     @property
     def _levels(self):
         return torch.tensor(self.levels_per_dim, device=self._one.device)
 
-    def residual_scale(self, index):
+    def residual_scale(self, index: int) -> torch.Tensor:
         """Size of the grid at level `index` of a residual quantizer, (channels,)."""
         return (1.0 * self._levels) ** -index
 
-    def residual_input(self, rows):
+    def residual_input(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (n, channels) as the first level of a residual quantizer gets them: softly kept near the levels."""
         limit = 1 + 1 / (self._levels - 1)
         return limit * (rows / limit).tanh()
 
-    def squash(self, rows):
+    def squash(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (n, channels) in level units: rounding gives level - L // 2, or the level where symmetric."""
         levels = self._levels
         if self.preserve_symmetry:

@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 
 
-def straight_through(latents, quantized):
+def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """The value of `quantized`, to the last bit, with the gradient of `latents` (VQ-VAE, section 3.2)."""
     return quantized.detach() + (latents - latents.detach())
 
 
-def rotate(latents, quantized):
+def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """The value of `quantized` with the gradient of the rotation and scaling that carries the latent there.
 
     The rotation trick (https://arxiv.org/abs/2410.06424, section 4.2): angle and ratio of norms count as constants.
@@ -30,7 +30,7 @@ def rotate(latents, quantized):
     return straight_through(scale * rotated, target)
 
 
-def masked_mean(values, valid=None):
+def masked_mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of the valid ones of values (n,); 0 where there are none.
 
     Args:
@@ -41,6 +41,6 @@ def masked_mean(values, valid=None):
     return torch.where(valid, values, 0).sum() / valid.sum().clamp_min(1)
 
 
-def masked_mse(input, target, valid=None):
+def masked_mse(input: torch.Tensor, target: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
     """Mean squared error of the valid rows of input and target, (n, dim)."""
     return masked_mean((input - target).square().mean(dim=1), valid)

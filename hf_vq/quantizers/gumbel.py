@@ -11,7 +11,7 @@ from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mean
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("gumbel")
@@ -38,17 +38,19 @@ class GumbelQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
+    can_be_level = False
+
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        hard=True,
-        temperature=1.0,
-        final_temperature=None,
-        temperature_steps=150_000,
-        kl_weight=5e-4,
-        output_dim=None,
+        hard: bool = True,
+        temperature: float = 1.0,
+        final_temperature: float | None = None,
+        temperature_steps: int = 150_000,
+        kl_weight: float = 5e-4,
+        output_dim: int | None = None,
     ):
         super().__init__(codebook_size, dim)
         self.output_dim = dim if output_dim is None else output_dim
@@ -65,18 +67,18 @@ class GumbelQuantizer(Quantizer):
         self._due = False
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return math.log2(self.codebook_size)
 
     @property
-    def temperature(self):
+    def temperature(self) -> torch.Tensor:
         """Temperature of the next training step, ()."""
         progress = (self.steps.to(self._one.dtype) / self.temperature_steps).clamp_max(1)
         share = (1 + (math.pi * progress).cos()) / 2
         return self.final_temperature + (self.first_temperature - self.final_temperature) * share
 
     @torch.no_grad()
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         """Moves the temperature on by one step (`codebook_updates = "deferred"`)."""
         if self._due:
             self._due = False
@@ -131,11 +133,11 @@ class GumbelQuantizer(Quantizer):
     def _vectors(self, codes):
         return lookup(codes, self.embedding.weight)
 
-    def mean_vector(self):
+    def mean_vector(self) -> torch.Tensor:
         """The average code, (output_dim,)."""
         return self.embedding.weight.mean(dim=0)
 
 
-def gumbel_noise(rows, codebook_size):
+def gumbel_noise(rows: torch.Tensor, codebook_size: int) -> torch.Tensor:
     """Standard Gumbel noise (n, codebook_size) for rows (n, dim)."""
     return -torch.empty(rows.shape[0], codebook_size, dtype=rows.dtype, device=rows.device).exponential_().log()

@@ -6,7 +6,7 @@ from torch import nn
 from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mse
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("index_backpropagation")
@@ -28,18 +28,19 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     metric = "dot"
     stock_compatible = False
+    can_be_level = False
 
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        beta=0.25,
-        code_dim=None,
-        entropy_weight=0.0,
-        entropy_temperature=0.01,
-        entropy_offset=0.0,
-        diversity=1.0,
+        beta: float = 0.25,
+        code_dim: int | None = None,
+        entropy_weight: float = 0.0,
+        entropy_temperature: float = 0.01,
+        entropy_offset: float = 0.0,
+        diversity: float = 1.0,
     ):
         super().__init__(
             codebook_size,

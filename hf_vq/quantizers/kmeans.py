@@ -2,12 +2,15 @@
 
 import torch
 
-from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.processes import sum_over_processes
+from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.quantizers.nearest import nearest_codes
 
 
-def cluster_statistics(rows, codes, codebook_size, valid=None):
+def cluster_statistics(
+    rows: torch.Tensor, codes: torch.Tensor, codebook_size: int, valid: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """How many rows took each code, and their sum, over all processes.
 
     Args:
@@ -27,7 +30,9 @@ def cluster_statistics(rows, codes, codebook_size, valid=None):
     return sum_over_processes(counts), sum_over_processes(sums)
 
 
-def kmeans(rows, codebook_size, iterations=10):
+def kmeans(
+    rows: torch.Tensor, codebook_size: int, iterations: int = 10
+) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
     """Lloyd's algorithm from random rows; an empty cluster starts again at a random row.
 
     Args:

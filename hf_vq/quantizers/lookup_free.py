@@ -9,7 +9,7 @@ from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_positive_int, check_range
 from hf_vq.quantizers.entropy import bit_entropies
 from hf_vq.quantizers.gradients import masked_mse, straight_through
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
 
@@ -42,18 +42,18 @@ class LookupFreeQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        spherical=False,
-        beta=0.25,
-        entropy_weight=0.1,
-        diversity=1.0,
-        entropy_temperature=0.01,
-        entropy_groups=1,
-        entropy_floor=0.0,
-        entropy_offset=0.0,
-        first_bit="most",
+        spherical: bool = False,
+        beta: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        entropy_temperature: float = 0.01,
+        entropy_groups: int = 1,
+        entropy_floor: float = 0.0,
+        entropy_offset: float = 0.0,
+        first_bit: str = "most",
     ):
         check_positive_int(codebook_size=codebook_size, entropy_groups=entropy_groups)
         bits = codebook_size.bit_length() - 1
@@ -82,10 +82,10 @@ class LookupFreeQuantizer(Quantizer):
         return places.flip(0) if self.first_bit == "most" else places
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return math.log2(self.codebook_size)
 
-    def residual_scale(self, index):
+    def residual_scale(self, index: int) -> float:
         """Size of the grid at level `index` of a residual quantizer."""
         return 2.0**-index
 

@@ -3,6 +3,8 @@
 import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -46,14 +48,20 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
 
 
 @functools.cache
-def fused_search():
+def fused_search() -> ModuleType | None:
     """The module with the Triton kernel, or None where triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
     return importlib.import_module("hf_vq.quantizers.nearest_triton")
 
 
-def search(latents, codebook, lengths, dot, best_two):
+def search(
+    latents: torch.Tensor,
+    codebook: torch.Tensor,
+    lengths: torch.Tensor,
+    dot: bool,
+    best_two: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
     """The codes of the best scores; where the second best is as good as the best but for rounding, the exact best.
 
     Args:
@@ -75,7 +83,9 @@ def search(latents, codebook, lengths, dot, best_two):
     return codes
 
 
-def best_two(latents, codebook, biases):
+def best_two(
+    latents: torch.Tensor, codebook: torch.Tensor, biases: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Best score of each row, its code, and the second best score, tile by tile.
 
     Args:
@@ -150,7 +160,7 @@ def _(latents, codebook, dot):
     return torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
 
 
-def widest_float(device):
+def widest_float(device: torch.device) -> torch.dtype:
     """float64, or float32 on Apple GPUs, which have no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 

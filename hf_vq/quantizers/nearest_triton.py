@@ -60,7 +60,9 @@ def _best_two_kernel(
     tl.store(second_out + rows, second, mask=rows < num_rows)
 
 
-def best_two(latents, codebook, biases):
+def best_two(
+    latents: torch.Tensor, codebook: torch.Tensor, biases: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Best score of each row, its code, and the second best score.
 
     Args:

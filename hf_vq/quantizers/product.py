@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("product")
@@ -26,7 +26,15 @@ class ProductQuantizer(CompositeQuantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, groups=2, group_type="ema", group_config=None):
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        groups: int = 2,
+        group_type: str = "ema",
+        group_config: dict | None = None,
+    ):
         check_positive_int(groups=groups, dim=dim)
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")

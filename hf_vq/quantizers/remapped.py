@@ -7,7 +7,8 @@ import torch
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.quantizers.registry import make_quantizer, register
+from hf_vq.quantizers.registry import make_quantizer
+from hf_vq.registry import register
 
 
 @register("remapped")
@@ -33,7 +34,17 @@ class RemappedQuantizer(Quantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, num_used=None, unknown_code="nearest", base_config=None):
+    can_be_level = False
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        num_used: int | None = None,
+        unknown_code: int | str = "nearest",
+        base_config: dict | None = None,
+    ):
         check_positive_int(num_used=num_used)
         if num_used > codebook_size:
             raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
@@ -50,25 +61,25 @@ class RemappedQuantizer(Quantizer):
         self.register_buffer("used", torch.arange(num_used))
 
     @property
-    def bits_per_token(self):
+    def bits_per_token(self) -> float:
         return math.log2(self.codebook_size)
 
     @property
-    def initialized(self):
+    def initialized(self) -> bool:
         return self.base.initialized
 
     @property
-    def codebook_updates(self):
+    def codebook_updates(self) -> str:
         return self.base.codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode):
+    def codebook_updates(self, mode: str) -> str:
         self.base.codebook_updates = mode
 
-    def update_codebook(self):
+    def update_codebook(self) -> None:
         self.base.update_codebook()
 
-    def mean_vector(self):
+    def mean_vector(self) -> torch.Tensor:
         """The average of the used codes, (dim,)."""
         return self.base.codebook[self.used].mean(dim=0)
 

@@ -5,10 +5,10 @@ import torch
 from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
 from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
 from hf_vq.quantizers.gradients import rotate, straight_through
-from hf_vq.quantizers.registry import register
+from hf_vq.quantizers.registry import level_types
+from hf_vq.registry import register
 
 LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp"}}
-LEVEL_TYPES = ("ema", "finite_scalar", "lookup_free", "vector")
 
 
 @register("residual")
@@ -22,8 +22,9 @@ class ResidualQuantizer(CompositeQuantizer):
         codebook_size: number of codes of each level.
         dim: width of the latents.
         num_levels: levels.
-        level_type: "ema", "vector", "finite_scalar" or "lookup_free". The grids of the last two shrink from level to
-            level; finite scalar levels are symmetric and bounded by "clamp".
+        level_type: "ema", "vector", "finite_scalar", "lookup_free", or another `quantizer_type` that can be a level.
+            The grids of the third and fourth shrink from level to level; finite scalar levels are symmetric and
+            bounded by "clamp".
         level_config: the options of a level's quantizer.
         shared_codebook: one codebook for all levels. It is updated once a step, by what all levels saw.
         update_each_level: update a shared codebook after each level, as RQ-VAE does: codes and latents of later levels
@@ -41,20 +42,20 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        codebook_size,
-        dim,
+        codebook_size: int,
+        dim: int,
         *,
-        num_levels=8,
-        level_type="ema",
-        level_config=None,
-        shared_codebook=False,
-        update_each_level=False,
-        level_dropout=0.0,
-        code_dim=None,
-        gradient="straight_through",
+        num_levels: int = 8,
+        level_type: str = "ema",
+        level_config: dict | None = None,
+        shared_codebook: bool = False,
+        update_each_level: bool = False,
+        level_dropout: float = 0.0,
+        code_dim: int | None = None,
+        gradient: str = "straight_through",
     ):
         check_positive_int(num_levels=num_levels)
-        check_choice(LEVEL_TYPES, level_type=level_type)
+        check_choice(level_types(), level_type=level_type)
         check_choice(("straight_through", "rotation"), gradient=gradient)
         check_range(0, 1, level_dropout=level_dropout)
         if update_each_level and not shared_codebook:
@@ -67,11 +68,11 @@ class ResidualQuantizer(CompositeQuantizer):
         self.codebook_updates = "forward"
 
     @property
-    def codebook_updates(self):
+    def codebook_updates(self) -> str:
         return self._codebook_updates
 
     @codebook_updates.setter
-    def codebook_updates(self, mode):
+    def codebook_updates(self, mode: str) -> str:
         self._codebook_updates = mode
         for level in self.levels:
             level.codebook_updates = "deferred" if mode == "forward" and self.gathers else mode

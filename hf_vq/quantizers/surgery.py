@@ -12,7 +12,7 @@ class CodebookSurgery:
     """For a `CodebookQuantizer`. An optimizer made before `resize` holds the old codebook: make a new one after it."""
 
     @torch.no_grad()
-    def split(self, count):
+    def split(self, count: int) -> None:
         """Moves the `count` least used codes beside the `count` most used ones, which share their use with them.
 
         Codebook splitting (UViM, https://arxiv.org/abs/2205.10337, section 3.2): unused codes come to where latents
@@ -31,7 +31,7 @@ class CodebookSurgery:
         self._share(order[:count], order[-count:])
 
     @torch.no_grad()
-    def resize(self, codebook_size):
+    def resize(self, codebook_size: int) -> torch.Tensor:
         """Changes the number of codes: the most used ones stay, in their order; new ones split the most used.
 
         Args:
@@ -56,7 +56,7 @@ class CodebookSurgery:
         return origin
 
     @torch.no_grad()
-    def reset(self):
+    def reset(self) -> None:
         """Forgets the codebook: a random one, and k-means at the next training forward."""
         self.embedding.weight.copy_(self.first_codebook())
         self._start_averages(torch.ones(self.codebook_size, device=self.embedding.weight.device))

@@ -1,13 +1,16 @@
 """A codebook that gradients train."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
-from hf_vq.quantizers.distributed import draw_rows, sum_over_processes
+from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
-from hf_vq.quantizers.registry import register
+from hf_vq.registry import register
 
 
 @register("vector")
@@ -30,7 +33,9 @@ class VectorQuantizer(CodebookQuantizer):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, codebook_size, dim, *, code_transform=False, legacy=False, **options):
+    def __init__(
+        self, codebook_size: int, dim: int, *, code_transform: bool = False, legacy: bool = False, **options: Any
+    ):
         if code_transform:
             for name in ("kmeans_init", "restart_threshold"):
                 if options.setdefault(name, 0):
@@ -47,7 +52,7 @@ class VectorQuantizer(CodebookQuantizer):
             self.register_buffer("cluster_size", torch.ones(codebook_size, dtype=torch.float32))
 
     @property
-    def stock_compatible(self):
+    def stock_compatible(self) -> bool:
         return super().stock_compatible and self.code_transform is None
 
     def _code_vectors(self):

@@ -1,6 +1,5 @@
 """What a trained model is worth on held-out data; used during training, by the command line and by reports."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,7 +16,8 @@ from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import HierarchyUsage
 from hf_vq.metrics.likelihood import CodeLikelihood, CodeLikelihoodOutput
 from hf_vq.metrics.reconstruction import ReconstructionError
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.modes import evaluating
+from hf_vq.processes import sum_over_processes
 
 
 def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict[str, Any]:
@@ -40,7 +40,8 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict
     Raises:
         ValueError: an empty data set.
     """
-    with evaluating(model) as device:
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss, count = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
@@ -107,7 +108,8 @@ def evaluate_prior(
     check_likelihood_kind(prior)
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    with evaluating(prior) as device:
+    device = device_of(prior)
+    with torch.no_grad(), evaluating(prior):
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
         for batch in batches(dataset, batch_size, device):
             conditions, lengths = prior.pick_conditions(batch), batch.get("lengths")
@@ -131,16 +133,9 @@ def describe_code_likelihood(result: CodeLikelihoodOutput) -> dict[str, Any]:
     return {"nats_per_code": result.nats_per_code, "nats_per_token": result.nats_per_code, **figures}
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Within the `with` block: evaluation mode, no gradient. Yields the model's device."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield next(model.parameters()).device
-    finally:
-        model.train(training)
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes."""
+    return next(model.parameters()).device
 
 
 class _Share(IterableDataset):

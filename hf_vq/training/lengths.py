@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 class LengthsTrainer(Trainer):

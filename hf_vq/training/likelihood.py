@@ -12,8 +12,9 @@ from hf_vq.data.padding import SampleCollator, has_variable_length, sample_of
 from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
-from hf_vq.metrics.reduction import sum_over_processes
-from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, evaluating
+from hf_vq.modes import evaluating
+from hf_vq.processes import sum_over_processes
+from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, device_of
 
 FIT_IMAGES = 1024  # that the scale of a decoder without a distribution is fitted on
 BOUND = "upper bound: -log p(x) <= -log p(x | codes) - log p(codes), for the codes that the encoder chooses"
@@ -58,7 +59,8 @@ class FittedPixelLikelihood:
             raise ValueError("there are no images to fit the scale of the decoder's likelihood on")
         rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_IMAGES).round().astype(int)).tolist()
         self.autoencoder, self.num_values = autoencoder, num_values
-        with evaluating(autoencoder) as device:
+        device = device_of(autoencoder)
+        with torch.no_grad(), evaluating(autoencoder):
             fit = LogisticScale(sample_of(dataset[0]).shape[0], num_values).to(device)
             for batch in batches(Subset(dataset, rows), batch_size, device, SampleCollator()):
                 codes = autoencoder.tokenize(batch["sample"])
@@ -131,7 +133,8 @@ def evaluate_likelihood(
     for prior in priors or ():
         check_likelihood_kind(prior)
     shape = tuple(sample_of(dataset[0]).shape)
-    with evaluating(autoencoder) as device:
+    device = device_of(autoencoder)
+    with torch.no_grad(), evaluating(autoencoder):
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
         nats = torch.zeros(3, dtype=torch.float64, device=device)  # samples, of codes, of pixels
         for batch in batches(dataset, batch_size, device, SampleCollator()):

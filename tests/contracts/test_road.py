@@ -11,12 +11,12 @@ from hf_vq import VQPipeline
 from hf_vq.data.codes import load_codes
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
-from hf_vq.registry import PRIORS
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import evaluate_likelihood
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from ..registering import register_for_now
 from ..tiny_codecs import CODECS, ClipCodec, PictureCodec, SignalCodec, Waves, make_codec, register_codecs
 from ..tiny_priors import RasterConvPrior, RasterConvPriorConfig
 
@@ -37,7 +37,7 @@ def own_cache_and_classes(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     register_codecs(monkeypatch)
-    monkeypatch.setitem(PRIORS, "RasterConvPrior", (RasterConvPriorConfig, RasterConvPrior))
+    register_for_now(monkeypatch, RasterConvPrior)
 
 
 def train(codec_class, options, variable, folder, steps=12, **more):

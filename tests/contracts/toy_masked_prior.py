@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_vq.modes import evaluating
 from hf_vq.priors import Prior, PriorConfig
-from hf_vq.priors.base import PriorOutput, evaluating
+from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.sampling import draw_codes, draw_uniforms
 
 

@@ -17,7 +17,7 @@ class CheckpointedLayers(nn.Module):
 
     gradient_checkpointing = False
 
-    def run(self, layer, *inputs):
+    def run(self, layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(layer, *inputs)
         return layer(*inputs)
@@ -30,7 +30,7 @@ class ConvNorm(nn.Module):
         padding: "symmetric", or "same": as TensorFlow, the odd one of the padded pixels at the end.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding, norm):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: str, norm: str):
         super().__init__()
         total = kernel_size - 2
         before = total // 2 if padding == "same" else (total + 1) // 2
@@ -38,7 +38,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=2)
         self.norm = _norm(norm, out_channels)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.norm(self.conv(F.pad(hidden, self.pads)))
 
 
@@ -49,14 +49,14 @@ class TransposedConvNorm(nn.Module):
         padding: "symmetric", or "same": as TensorFlow, the odd one of the cropped pixels at the end.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding, norm):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: str, norm: str):
         super().__init__()
         total = kernel_size - 2
         self.start = total // 2 if padding == "same" else (total + 1) // 2
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2)
         self.norm = _norm(norm, out_channels)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         height, width = (2 * side for side in hidden.shape[2:])
         full = self.conv(hidden)  # (batch, out, 2h + kernel_size - 2, 2w + kernel_size - 2)
         return self.norm(full[:, :, self.start : self.start + height, self.start : self.start + width])
@@ -65,7 +65,7 @@ class TransposedConvNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """relu, 3x3 convolution, relu, 1x1 convolution, added to the input or, where "rectified", to its relu."""
 
-    def __init__(self, channels, residual_channels, norm, form):
+    def __init__(self, channels: int, residual_channels: int, norm: str, form: str):
         super().__init__()
         self.rectified = form == "rectified"
         self.conv1 = nn.Conv2d(channels, residual_channels, 3, padding=1)
@@ -73,7 +73,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(residual_channels, channels, 1)
         self.norm2 = _norm(norm, channels)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         rectified = F.relu(hidden)
         branch = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(rectified)))))
         return branch + (rectified if self.rectified else hidden)
@@ -82,12 +82,14 @@ class ResidualBlock(nn.Module):
 class ResidualStack(CheckpointedLayers):
     """Residual blocks, if any, then a relu where `end_activation` says so."""
 
-    def __init__(self, channels, num_layers, residual_channels, norm, form, end_activation):
+    def __init__(
+        self, channels: int, num_layers: int, residual_channels: int, norm: str, form: str, end_activation: bool
+    ):
         super().__init__()
         self.layers = nn.ModuleList(ResidualBlock(channels, residual_channels, norm, form) for _ in range(num_layers))
         self.ends_rectified = end_activation
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             hidden = self.run(layer, hidden)
         return F.relu(hidden) if self.ends_rectified else hidden

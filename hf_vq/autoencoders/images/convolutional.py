@@ -10,16 +10,16 @@ from hf_vq.quantizers.checks import check_positive_int
 
 
 def make_encoder(
-    in_channels,
-    out_channels,
-    block_out_channels,
-    down_block_types,
-    layers_per_block,
-    mid_block_add_attention=True,
-    norm_num_groups=32,
-    act_fn="silu",
-    stem_channels=None,
-):
+    in_channels: int,
+    out_channels: int,
+    block_out_channels: tuple[int, ...],
+    down_block_types: tuple[str, ...],
+    layers_per_block: int,
+    mid_block_add_attention: bool = True,
+    norm_num_groups: int = 32,
+    act_fn: str = "silu",
+    stem_channels: int | None = None,
+) -> Encoder:
     """diffusers' Encoder, (batch, in, h, w) to (batch, out, h / f, w / f), f = 2^(stages - 1).
 
     Args:
@@ -51,16 +51,16 @@ def make_encoder(
 
 
 def make_decoder(
-    in_channels,
-    out_channels,
-    block_out_channels,
-    up_block_types,
-    layers_per_block,
-    mid_block_add_attention=True,
-    norm_num_groups=32,
-    act_fn="silu",
-    norm_type="group",
-):
+    in_channels: int,
+    out_channels: int,
+    block_out_channels: tuple[int, ...],
+    up_block_types: tuple[str, ...],
+    layers_per_block: int,
+    mid_block_add_attention: bool = True,
+    norm_num_groups: int = 32,
+    act_fn: str = "silu",
+    norm_type: str = "group",
+) -> Decoder:
     """diffusers' Decoder, (batch, in, h, w) to (batch, out, h x f, w x f), f = 2^(stages - 1)."""
     return Decoder(
         in_channels=in_channels,
@@ -75,7 +75,7 @@ def make_decoder(
     )
 
 
-def check_widths(norm_num_groups, **widths):
+def check_widths(norm_num_groups: int, **widths: int) -> None:
     """Every width must be a positive multiple of the groups of the norms."""
     check_positive_int(norm_num_groups=norm_num_groups, **widths)
     for name, width in widths.items():
@@ -83,7 +83,7 @@ def check_widths(norm_num_groups, **widths):
             raise ValueError(f"{name} must be a multiple of norm_num_groups, {norm_num_groups}; got {width}")
 
 
-def initialize_like_sonnet(module):
+def initialize_like_sonnet(module: nn.Module) -> None:
     """Truncated normal of deviation 1 / sqrt(fan-in), biases zero: a plain PyTorch start trails it for 1,000 steps."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         fan_in = module.in_channels * math.prod(module.kernel_size)

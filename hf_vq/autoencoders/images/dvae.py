@@ -1,6 +1,7 @@
 """DALL-E's discrete VAE: Gumbel-softmax codes and a logit-Laplace distribution of pixels."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,13 +16,15 @@ from hf_vq.autoencoders.grids import mean_of_real
 from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
-from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
 
 
+@register
 class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """The discrete VAE of DALL-E (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A).
 
@@ -103,16 +106,16 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         self.apply(_initialize)
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.decoder_output.weight
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized.
 
         With "gumbel", `quantizer.proj` makes the logits of the codes from them.
@@ -122,7 +125,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
-    def decode(self, latents, return_dict=True):
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> ReconstructionOutput | tuple[torch.Tensor]:
         """Latents (batch, codebook_dim, *grid), as given, to samples (batch, channels, height, width) in [-1, 1]."""
         location, _ = self._distribution(latents)
         sample = self._median(location)
@@ -130,7 +133,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     @apply_forward_hook
-    def reconstruction_log_prob(self, sample, codes):
+    def reconstruction_log_prob(self, sample: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Log density of samples in [-1, 1] given their codes.
 
         Args:
@@ -145,7 +148,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         density = logit_laplace_log_prob(self._map_pixels(sample), location, log_scale)
         return (density + math.log(0.5 - self.config.pixel_epsilon)).flatten(1).sum(dim=1)
 
-    def forward(self, sample, padding_mask=None):
+    def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:
         """Reconstructs a sample.
 
         Args:
@@ -165,7 +168,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
             loss = -mean_of_real(log_prob, padding_mask)
         return self.training_output(sample, self._median(location), quantized, padding_mask, reconstruction_loss=loss)
 
-    def local_parts(self):
+    def local_parts(self) -> tuple[LocalPart, ...]:
         encoder = [self.encoder_input, *_between(self.encoder_groups, self.pool), self.to_latents]
         decoder = [*_between(self.decoder_groups, self.upsample), self.decoder_output]
         return (
@@ -201,14 +204,14 @@ class BlockGroup(CheckpointedLayers):
         kernels: sides of the four kernels of a branch, each after a relu.
     """
 
-    def __init__(self, in_channels, out_channels, num_blocks, gain, kernels):
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, gain: float, kernels: Sequence[int]):
         super().__init__()
         self.blocks = nn.ModuleList(
             BottleneckBlock(out_channels if index else in_channels, out_channels, gain, kernels)
             for index in range(num_blocks)
         )
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             hidden = self.run(block, hidden)
         return hidden
@@ -217,7 +220,7 @@ class BlockGroup(CheckpointedLayers):
 class BottleneckBlock(nn.Module):
     """input + gain x four convolutions of a quarter of the width."""
 
-    def __init__(self, in_channels, out_channels, gain, kernels):
+    def __init__(self, in_channels: int, out_channels: int, gain: float, kernels: Sequence[int]):
         super().__init__()
         self.gain = gain
         widths = (in_channels, *[out_channels // 4] * 3, out_channels)
@@ -227,7 +230,7 @@ class BottleneckBlock(nn.Module):
         )
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         branch = hidden
         for conv in self.convs:
             branch = conv(F.relu(branch))
@@ -239,7 +242,7 @@ def _between(groups, step):
     return [part for index, group in enumerate(groups) for part in ((step, group) if index else (group,))]
 
 
-def logit_laplace_log_prob(pixels, location, log_scale):
+def logit_laplace_log_prob(pixels: torch.Tensor, location: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """log f(x) = -log(2 b x (1 - x)) - |logit(x) - mu| / b (DALL-E, eq. 2), elementwise.
 
     Args:

@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.autoencoders.images.blocks import CheckpointedLayers, ResidualStack
-from hf_vq.quantizers.distributed import sum_over_processes
+from hf_vq.processes import sum_over_processes
 
 
 class GridEncoder(CheckpointedLayers):
     """Strided convolutions, residual blocks, relu: (batch, in, h, w) to (batch, hidden, h / stride, w / stride)."""
 
-    def __init__(self, in_channels, stride, hidden_channels, num_residual_layers, residual_channels):
+    def __init__(
+        self, in_channels: int, stride: int, hidden_channels: int, num_residual_layers: int, residual_channels: int
+    ):
         super().__init__()
         halvings = stride.bit_length() - 1
         widths = [in_channels, hidden_channels // 2, *[hidden_channels] * (halvings - 1)]
@@ -24,7 +26,7 @@ class GridEncoder(CheckpointedLayers):
             hidden_channels, num_residual_layers, residual_channels, "none", "pre_activation", end_activation=False
         )
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         for layer in self.downsample:
             hidden = F.relu(self.run(layer, hidden))
         return F.relu(self.residual(self.middle(hidden)))
@@ -33,7 +35,15 @@ class GridEncoder(CheckpointedLayers):
 class GridDecoder(CheckpointedLayers):
     """A convolution, residual blocks, transposed convolutions: (batch, in, h, w) to (batch, out, h x stride, ...)."""
 
-    def __init__(self, in_channels, out_channels, stride, hidden_channels, num_residual_layers, residual_channels):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        hidden_channels: int,
+        num_residual_layers: int,
+        residual_channels: int,
+    ):
         super().__init__()
         self.middle = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
         self.residual = ResidualStack(
@@ -44,14 +54,14 @@ class GridDecoder(CheckpointedLayers):
         widths = [hidden_channels, *widths[-doublings:]]
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
 
-    def forward(self, context):
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
         hidden = F.relu(self.residual(self.middle(context)))
         for index, layer in enumerate(self.upsample):
             hidden = self.run(layer, F.relu(hidden) if index else hidden)
         return hidden
 
 
-def make_upsampler(in_channels, out_channels, stride):
+def make_upsampler(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Transposed convolutions alone, (batch, in, h, w) to (batch, out, h x stride, w x stride)."""
     widths = [in_channels, *[out_channels] * (stride.bit_length() - 1)]
     return nn.Sequential(*(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths)))
@@ -69,7 +79,7 @@ class PatchShortcut(nn.Module):
         overlap: pixels by which a patch reaches beyond its sides; it begins at zero there.
     """
 
-    def __init__(self, channels, dim, stride, overlap=0):
+    def __init__(self, channels: int, dim: int, stride: int, overlap: int = 0):
         super().__init__()
         self.stride, self.overlap = stride, overlap
         options = {"kernel_size": stride + 2 * overlap, "stride": stride, "padding": overlap, "bias": False}
@@ -78,14 +88,16 @@ class PatchShortcut(nn.Module):
         self.set_patches(nn.init.orthogonal_(torch.empty(dim, channels * stride**2, dtype=torch.float32)))
 
     @torch.no_grad()
-    def set_patches(self, patches):
+    def set_patches(self, patches: torch.Tensor) -> None:
         """Takes these patches, (dim, channels x stride x stride), and the same back."""
         patches = patches.unflatten(1, (-1, self.stride, self.stride))
         self.encoder.weight.copy_(F.pad(patches, (self.overlap,) * 4))
         self.decoder.weight.copy_(self.encoder.weight)
 
     @torch.no_grad()
-    def start_at_principal_directions(self, sample, groups, bits, real=None):
+    def start_at_principal_directions(
+        self, sample: torch.Tensor, groups: int, bits: float, real: torch.Tensor | None = None
+    ) -> None:
         """Starts at the principal directions of a sample's patches; groups of latents share them out.
 
         Args:
@@ -106,7 +118,7 @@ class PatchShortcut(nn.Module):
         self.set_patches(start)
 
 
-def share_out(variances, groups, width, bits):
+def share_out(variances: torch.Tensor, groups: int, width: int, bits: float) -> list[list[int]]:
     """Places of components in groups, such that every group has about as much to say.
 
     Bits go to components as reverse water-filling has it: half the binary logarithm of a variance over a surface below

@@ -1,14 +1,16 @@
 """Decoders that give every pixel a distribution over its 256 values: a softmax, a discretised logistic, or both."""
 
 import math
+from typing import Any, Self
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from hf_vq.autoencoders.grids import mean_of_real
-from hf_vq.autoencoders.outputs import ReconstructionOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, ReconstructionOutput
 from hf_vq.metrics.pixels import discretized_logistic_log_prob, discretized_logistic_log_probs, pixel_values
-from hf_vq.quantizers.distributed import sum_over_processes
+from hf_vq.processes import sum_over_processes
+from hf_vq.quantizers.base import QuantizerOutput
 
 NUM_VALUES = 256
 START_LOG_SCALE = -1.5  # of an output of 0: training that had to move there from 0 would lose its first steps
@@ -22,7 +24,9 @@ class SoftmaxPixels:
     description = "256-way softmax for each channel of each pixel"
 
     @staticmethod
-    def evaluate(parameters, sample=None):
+    def evaluate(
+        parameters: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The mean of the distribution and the log-probability of a sample.
 
         Args:
@@ -46,7 +50,9 @@ class LogisticPixels:
     description = "discretised logistic, location and scale predicted for each channel of each pixel"
 
     @staticmethod
-    def evaluate(parameters, sample=None):
+    def evaluate(
+        parameters: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `SoftmaxPixels.evaluate`, but the parameters of a channel are two: location and log scale + 1.5."""
         location, log_scale = parameters.unflatten(1, (-1, 2)).unbind(2)
         median = location.clamp(-1, 1)
@@ -57,7 +63,7 @@ class LogisticPixels:
 
     @staticmethod
     @torch.no_grad()
-    def start_scale(bias, error):
+    def start_scale(bias: torch.Tensor, error: torch.Tensor) -> None:
         """Sets the bias of a last layer such that scales start at those of an error.
 
         Args:
@@ -81,7 +87,9 @@ class LogisticSoftmaxPixels(LogisticPixels):
     description = "256-way softmax for each channel of each pixel, around a discretised logistic"
 
     @staticmethod
-    def evaluate(parameters, sample=None):
+    def evaluate(
+        parameters: torch.Tensor, sample: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `SoftmaxPixels.evaluate`; the parameters of a channel: location, log scale + 1.5 and 256 logits."""
         each = parameters.movedim(1, -1).unflatten(-1, (-1, 2 + NUM_VALUES)).float()
         location, log_scale, free = each.split([1, 1, NUM_VALUES], dim=-1)
@@ -90,7 +98,9 @@ class LogisticSoftmaxPixels(LogisticPixels):
         return evaluate_logits(logits, sample, parameters.dtype)
 
 
-def evaluate_logits(logits, sample, dtype):
+def evaluate_logits(
+    logits: torch.Tensor, sample: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`SoftmaxPixels.evaluate` of logits (batch, height, width, channels, 256), the mean in this dtype."""
     log_probs = logits.float().log_softmax(dim=-1)
     values = torch.linspace(-1, 1, NUM_VALUES, device=logits.device)
@@ -117,12 +127,14 @@ class PixelDecoder:
     """
 
     @property
-    def pixel_distribution(self):
+    def pixel_distribution(self) -> Any:
         """The distribution of a decoded pixel, None where the decoder gives the pixel alone."""
         return PIXEL_DISTRIBUTIONS.get(self.config.reconstruction_loss)
 
     @apply_forward_hook
-    def decode(self, latents, return_dict=True):
+    def decode(
+        self, latents: torch.Tensor | tuple[torch.Tensor, ...], return_dict: bool = True
+    ) -> ReconstructionOutput | tuple[torch.Tensor]:
         """Latents as given to samples (batch, channels, height, width) in [-1, 1].
 
         Args:
@@ -133,7 +145,7 @@ class PixelDecoder:
 
     @torch.no_grad()
     @apply_forward_hook
-    def reconstruction_log_prob(self, sample, codes):
+    def reconstruction_log_prob(self, sample: torch.Tensor, codes: Any) -> torch.Tensor:
         """Log-probability of samples given their codes, exact over the 256 values of every 8-bit pixel.
 
         Args:
@@ -155,17 +167,19 @@ class PixelDecoder:
         _, log_prob = self._evaluate(self.vectors(codes), sample)
         return log_prob.flatten(1).sum(dim=1)
 
-    def decode_codes(self, codes):
+    def decode_codes(self, codes: Any) -> torch.Tensor:
         return self.decode(self.vectors(codes)).sample
 
-    def decoded_output(self, sample, latents, quantized, padding_mask):
+    def decoded_output(
+        self, sample: torch.Tensor, latents: Any, quantized: QuantizerOutput, padding_mask: torch.Tensor | None
+    ) -> AutoencoderOutput:
         """The output of `forward`: the sample decoded from latents, and as its loss the nats of a pixel's channel."""
         reconstruction, log_prob = self._evaluate(latents, sample)
         loss = None if log_prob is None else -mean_of_real(log_prob, padding_mask)
         return self.training_output(sample, reconstruction, quantized, padding_mask, reconstruction_loss=loss)
 
     @torch.no_grad()
-    def with_reconstruction_loss(self, reconstruction_loss, reconstruction_weight=None):
+    def with_reconstruction_loss(self, reconstruction_loss: str, reconstruction_weight: float | None = None) -> Self:
         """A copy whose pixels have another distribution, or for the first time one; its codes are the same.
 
         What the last layer gave for a pixel stays, further parameters start at 0: a decoder trained with "mse" becomes
@@ -213,7 +227,7 @@ class PixelDecoder:
         return self.pixel_distribution.evaluate(parameters, sample)
 
 
-def decoder_channels(in_channels, reconstruction_loss):
+def decoder_channels(in_channels: int, reconstruction_loss: str) -> int:
     """Channels that a decoder ends in: those of the sample, times the parameters of a pixel's distribution."""
     distribution = PIXEL_DISTRIBUTIONS.get(reconstruction_loss)
     return in_channels * (1 if distribution is None else distribution.num_parameters)

@@ -1,5 +1,6 @@
 """RQ-VAE: VQGAN's network with several residual codes at every position."""
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -12,9 +13,11 @@ from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 from hf_vq.renaming import renamed_options
 
 
+@register
 class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """RQ-VAE (https://arxiv.org/abs/2203.01941, section 3.1).
 
@@ -99,23 +102,23 @@ class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         self.decoder = make_decoder(latent_channels, in_channels, up_block_types=up, **network)
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.decoder.conv_out.weight
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
         latents = self.in_slices(self.encode_slice, sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
-    def decode(self, latents, return_dict=True):
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> ReconstructionOutput | tuple[torch.Tensor]:
         """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width)."""
         sample = self.in_slices(self.decode_slice, latents)
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)

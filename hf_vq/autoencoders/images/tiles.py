@@ -1,9 +1,11 @@
 """Runs a function tile by tile, with GroupNorms that have the statistics of more than the tile."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from hf_vq.quantizers.nearest import widest_float
 
@@ -11,7 +13,14 @@ PATCHES = 3  # along each axis, for estimated statistics
 PATCHES_PER_TILE = 4  # the side of a patch is that of a tile over this
 
 
-def tiled(function, sample, core, halo, scale_up=1, scale_down=1):
+def tiled(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    sample: torch.Tensor,
+    core: int,
+    halo: int,
+    scale_up: int = 1,
+    scale_down: int = 1,
+) -> torch.Tensor:
     """function(sample), made tile by tile on the sample's device.
 
     Args:
@@ -40,7 +49,7 @@ class WholeSampleNorms:
         norms: the GroupNorms that the function runs, each once.
     """
 
-    def __init__(self, norms):
+    def __init__(self, norms: Sequence[nn.GroupNorm]):
         self.norms = norms
         self.statistics = {}  # norm -> (mean, variance), each (batch, groups)
 
@@ -57,7 +66,9 @@ class WholeSampleNorms:
                 norm.forward = forward
 
     @torch.no_grad()
-    def measure(self, function, sample, core, halo):
+    def measure(
+        self, function: Callable[[torch.Tensor], torch.Tensor], sample: torch.Tensor, core: int, halo: int
+    ) -> None:
         """Exact statistics: norm after norm, in the order in which `function` meets them, a pass over all tiles.
 
         A norm without statistics gathers those of its tile and ends the tile's run.
@@ -75,7 +86,9 @@ class WholeSampleNorms:
             self.statistics[norm] = self._found()
 
     @torch.no_grad()
-    def estimate(self, function, sample, core, halo, unit):
+    def estimate(
+        self, function: Callable[[torch.Tensor], torch.Tensor], sample: torch.Tensor, core: int, halo: int, unit: int
+    ) -> None:
         """Statistics of patches on a grid over the sample, of all norms in one run.
 
         Args:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from types import UnionType
 
 import torch
 from diffusers.models.upsampling import Upsample2D
@@ -30,12 +31,12 @@ class LocalPart:
     stride_out: int
 
     @property
-    def unit(self):
+    def unit(self) -> int:
         """Input cells in an output cell, where it is the coarser."""
         return max(1, self.stride_out // self.stride_in)
 
     @property
-    def halo(self):
+    def halo(self) -> int:
         """Input cells around a tile that can change it, rounded up to whole output cells."""
         reach, cell = Fraction(0), Fraction(1)  # in input cells: how far we look, and the cell we stand in
         for module in self.each(nn.Module):
@@ -56,7 +57,7 @@ class LocalPart:
             )
         return math.ceil(reach / self.unit) * self.unit
 
-    def each(self, kind):
+    def each(self, kind: type | UnionType) -> list:
         return [module for root in self.modules for module in root.modules() if isinstance(module, kind)]
 
 
@@ -68,11 +69,11 @@ class TilingMixin:
     tile_sample_size = None
     exact_tiling = False
 
-    def local_parts(self):
+    def local_parts(self) -> tuple[LocalPart, ...]:
         """The LocalParts of the network."""
         raise NotImplementedError(f"{type(self).__name__} has no tiling")
 
-    def enable_tiling(self, tile_sample_size=256, exact=False):
+    def enable_tiling(self, tile_sample_size: int = 256, exact: bool = False) -> None:
         """Encodes and decodes tile by tile: full-resolution activations are held for one tile at a time.
 
         Every tile sees as far as the network does, so without GroupNorm the result is that of the whole sample. A
@@ -99,25 +100,25 @@ class TilingMixin:
             _ = part.halo  # raises where the parts do not fit
         self.use_tiling, self.tile_sample_size, self.exact_tiling = True, tile_sample_size, exact
 
-    def disable_tiling(self):
+    def disable_tiling(self) -> None:
         """Encodes and decodes whole samples again."""
         self.use_tiling = False
 
-    def enable_slicing(self):
+    def enable_slicing(self) -> None:
         """Encodes and decodes one item of the batch at a time."""
         self.use_slicing = True
 
-    def disable_slicing(self):
+    def disable_slicing(self) -> None:
         """Encodes and decodes whole batches again."""
         self.use_slicing = False
 
-    def in_slices(self, function, hidden):
+    def in_slices(self, function: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
         """function(hidden), one item of the batch at a time where slicing is on."""
         if not self.use_slicing or len(hidden) < 2:
             return function(hidden)
         return torch.cat([function(item) for item in hidden.split(1)])
 
-    def in_tiles(self, part, hidden):
+    def in_tiles(self, part: LocalPart, hidden: torch.Tensor) -> torch.Tensor:
         """part.function(hidden), tile by tile where tiling is on.
 
         Raises:

@@ -1,5 +1,7 @@
 """ViT-VQGAN: a vision transformer to a normalised codebook and another one back."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -12,6 +14,7 @@ from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.registry import register
 
 NORMALIZED = ("vector", "ema")  # quantizers that compare by direction here unless `quantizer_config` says otherwise
 
@@ -19,14 +22,14 @@ NORMALIZED = ("vector", "ema")  # quantizers that compare by direction here unle
 class Attention(nn.Module):
     """Every token looks at every token."""
 
-    def __init__(self, dim, heads, head_dim):
+    def __init__(self, dim: int, heads: int, head_dim: int):
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(dim, 3 * heads * head_dim, bias=False)
         single = heads == 1 and head_dim == dim  # then the original has no projection
         self.to_out = nn.Identity() if single else nn.Linear(heads * head_dim, dim)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length, _ = tokens.shape
         heads = self.to_qkv(tokens).view(batch, length, 3, self.heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, head_dim)
@@ -37,7 +40,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention, then two linear maps around tanh; each behind a norm and added to its input."""
 
-    def __init__(self, dim, heads, head_dim, mlp_dim):
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads, head_dim)
@@ -45,7 +48,7 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(dim, mlp_dim)
         self.mlp_out = nn.Linear(mlp_dim, dim)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens + self.attention(self.attention_norm(tokens))
         return tokens + self.mlp_out(self.mlp_in(self.mlp_norm(tokens)).tanh())
 
@@ -58,13 +61,13 @@ class Transformer(nn.Module):
 
     gradient_checkpointing = False
 
-    def __init__(self, grid, dim, depth, heads, head_dim, mlp_dim):
+    def __init__(self, grid: tuple[int, int], dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
         self.register_buffer("position_embedding", sine_cosine_table(*grid, dim)[None])
         self.blocks = nn.ModuleList(Block(dim, heads, head_dim, mlp_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         # (transformers loads the buffers of a half-precision model in float32)
         tokens = tokens + self.position_embedding.to(tokens.dtype)
         for block in self.blocks:
@@ -75,6 +78,7 @@ class Transformer(nn.Module):
         return self.norm(tokens)
 
 
+@register
 class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3), the image tokenizer of Parti.
 
@@ -176,17 +180,17 @@ class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
             part.apply(_initialize_like_the_original)
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int | tuple[int, int]:
         """Side of a patch; (height, width) where patches are not square."""
         height, width = self.patch_sides
         return height if height == width else (height, width)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.to_pixels.weight
 
-    def check_space(self, space, sample_shape):
+    def check_space(self, space: Sequence[int], sample_shape: Sequence[int]) -> None:
         """Raise a ValueError for sides other than `image_size`."""
         if tuple(space) != self.image_sides:
             raise ValueError(
@@ -195,7 +199,7 @@ class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
             )
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
         patches = self.from_pixels(sample * self.config.input_scale + self.config.input_shift)
@@ -203,7 +207,7 @@ class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
-    def decode(self, latents, return_dict=True):
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> ReconstructionOutput | tuple[torch.Tensor]:
         """Latents (batch, dim, *grid), as given, to samples (batch, channels, height, width) in [-1, 1].
 
         Raises:
@@ -219,7 +223,7 @@ class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         return ReconstructionOutput(sample=sample) if return_dict else (sample,)
 
 
-def sine_cosine_table(height, width, dim):
+def sine_cosine_table(height: int, width: int, dim: int) -> torch.Tensor:
     """Places of a grid, (height x width, dim), row by row: sines and cosines of the column, then of the row."""
     frequencies = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 

@@ -1,8 +1,11 @@
 """diffusers' VQModel (VQGAN, MoVQ, aMUSEd) that trains and gives token ids."""
 
+import functools
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import diffusers
 import torch
@@ -16,6 +19,8 @@ from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, make_encoder
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
+from hf_vq.quantizers.base import QuantizerOutput
+from hf_vq.registry import register
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
 
@@ -40,16 +45,16 @@ class VQModelOutput(DecoderOutput):
 class StockProtocol:
     """Lets a quantizer answer as diffusers' does, because stock pipelines call `VQModel.quantize`."""
 
-    def forward(self, latents):
+    def forward(self, latents: torch.Tensor) -> Any:
         """Latents to (quantized latents, loss, (None, None, codes as one flat row))."""
         output = super().forward(latents)
         return output.latents, output.loss, (None, None, output.codes.reshape(-1))
 
-    def quantize(self, latents, padding_mask=None):
+    def quantize(self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Latents to a QuantizerOutput, as any quantizer's forward."""
         return super().forward(latents, padding_mask)
 
-    def get_codebook_entry(self, indices, shape=None):
+    def get_codebook_entry(self, indices: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
         """Code vectors: (n, dim), or (batch, dim, height, width) where shape = (batch, height, width, dim)."""
         if self.num_levels > 1:
             raise ValueError(f"stock pipelines know one code per position, this quantizer has {self.num_levels}")
@@ -59,13 +64,21 @@ class StockProtocol:
         return vectors.view(shape).movedim(-1, 1).contiguous()
 
 
-STOCK_QUANTIZERS = {
-    name: type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
-    for name, base in QUANTIZERS.items()
-}
-globals().update({made.__name__: made for made in STOCK_QUANTIZERS.values()})  # where pickle looks for them
+@functools.cache
+def stock_variant(base: type) -> type:
+    """A quantizer class with `StockProtocol`, named `Stock<Name>`."""
+    return type(f"Stock{base.__name__}", (StockProtocol, base), {"__module__": __name__})
 
 
+def __getattr__(name: str) -> Any:
+    """The stock variants of all registered quantizers: pickle looks for them here."""
+    for base in QUANTIZERS.values():
+        if name == f"Stock{base.__name__}":
+            return stock_variant(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@register
 class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
     """diffusers' `VQModel` with training, token ids and a choice of quantizer (https://arxiv.org/abs/2012.09841).
 
@@ -131,26 +144,8 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}
         options.update(quantizer_config or {})
-        quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, STOCK_QUANTIZERS)
-        super().__init__(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            latent_channels=latent_channels,
-            sample_size=sample_size,
-            num_vq_embeddings=num_vq_embeddings,
-            norm_num_groups=norm_num_groups,
-            vq_embed_dim=vq_embed_dim,
-            scaling_factor=scaling_factor,
-            norm_type=norm_type,
-            mid_block_add_attention=mid_block_add_attention,
-            lookup_from_codebook=lookup_from_codebook,
-            force_upcast=force_upcast,
-        )
+        quantizer = make_quantizer(quantizer_type, num_vq_embeddings, dim, options, stock_variant)
+        super().__init__(**self._stock_config())
         network = {
             "layers_per_block": layers_per_block,
             "mid_block_add_attention": mid_block_add_attention,
@@ -181,32 +176,41 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
             del self._modules["quantize"]
             self.quantizer = quantizer
 
+    def _stock_config(self):
+        return {name: value for name, value in self.config.items() if name in STOCK}
+
     @property
-    def quantizer(self):
+    def quantizer(self) -> Any:
         return self._modules["quantizer" if "quantizer" in self._modules else "quantize"]
 
     @property
-    def quantize(self):
+    def quantize(self) -> Any:
         return self.quantizer
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.decoder.conv_out.weight
 
     @apply_forward_hook
-    def encode(self, x, return_dict=True):
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Samples (batch, channels, height, width) to latents (batch, dim, *grid), before quantization."""
         self.check_sample(x)
         latents = self.in_slices(self.encode_slice, x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
-    def decode(self, h, force_not_quantize=False, return_dict=True, shape=None):
+    def decode(
+        self,
+        h: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: Sequence[int] | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor]:
         """Latents (batch, dim, *grid), which it quantizes first, to samples (batch, channels, height, width).
 
         Args:
@@ -222,10 +226,12 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         sample = self.in_slices(self.decode_slice, quantized)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
-    def decode_codes(self, codes):
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         return self.in_slices(self.decode_slice, self.quantizer.detokenize(codes).to(self.dtype))
 
-    def forward(self, sample, return_dict=True, padding_mask=None):
+    def forward(
+        self, sample: torch.Tensor, return_dict: bool = True, padding_mask: torch.Tensor | None = None
+    ) -> VQModelOutput | tuple[torch.Tensor, torch.Tensor]:
         """Reconstructs a sample.
 
         Args:
@@ -250,20 +256,20 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
             commit_loss=quantized.loss,
         )
 
-    def to_diffusers(self):
+    def to_diffusers(self) -> diffusers.VQModel:
         """A stock `diffusers.VQModel` with these weights: a copy, for sharing with people who do not have hf_vq."""
         if not self.quantizer.stock_compatible:
             raise ValueError(f"stock diffusers has no {type(self.quantizer).__name__} with these options")
         for name in ("stem_channels", "decoder_block_out_channels"):
             if self.config[name] is not None:
                 raise ValueError(f"stock diffusers has no {name}, this model has {self.config[name]}")
-        stock = diffusers.VQModel(**{name: value for name, value in self.config.items() if name in STOCK})
+        stock = diffusers.VQModel(**self._stock_config())
         weights = self.state_dict()  # the averages of an EMA codebook have no place in stock
         stock.load_state_dict({name: weights[name] for name in stock.state_dict()})
         torch.nn.Module.to(stock, self.device, self.dtype)  # diffusers' own `to` warns of every dtype
         return stock.train(self.training)
 
-    def to_json_string(self):
+    def to_json_string(self) -> str:
         """Own options at their defaults are left out, so that stock reads the file without a warning."""
         config, own = json.loads(super().to_json_string()), inspect.signature(type(self).__init__).parameters
         for name, parameter in own.items():

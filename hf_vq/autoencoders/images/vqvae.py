@@ -16,15 +16,17 @@ from hf_vq.autoencoders.images.convolutional import initialize_like_sonnet
 from hf_vq.autoencoders.images.grid_networks import PatchShortcut
 from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
-from hf_vq.autoencoders.outputs import EncoderOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_choice, check_positive_int
+from hf_vq.registry import register
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
 RESIDUAL_FORMS = ("pre_activation", "rectified")
 SHORTCUTS = (False, True, "principal")
 
 
+@register
 class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE (https://arxiv.org/abs/1711.00937, section 4.1) with the initialisers of Sonnet's example.
 
@@ -101,27 +103,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         shortcut: bool | str = False,
     ):
         super().__init__()
-        check_positive_int(in_channels=in_channels, hidden_channels=hidden_channels, kernel_size=kernel_size)
-        _check_choice(padding=(padding, PADDINGS), norm=(norm, NORMS))
-        _check_choice(
-            residual_form=(residual_form, RESIDUAL_FORMS), output_activation=(output_activation, ACTIVATIONS)
-        )
-        check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
-        if reconstruction_loss in PIXEL_DISTRIBUTIONS and output_activation != "none":
-            raise ValueError(
-                f"output_activation must be 'none' where reconstruction_loss={reconstruction_loss!r}: the network "
-                f"ends in the parameters of a distribution; got {output_activation!r}"
-            )
+        _check_options(self.config)
         stages = _stage_channels(stage_channels, hidden_channels)
-        for name, size in (("middle_kernel_size", middle_kernel_size), ("output_kernel_size", output_kernel_size)):
-            if size is not None and (size < 1 or size % 2 == 0):
-                raise ValueError(f"{name} must be odd or None, got {size!r}")
-        if kernel_size < 2:
-            raise ValueError(f"kernel_size must be at least 2, the stride, got {kernel_size!r}")
-        if type(num_residual_layers) is not int or num_residual_layers < 0:
-            raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
-        if input_scale == 0:
-            raise ValueError("input_scale must not be 0")
         width = hidden_channels if middle_kernel_size else stages[-1]
         dim = width if codebook_dim is None else codebook_dim
         if middle_kernel_size is None and num_residual_layers and dim != width:
@@ -129,69 +112,88 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
                 f"codebook_dim must be None or {width} where middle_kernel_size is None: the decoder's residual "
                 f"blocks then follow the codes directly; got {codebook_dim!r}"
             )
-        blocks = {
-            "num_layers": num_residual_layers,
-            "residual_channels": residual_channels or max(1, hidden_channels // 4),
-            "norm": norm,
-            "form": residual_form,
-        }
-
-        def middle(in_width):
-            if middle_kernel_size is None:
-                return nn.Identity()
-            return nn.Conv2d(in_width, hidden_channels, middle_kernel_size, padding=middle_kernel_size // 2)
-
-        options = {"kernel_size": kernel_size, "padding": padding}
-        self.downsample = nn.ModuleList(
-            ConvNorm(a, b, norm=norm if i + 1 < len(stages) else "none", **options)
-            for i, (a, b) in enumerate(zip((in_channels, *stages), stages, strict=False))
-        )
-        self.encoder_middle = middle(stages[-1])
-        self.encoder_residual = ResidualStack(width, end_activation=codebook_dim is not None, **blocks)
-        self.to_latents = nn.Identity() if codebook_dim is None else nn.Conv2d(width, dim, 1)
-
+        self._add_encoder(stages, width, dim)
         self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, quantizer_config)
+        self._add_decoder(stages, dim)
+        self.apply(initialize_like_sonnet)
+        check_choice(SHORTCUTS, shortcut=shortcut)
+        if shortcut:
+            self._add_shortcut(dim)
 
-        self.decoder_middle = middle(dim)
-        width = hidden_channels if middle_kernel_size else dim
-        ends = bool(middle_kernel_size or num_residual_layers)  # codes themselves are not rectified
-        self.decoder_residual = ResidualStack(width, end_activation=ends, **blocks)
-        out_channels = decoder_channels(in_channels, reconstruction_loss)
-        ends = (*stages[::-1],) if output_kernel_size else (*stages[-2::-1], out_channels)
+    def _add_encoder(self, stages, width, dim):
+        """Layers from a sample to latents of `dim` channels; `width` is that of the residual blocks."""
+        config, last = self.config, len(stages) - 1
+        self.downsample = nn.ModuleList(
+            ConvNorm(
+                a, b, kernel_size=config.kernel_size, padding=config.padding, norm=config.norm if i < last else "none"
+            )
+            for i, (a, b) in enumerate(zip((config.in_channels, *stages), stages, strict=False))
+        )
+        self.encoder_middle = self._make_middle(stages[-1])
+        self.encoder_residual = self._make_blocks(width, end_activation=config.codebook_dim is not None)
+        self.to_latents = nn.Identity() if config.codebook_dim is None else nn.Conv2d(width, dim, 1)
+
+    def _add_decoder(self, stages, dim):
+        """Layers from latents of `dim` channels to the sample, or to the parameters of its pixels."""
+        config = self.config
+        self.decoder_middle = self._make_middle(dim)
+        width = config.hidden_channels if config.middle_kernel_size else dim
+        activated = bool(config.middle_kernel_size or config.num_residual_layers)  # codes themselves are not rectified
+        self.decoder_residual = self._make_blocks(width, end_activation=activated)
+        out_channels = decoder_channels(config.in_channels, config.reconstruction_loss)
+        size = config.output_kernel_size
+        ends = stages[::-1] if size else (*stages[-2::-1], out_channels)
+        last = len(ends) if size else len(ends) - 1  # without a norm
         self.upsample = nn.ModuleList(
-            TransposedConvNorm(a, b, norm=norm if output_kernel_size or i + 1 < len(ends) else "none", **options)
+            TransposedConvNorm(
+                a, b, kernel_size=config.kernel_size, padding=config.padding, norm=config.norm if i < last else "none"
+            )
             for i, (a, b) in enumerate(zip((width, *ends), ends, strict=False))
         )
-        self.output = (
-            nn.Conv2d(ends[-1], out_channels, output_kernel_size, padding=output_kernel_size // 2)
-            if output_kernel_size
-            else nn.Identity()
+        self.output = nn.Conv2d(ends[-1], out_channels, size, padding=size // 2) if size else nn.Identity()
+
+    def _add_shortcut(self, dim):
+        config = self.config
+        if config.codebook_dim is None or config.reconstruction_loss == "softmax":
+            raise ValueError(
+                f"shortcut={config.shortcut!r} needs a codebook_dim, and a decoder that ends in a place for each "
+                f"pixel; got codebook_dim={config.codebook_dim!r}, reconstruction_loss={config.reconstruction_loss!r}"
+            )
+        principal = config.shortcut == "principal"
+        if principal and (self.quantizer.initialized or config.kernel_size < 3):  # tiles reach so far
+            raise ValueError(
+                "shortcut='principal' needs a quantizer that k-means starts and a kernel_size of 3 or more; got "
+                f"quantizer_type={config.quantizer_type!r}, quantizer_config={config.quantizer_config!r}, "
+                f"kernel_size={config.kernel_size}"
+            )
+        stride = self.downsample_factor
+        self.patches = PatchShortcut(config.in_channels, dim, stride, stride // 2 if principal else 0)
+        nn.init.zeros_(self.to_latents.weight)
+        nn.init.zeros_(self.last_layer)
+
+    def _make_middle(self, in_width):
+        size = self.config.middle_kernel_size
+        if size is None:
+            return nn.Identity()
+        return nn.Conv2d(in_width, self.config.hidden_channels, size, padding=size // 2)
+
+    def _make_blocks(self, width, end_activation):
+        config = self.config
+        return ResidualStack(
+            width,
+            num_layers=config.num_residual_layers,
+            residual_channels=config.residual_channels or max(1, config.hidden_channels // 4),
+            norm=config.norm,
+            form=config.residual_form,
+            end_activation=end_activation,
         )
-        self.apply(initialize_like_sonnet)
-        if shortcut not in SHORTCUTS:
-            raise ValueError(f"shortcut must be one of {SHORTCUTS}, got {shortcut!r}")
-        if shortcut:
-            if codebook_dim is None or reconstruction_loss == "softmax":
-                raise ValueError(
-                    f"shortcut={shortcut!r} needs a codebook_dim, and a decoder that ends in a place for each pixel; "
-                    f"got codebook_dim={codebook_dim!r}, reconstruction_loss={reconstruction_loss!r}"
-                )
-            if shortcut == "principal" and (self.quantizer.initialized or kernel_size < 3):  # tiles reach so far
-                raise ValueError(
-                    "shortcut='principal' needs a quantizer that k-means starts and a kernel_size of 3 or more; got "
-                    f"quantizer_type={quantizer_type!r}, quantizer_config={quantizer_config!r}, {kernel_size=}"
-                )
-            stride = self.downsample_factor
-            self.patches = PatchShortcut(in_channels, dim, stride, stride // 2 if shortcut == "principal" else 0)
-            nn.init.zeros_(self.to_latents.weight)
-            nn.init.zeros_(self.last_layer)
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         return 2 ** len(self.downsample)
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self._last_convolution.weight
 
@@ -200,7 +202,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         return self.output if self.config.output_kernel_size else self.upsample[-1].conv
 
     @torch.no_grad()
-    def initialize_codebook(self, sample, padding_mask=None):
+    def initialize_codebook(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> bool:
         fresh = not self.codebook_initialized and not self.last_layer.any()  # which training makes other than zero
         if self.config.shortcut != "principal" or not fresh:
             return super().initialize_codebook(sample, padding_mask)
@@ -217,20 +219,20 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         return started
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized."""
         self.check_sample(sample)
         latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
-    def decode_parameters(self, latents):
+    def decode_parameters(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (batch, dim, *grid) to what the decoder ends in: the sample, or the parameters of its pixels."""
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents)
 
-    def vectors(self, codes):
+    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
         return self.quantizer.detokenize(codes).to(self.dtype)
 
-    def forward(self, sample, padding_mask=None):
+    def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:
         """Reconstructs a sample.
 
         Args:
@@ -246,7 +248,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         quantized = self.quantizer(self.encode(sample).latents, masks[0])
         return self.decoded_output(sample, quantized.latents, quantized, padding_mask)
 
-    def local_parts(self):
+    def local_parts(self) -> tuple[LocalPart, ...]:
         encoder = [self.downsample, self.encoder_middle, self.encoder_residual, self.to_latents]
         decoder = [self.decoder_middle, self.decoder_residual, self.upsample, self.output]
         return (
@@ -293,15 +295,36 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         return self._outputs(hidden)
 
 
+def _check_options(config):
+    """Raise a ValueError for an argument of `VQVAE` that is out of its range."""
+    check_positive_int(
+        in_channels=config.in_channels, hidden_channels=config.hidden_channels, kernel_size=config.kernel_size
+    )
+    check_choice(PADDINGS, padding=config.padding)
+    check_choice(NORMS, norm=config.norm)
+    check_choice(RESIDUAL_FORMS, residual_form=config.residual_form)
+    check_choice(ACTIVATIONS, output_activation=config.output_activation)
+    check_reconstruction(config.reconstruction_loss, config.reconstruction_weight, PIXEL_DISTRIBUTIONS)
+    if config.reconstruction_loss in PIXEL_DISTRIBUTIONS and config.output_activation != "none":
+        raise ValueError(
+            f"output_activation must be 'none' where reconstruction_loss={config.reconstruction_loss!r}: the network "
+            f"ends in the parameters of a distribution; got {config.output_activation!r}"
+        )
+    for name in ("middle_kernel_size", "output_kernel_size"):
+        size = config[name]
+        if size is not None and (size < 1 or size % 2 == 0):
+            raise ValueError(f"{name} must be odd or None, got {size!r}")
+    if config.kernel_size < 2:
+        raise ValueError(f"kernel_size must be at least 2, the stride, got {config.kernel_size!r}")
+    if type(config.num_residual_layers) is not int or config.num_residual_layers < 0:
+        raise ValueError(f"num_residual_layers must be an int of 0 or more, got {config.num_residual_layers!r}")
+    if config.input_scale == 0:
+        raise ValueError("input_scale must not be 0")
+
+
 def _stage_channels(stage_channels, hidden_channels):
     stages = (max(1, hidden_channels // 2), hidden_channels) if stage_channels is None else tuple(stage_channels)
     if not stages:
         raise ValueError("stage_channels must name at least one stage, got ()")
     check_positive_int(**{f"stage_channels[{i}]": width for i, width in enumerate(stages)})
     return stages
-
-
-def _check_choice(**choices):
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")

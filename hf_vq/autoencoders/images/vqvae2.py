@@ -1,7 +1,9 @@
 """VQ-VAE-2: a hierarchy of codes, each finer grid conditioned on the coarser ones."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,15 @@ from hf_vq.autoencoders.images.grid_networks import (
 )
 from hf_vq.autoencoders.images.pixel_distributions import PIXEL_DISTRIBUTIONS, PixelDecoder, decoder_channels
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
-from hf_vq.autoencoders.outputs import EncoderOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.grids import GRID_NAMES
-from hf_vq.quantizers import QuantizerOutput, make_quantizer
+from hf_vq.quantizers import Quantizer, QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
+from hf_vq.registry import register
 from hf_vq.renaming import renamed_options
 
 
+@register
 class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     """VQ-VAE-2 (https://arxiv.org/abs/1906.00446, section 3.1 and figure 2a), laid out as rosinality/vq-vae-2-pytorch.
 
@@ -150,35 +154,35 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
                 nn.init.zeros_(layer.weight)
 
     @property
-    def quantizers(self):
+    def quantizers(self) -> Sequence[Quantizer]:
         return self._modules["quantizers"]
 
     @property
-    def decoder_modules(self):
+    def decoder_modules(self) -> tuple[str, ...]:
         return ("decoder", "shortcut.decoder", f"upsamplers.{len(self.upsamplers) - 1}")  # those before it condition
 
     @property
-    def grid_names(self):
+    def grid_names(self) -> tuple[str, ...]:
         count = len(self.quantizers)
         return GRID_NAMES.get(count, tuple(f"grid_{index}" for index in range(count)))
 
     @property
-    def downsample_factor(self):
+    def downsample_factor(self) -> int:
         """Of the coarsest grid: what the sides of a sample must be multiples of."""
         return math.prod(self.config.strides)
 
     @property
-    def downsample_factors(self):
+    def downsample_factors(self) -> tuple[int, ...]:
         strides = self.config.strides
         return tuple(math.prod(strides[:count]) for count in range(len(strides), 0, -1))
 
     @property
-    def last_layer(self):
+    def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the sample: for the adaptive weight of an adversarial loss."""
         return self.decoder.upsample[-1].weight
 
     @apply_forward_hook
-    def encode(self, sample, return_dict=True):
+    def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to the latents of every grid, not yet quantized.
 
         The latents of a finer grid depend on the codes of the coarser ones; with `residual` they are differences.
@@ -186,7 +190,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         latents, *_ = self._encode(sample, self._decide)
         return EncoderOutput(latents=latents) if return_dict else (latents,)
 
-    def decode_parameters(self, latents):
+    def decode_parameters(self, latents: Sequence[torch.Tensor]) -> torch.Tensor:
         """Latents of every grid to what the decoder ends in: the sample, or the parameters of its pixels."""
         context = latents[0]
         for grid, finer in enumerate(latents[1:]):
@@ -196,7 +200,9 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
                 context = torch.cat([self.upsamplers[grid](context), finer], dim=1)
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), context)
 
-    def tokenize_sample(self, sample, grid_masks, **options):
+    def tokenize_sample(
+        self, sample: torch.Tensor, grid_masks: Sequence[torch.Tensor | None], **options: Any
+    ) -> tuple[torch.Tensor, ...]:
         codes = []
 
         def quantize(grid, latents):
@@ -206,7 +212,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         self._encode(sample, quantize)
         return tuple(codes)
 
-    def vectors(self, codes):
+    def vectors(self, codes: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
         """Latents of every grid, of codes as `detokenize` takes them: the average code vector stands for None.
 
         Raises:
@@ -232,7 +238,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         return tuple(latents)
 
     @torch.no_grad()
-    def initialize_codebook(self, sample, padding_mask=None):
+    def initialize_codebook(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> bool:
         if self.codebook_initialized:
             return False
         sample, masks = self.without_padding(sample, padding_mask)
@@ -244,7 +250,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         self._encode(sample, quantize)
         return True
 
-    def forward(self, sample, padding_mask=None):
+    def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:
         """Reconstructs a sample.
 
         Args:
@@ -289,7 +295,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
             dropped.append(torch.where((grid < kept)[:, None, None, None], quantized[grid], mean))
         return tuple(dropped)
 
-    def local_parts(self):
+    def local_parts(self) -> tuple[LocalPart, ...]:
         """The ends at the sample's resolution; what lies between works on small maps."""
         encoder, stride = self.encoders[-1], self.config.strides[0]
         return (

@@ -1,0 +1,102 @@
+"""Every block of the README and of docs/ runs as printed, page by page, in a folder that has what the page names."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hf_vq
+import hf_vq_cli
+
+from .conftest import FIXTURES
+from .hub_server import TOKEN, Hub
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
+ELSEWHERE = ("make ", "python3 -m venv ", "pip ", "git ")  # .ci/run installs and runs these
+CHECKOUTS = "--before PATH"  # of a benchmark that needs another checkout
+
+
+def blocks(page, language):
+    return [text for name, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")) if name == language]
+
+
+def commands(text):
+    """The command lines of a block, continued lines joined, comments cut."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words and not line.startswith(ELSEWHERE):
+            yield words
+
+
+@pytest.fixture
+def page_folder(tmp_path, monkeypatch):
+    """A working folder with pictures, a checkpoint of taming-transformers and a pipeline of two classes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0)
+    for index in range(16):
+        folder = tmp_path / "path/to/images" / ("rose" if index % 2 else "tulip")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (80, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    for name in ("last.ckpt", "config.yaml"):
+        shutil.copy(FIXTURES / "taming_vqgan" / name, tmp_path)
+    torch.manual_seed(0)
+    model = hf_vq.VQVAE(1, 8, stage_channels=(8,), num_residual_layers=0, codebook_size=8, codebook_dim=4)
+    prior = hf_vq.PixelCNN(
+        hf_vq.PixelCNNConfig(codebook_size=8, num_classes=10, code_shape=(4, 4), hidden_channels=8, num_layers=1)
+    )
+    hf_vq.VQPipeline(model.eval(), prior.eval()).save_pretrained("quickstart/pipeline")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs_as_printed(page, page_folder):
+    pieces = [(name, text) for name, text in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")) if name]
+    unknown = {name for name, _ in pieces} - {"python", "bash", "toml", "yaml"}
+    assert not unknown
+    for language, text in pieces:
+        if language == "python":
+            exec(compile(text, page, "exec"), {"__name__": "__main__"})
+        elif language == "bash":
+            for words in commands(text):
+                assert words[0] == "hf-vq", f"{page}: {shlex.join(words)} is run by nothing"
+                if words[1] != "push":
+                    assert hf_vq_cli.main(words[1:]) == 0, shlex.join(words)
+
+
+def test_push_as_printed(page_folder):
+    (line,) = [words for text in blocks("README.md", "bash") for words in commands(text) if words[1] == "push"]
+    hub = Hub()
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(page_folder / "home"), "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    try:
+        subprocess.run([sys.executable, ROOT / "hf_vq_cli.py", *line[1:]], check=True, env=environment)
+        assert {"README.md", "model_index.json"} <= set(hub.files("user/digits"))
+    finally:
+        hub.close()
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "AGENTS.md", "model_cards/template.md"])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "{{")):
+            assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_is_short_and_shows_a_picture_at_once():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) < 11_000
+    assert any("![" in line for line in text.splitlines()[:20])
