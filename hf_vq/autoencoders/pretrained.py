@@ -76,8 +76,8 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
         fields = make_config().autoencoder_arguments()
         return cls(make_config(**{name: autoencoder.config[name] for name in fields}), autoencoder)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        self.autoencoder.save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        self.autoencoder.save_pretrained(save_directory, *args, **kwargs)
 
     def _init_weights(self, module: Any) -> None:
         """The autoencoder initialised itself when it was built."""

@@ -81,11 +81,11 @@ def run(
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    initial: Any = load_initial(options, given) if options.init_from else None
+    initial: Any = load_initial(options.init_from, options, given) if options.init_from else None
     if args.freeze_codes:
         initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
-    modality = find_modality(options.model if initial is None else type(initial).__name__)
+    modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
     transformers.set_seed(args.seed)
@@ -111,24 +111,24 @@ def run(
     return report
 
 
-def load_initial(options: ModelOptions, given: dict[str, Any]) -> Any:
+def load_initial(source: str, options: ModelOptions, given: dict[str, Any]) -> Any:
     """The autoencoder to start from, codebook and averages included; its reconstruction loss may change.
 
     Raises:
         ValueError: no autoencoder there, or the recipe or flags ask for another class or another config.
     """
-    folder = local_folder(options.init_from)
+    folder = local_folder(source)
     check_weights(folder, "autoencoder")
     model = AutoVQModel.from_pretrained(folder)
     if "model" in given and options.model != type(model).__name__:
-        raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
+        raise ValueError(f"model={options.model!r}, but init_from={source} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
     if hasattr(model, "with_reconstruction_loss"):
         options_now = {name: model.config[name] for name in model.decoder_options}
         wanted = {name: config.get(name, value) for name, value in options_now.items()}
         if wanted != options_now:
             model = model.with_reconstruction_loss(**wanted)
-    check_same_config("model_config", config, model.config, options.init_from)
+    check_same_config("model_config", config, model.config, source)
     return model
 
 
