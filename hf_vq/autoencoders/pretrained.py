@@ -37,7 +37,7 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
 
-class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
+class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]  # our push writes the card too
     """An autoencoder as a transformers model; `autoencoder` is the diffusers ModelMixin itself.
 
     It loads and saves the same folder: `config.json` and `diffusion_pytorch_model.safetensors`.
@@ -47,7 +47,7 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     main_input_name = "sample"
     _keep_in_fp32_modules_strict = ["quantize", "quantizer", "quantizers"]
 
-    def __init__(self, config: AutoencoderConfig, autoencoder: Any = None):
+    def __init__(self, config: Any, autoencoder: Any = None):
         super().__init__(config)
         self.autoencoder = autoencoder or config.autoencoder_class(**config.autoencoder_arguments())
         self.integer_buffers = {
@@ -59,7 +59,8 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer
             owner, _, leaf = name.rpartition(".")
             module = model.autoencoder.get_submodule(owner)
@@ -71,11 +72,12 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):
     @classmethod
     def from_autoencoder(cls, autoencoder: Any) -> "AutoencoderForAutoModel":
         """The face of an autoencoder that exists: the same module, no copy."""
-        fields = cls.config_class().autoencoder_arguments()
-        return cls(cls.config_class(**{name: autoencoder.config[name] for name in fields}), autoencoder)
+        make_config: Any = cls.config_class
+        fields = make_config().autoencoder_arguments()
+        return cls(make_config(**{name: autoencoder.config[name] for name in fields}), autoencoder)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        self.autoencoder.save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        self.autoencoder.save_pretrained(save_directory, *args, **kwargs)
 
     def _init_weights(self, module: Any) -> None:
         """The autoencoder initialised itself when it was built."""

@@ -1,8 +1,10 @@
 """`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -56,7 +58,7 @@ class ModelOptions:
     resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, args, given = parse_options(
         [ModelOptions, data_options(), AutoencoderTrainingArguments],
@@ -68,7 +70,9 @@ def main(argv):
     run(options, data, args, given)
 
 
-def run(options, data, args, given):
+def run(
+    options: ModelOptions, data: Any, args: AutoencoderTrainingArguments, given: dict[str, Any]
+) -> dict[str, Any] | None:
     """Check everything, train, and write model, report and pictures into `args.output_dir`; return the report."""
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
     if options.overwrite and options.resume:
@@ -77,11 +81,11 @@ def run(options, data, args, given):
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
     if options.resume:
         args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
-    initial = load_initial(options, given) if options.init_from else None
+    initial: Any = load_initial(options.init_from, options, given) if options.init_from else None
     if args.freeze_codes:
         initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
-    modality = find_modality(options.model if initial is None else type(initial).__name__)
+    modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
     transformers.set_seed(args.seed)
@@ -107,28 +111,28 @@ def run(options, data, args, given):
     return report
 
 
-def load_initial(options, given):
+def load_initial(source: str, options: ModelOptions, given: dict[str, Any]) -> Any:
     """The autoencoder to start from, codebook and averages included; its reconstruction loss may change.
 
     Raises:
         ValueError: no autoencoder there, or the recipe or flags ask for another class or another config.
     """
-    folder = local_folder(options.init_from)
+    folder = local_folder(source)
     check_weights(folder, "autoencoder")
     model = AutoVQModel.from_pretrained(folder)
     if "model" in given and options.model != type(model).__name__:
-        raise ValueError(f"model={options.model!r}, but init_from={options.init_from} holds {type(model).__name__}")
+        raise ValueError(f"model={options.model!r}, but init_from={source} holds {type(model).__name__}")
     config = as_mapping("model_config", options.model_config)
     if hasattr(model, "with_reconstruction_loss"):
         options_now = {name: model.config[name] for name in model.decoder_options}
         wanted = {name: config.get(name, value) for name, value in options_now.items()}
         if wanted != options_now:
             model = model.with_reconstruction_loss(**wanted)
-    check_same_config("model_config", config, model.config, options.init_from)
+    check_same_config("model_config", config, model.config, source)
     return model
 
 
-def check_model_config(options):
+def check_model_config(options: ModelOptions) -> dict[str, Any]:
     """The constructor arguments of the model; a ValueError names an unknown one and the nearest that exists."""
     if options.model not in AUTOENCODERS:
         raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, AUTOENCODERS)}")
@@ -138,7 +142,7 @@ def check_model_config(options):
     return config
 
 
-def build_model(name, config, sample_shape):
+def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]) -> Any:
     """Build an autoencoder for samples of this shape; the data says how many channels there are."""
     model_class = AUTOENCODERS[name]
     parameters = inspect.signature(model_class.__init__).parameters
@@ -150,7 +154,7 @@ def build_model(name, config, sample_shape):
 
 
 @torch.no_grad()
-def save_pictures(model, modality, dataset, report, folder):
+def save_pictures(model: Any, modality: Any, dataset: Any, report: dict[str, Any], folder: Path) -> None:
     """Write reconstructions and code maps, codebook_usage.png and loss_curve.png."""
     model.eval()
     device = next(model.parameters()).device
@@ -166,11 +170,11 @@ def save_pictures(model, modality, dataset, report, folder):
     save_loss_curve(folder / "loss_curve.png", report["history"])
 
 
-def describe_codes(code_shapes, codebook_sizes):
+def describe_codes(code_shapes: Iterable[Iterable[int]], codebook_sizes: Iterable[int]) -> str:
     """Such as "8x8 codes out of 512"; for a hierarchy all of its grids."""
     grids = [f"{times(shape)} codes out of {size}" for shape, size in zip(code_shapes, codebook_sizes, strict=True)]
     return " and ".join(grids)
 
 
-def times(shape):
+def times(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 STOCK_NAME = "pixel_values"  # what image data sets of transformers call a sample
 
@@ -59,8 +59,8 @@ class SampleCollator:
         padded = samples[0].new_zeros(len(items), samples[0].shape[0], *sides)
         for index, (sample, space) in enumerate(zip(samples, spaces, strict=True)):
             inside = tuple(slice(0, side) for side in space)
-            padded[(index, slice(None), *inside)] = sample
-            mask[(index, *inside)] = True
+            padded[index][:, *inside] = sample
+            mask[index][inside] = True
         return {**batch, "sample": padded, "padding_mask": mask}
 
 
@@ -75,6 +75,11 @@ def collator_for(autoencoder: Any, dataset: Any, whole: bool = False) -> SampleC
     if not has_variable_length(dataset):
         return SampleCollator()
     return SampleCollator(autoencoder.grid_strides[0], dataset.sample_shape[1:] if whole else None)
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a data set can only be gone through: an `IterableDataset` of torch or of datasets."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def has_variable_length(dataset: Any) -> bool:

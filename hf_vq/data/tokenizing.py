@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_vq.data.codes import differing_hash, tokenizer_identity
-from hf_vq.data.padding import collator_for, has_variable_length, padding_of
+from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
 from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
@@ -44,9 +44,10 @@ def tokenize_dataset(
 
     Args:
         autoencoder: model with `tokenize`, `code_shape` and `codebook_size`.
-        dataset: such as an `ImageDataset`, or a dict of data sets by split. Where it has `variable_length` True, codes
-            are padded to its `sample_shape`, the longest, and a column `lengths` has every row's real positions along
-            the first axis of space.
+        dataset: such as an `ImageDataset`, or a dict of data sets by split; map-style, with items as those of
+            `train_autoencoder`. Where it has `variable_length` True, codes are padded to its `sample_shape`, the
+            longest, and a column `lengths` has every row's real positions along the first axis of space. Only one
+            that has `labels` and `class_names` gives its labels.
         output_dir: folder to write; readable by `datasets.load_dataset` and by `load_codes`.
         batch_size: samples per forward pass.
         shard_size: samples per file.
@@ -89,7 +90,8 @@ def tokenize_dataset(
 
 def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
-    labels, sample_shape = dataset.labels, tuple(dataset.sample_shape)
+    labels, sample_shape = getattr(dataset, "labels", None), getattr(dataset, "sample_shape", None)
+    sample_shape = tuple(sample_of(dataset[0]).shape if sample_shape is None else sample_shape)
     if has_variable_length(dataset):
         multiples = autoencoder.grid_strides[0]
         space = (-(-side // multiple) * multiple for side, multiple in zip(sample_shape[1:], multiples, strict=True))
@@ -102,7 +104,7 @@ def _plan(autoencoder, dataset, shard_size, identity):
         "codebook_size": codebook_size,
         "code_shape": list(code_shape),
         "sample_shape": list(sample_shape),
-        "class_names": dataset.class_names,
+        "class_names": getattr(dataset, "class_names", None),
         "num_samples": len(dataset),
         "shard_size": shard_size,
         "samples_sha256": _fingerprint(dataset),
@@ -115,7 +117,7 @@ def _fingerprint(dataset):
     picked = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int))
     digest = hashlib.sha256()
     for index in picked:
-        digest.update(dataset[int(index)]["sample"].contiguous().numpy())
+        digest.update(sample_of(dataset[int(index)]).contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -201,7 +203,7 @@ def _write_shard(target, plan, codes, lengths, labels):
         features[name], columns[name] = item_type, list(part)
     for name, part in zip(column_names(plan, "lengths"), lengths or (), strict=bool(lengths)):
         features[name], columns[name] = datasets.Value("int64"), part
-    if labels is not None:
+    if labels is not None and plan["class_names"] is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels
     features = datasets.Features(features)

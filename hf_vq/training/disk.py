@@ -55,7 +55,7 @@ def run_bytes(footprint: Footprint, args: Any, num_samples: int | None) -> int:
         num_samples: in the training data; None for a stream, with `max_steps`.
     """
     steps = args.max_steps
-    if steps <= 0:
+    if num_samples is not None and steps <= 0:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         steps = math.ceil(num_samples / per_step * args.num_train_epochs)
     strategy, every = getattr(args, "save_strategy", "steps"), args.save_steps  # the autoencoder's only has steps

@@ -1,28 +1,32 @@
 """What a trained model is worth on held-out data; used during training, by the command line and by reports."""
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, Subset
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from hf_vq.data.padding import collator_for, padding_of
+from hf_vq.data.padding import collator_for, is_stream, padding_of
 from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import HierarchyUsage
-from hf_vq.metrics.likelihood import CodeLikelihood
+from hf_vq.metrics.likelihood import CodeLikelihood, CodeLikelihoodOutput
 from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
 
 
-def evaluate_autoencoder(model, dataset, batch_size=64):
+def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict[str, Any]:
     """Reconstruct a data set and measure the error and the use of the codebook.
 
     Args:
         model: an autoencoder; it is left in the mode, training or evaluation, in which it came.
-        dataset: map-style, items `{"sample": (channels, *space) float in [-1, 1], ...}`, of different lengths where
-            it has `variable_length` True.
+        dataset: items `{"sample" or "pixel_values": (channels, *space) float in [-1, 1], ...}`, of different lengths
+            where it has `variable_length` True; map-style, or an `IterableDataset` that ends.
         batch_size: samples per forward; the result does not depend on it (but for `loss` where lengths differ: it is
             the mean over samples of the batches' losses).
 
@@ -36,12 +40,10 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
     Raises:
         ValueError: an empty data set.
     """
-    if len(dataset) == 0:
-        raise ValueError("the data set to evaluate on is empty")
     device = device_of(model)
     with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
-        loss = torch.zeros((), dtype=torch.float64, device=device)
+        loss, count = torch.zeros(2, dtype=torch.float64, device=device).unbind()
         for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
             sample, padding = batch["sample"], padding_of(batch)
             output = model(sample, **padding)
@@ -49,24 +51,28 @@ def evaluate_autoencoder(model, dataset, batch_size=64):
             masks = model.without_padding(sample, **padding)[1] if padding else None
             codebook.update(as_grids(output.codes), masks)
             loss += output.loss.double() * len(sample)
+            count += len(sample)
+    num_samples = int(sum_over_processes(count))
+    if not num_samples:
+        raise ValueError("the data set to evaluate on is empty")
     reconstruction, used = error.compute(), codebook.compute()
     return {
-        "loss": sum_over_processes(loss).item() / len(dataset),
+        "loss": sum_over_processes(loss).item() / num_samples,
         "mse": reconstruction.mse,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
         **_describe_usage(used, model),
         "num_codes": int(used.counts.sum()),
-        "num_samples": len(dataset),
+        "num_samples": num_samples,
     }
 
 
-def usage_metric(model):
+def usage_metric(model: Any) -> HierarchyUsage:
     """A metric of codebook usage for the codes of an autoencoder."""
     return HierarchyUsage(model.codebook_sizes, model.num_levels)
 
 
-def _describe_usage(used, model):
+def _describe_usage(used: Any, model: Any) -> dict[str, Any]:
     if not isinstance(used.usage, list):
         return {"usage": used.usage, "perplexity": used.perplexity, "dead_codes": used.dead_codes}
     figures = {"usage": used.usage, "perplexity": used.perplexity}
@@ -79,7 +85,9 @@ def _describe_usage(used, model):
     return {**means, "dead_codes": sum(used.dead_codes), **each}
 
 
-def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
+def evaluate_prior(
+    prior: Any, dataset: Any, batch_size: int = 64, sample_shape: tuple[int, ...] | None = None
+) -> dict[str, Any]:
     """Measure the likelihood of held-out codes under a prior.
 
     Args:
@@ -113,24 +121,36 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
     return {**figures, "num_samples": len(dataset), "likelihood_is_exact": prior.likelihood == "exact"}
 
 
-def check_likelihood_kind(prior):
+def check_likelihood_kind(prior: Any) -> None:
     """Raise a ValueError for a prior that has no likelihood to report."""
     if prior.likelihood is None:
         raise ValueError(f"{type(prior).__name__} has likelihood=None: it cannot say how probable codes are")
 
 
-def describe_code_likelihood(result):
+def describe_code_likelihood(result: CodeLikelihoodOutput) -> dict[str, Any]:
     """The figures of a `CodeLikelihoodOutput`, a dict."""
     figures = {name: value for name, value in asdict(result).items() if value is not None}
     return {"nats_per_code": result.nats_per_code, "nats_per_token": result.nats_per_code, **figures}
 
 
-def device_of(model):
+def device_of(model: nn.Module) -> torch.device:
     """Where a model computes."""
     return next(model.parameters()).device
 
 
-def batches(dataset, batch_size, device, collate=None):
+class _Share(IterableDataset):
+    """Every so many-th item of a stream."""
+
+    def __init__(self, dataset: Any, rank: int, processes: int):
+        self.dataset, self.rank, self.processes = dataset, rank, processes
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.dataset, self.rank, None, self.processes)
+
+
+def batches(
+    dataset: Any, batch_size: int, device: torch.device, collate: Callable[[list], Any] | None = None
+) -> Iterator[dict[str, torch.Tensor]]:
     """This process's share of a data set, in order, as dicts of tensors on the device.
 
     Args:
@@ -139,6 +159,10 @@ def batches(dataset, batch_size, device, collate=None):
     The loader gets a generator of its own: evaluation leaves the training's random numbers where they are.
     """
     if dist.is_available() and dist.is_initialized():
-        dataset = Subset(dataset, range(dist.get_rank(), len(dataset), dist.get_world_size()))
+        rank, processes = dist.get_rank(), dist.get_world_size()
+        if is_stream(dataset):
+            dataset = _Share(dataset, rank, processes)
+        else:
+            dataset = Subset(dataset, range(rank, len(dataset), processes))
     for batch in DataLoader(dataset, batch_size, collate_fn=collate, generator=torch.Generator()):
         yield send_to_device(batch, device)

@@ -3,9 +3,13 @@
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
 from hf_vq.training.checkpoints import latest_checkpoint, why_incomplete
 
@@ -27,24 +31,24 @@ class InterruptGuard:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
-        self.received = None
-        self._previous = {}
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "InterruptGuard":
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
-        signal.signal(number, self._previous[number] or signal.SIG_DFL)
+        signal.signal(number, self._previous[signal.Signals(number)] or signal.SIG_DFL)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    def requested(self, accelerator):
+    def requested(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all processes get the same answer in the same step."""
         if accelerator.num_processes == 1:
             return self.received is not None
@@ -52,14 +56,21 @@ class InterruptGuard:
             accelerator.set_trigger()
         return accelerator.check_trigger()
 
-    def stop(self):
+    def stop(self) -> NoReturn:
         """Raise what the signal means: SystemExit with the shell's code for SIGTERM, else KeyboardInterrupt."""
         if self.received == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
 
-def save_before_stopping(model, output_dir, step, last_step, save, reason):
+def save_before_stopping(
+    model: nn.Module,
+    output_dir: str | Path,
+    step: int,
+    last_step: int,
+    save: Callable[[], Any] | None,
+    reason: str,
+) -> None:
     """Save the last finished step, unless that is done or the weights are no numbers, and say how to go on.
 
     Args:
@@ -67,7 +78,8 @@ def save_before_stopping(model, output_dir, step, last_step, save, reason):
         output_dir: folder of the run.
         step: number of finished optimizer steps.
         last_step: number of optimizer steps the run was to have.
-        save: writes the checkpoint of `step`, all processes together; None where this one alone has failed.
+        save: writes the checkpoint of `step`, all processes together; None where this one alone has failed, or in the
+            middle of a step.
         reason: why training stops, for the message.
     """
     finite = all(torch.isfinite(tensor).all() for tensor in [*model.parameters(), *model.buffers()])

@@ -1,12 +1,14 @@
 """Likelihood of a whole model, codes and pixels, in bits per dimension: so that models compare."""
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from hf_vq.data.padding import has_variable_length
+from hf_vq.data.padding import SampleCollator, has_variable_length, sample_of
 from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
@@ -29,7 +31,7 @@ class OwnPixelLikelihood:
         ValueError: not 256.
     """
 
-    def __init__(self, autoencoder, num_values=256):
+    def __init__(self, autoencoder: Any, num_values: int = 256):
         if num_values != 256:
             raise ValueError(
                 f"the decoder's distribution is over 256 pixel values, those of the data are {num_values}"
@@ -52,15 +54,15 @@ class FittedPixelLikelihood:
         ValueError: an empty data set.
     """
 
-    def __init__(self, autoencoder, dataset, num_values=256, batch_size=64):
+    def __init__(self, autoencoder: Any, dataset: Any, num_values: int = 256, batch_size: int = 64):
         if len(dataset) == 0:
             raise ValueError("there are no images to fit the scale of the decoder's likelihood on")
         rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_IMAGES).round().astype(int)).tolist()
         self.autoencoder, self.num_values = autoencoder, num_values
         device = device_of(autoencoder)
         with torch.no_grad(), evaluating(autoencoder):
-            fit = LogisticScale(dataset[0]["sample"].shape[0], num_values).to(device)
-            for batch in batches(Subset(dataset, rows), batch_size, device):
+            fit = LogisticScale(sample_of(dataset[0]).shape[0], num_values).to(device)
+            for batch in batches(Subset(dataset, rows), batch_size, device, SampleCollator()):
                 codes = autoencoder.tokenize(batch["sample"])
                 fit.update(batch["sample"], autoencoder.detokenize(codes))
             self.log_scale = fit.compute().to(device)
@@ -70,7 +72,7 @@ class FittedPixelLikelihood:
             "decoder_scale_fitted_on": f"{len(rows)} images, none of them evaluated",
         }
 
-    def log_prob(self, sample, codes):
+    def log_prob(self, sample: torch.Tensor, codes: Any) -> torch.Tensor:
         """Nats (batch,) of samples (batch, channels, *space), given their codes."""
         location = self.autoencoder.detokenize(codes).float()
         log_scale = self.log_scale.view(-1, *[1] * (sample.ndim - 2))
@@ -84,16 +86,22 @@ class UniformPrior:
         codebook_size: number of codes.
     """
 
-    def __init__(self, codebook_size):
+    def __init__(self, codebook_size: int):
         self.codebook_size = codebook_size
 
-    def log_prob(self, codes):
+    def log_prob(self, codes: torch.Tensor) -> torch.Tensor:
         """Nats (batch,) of codes (batch, ...)."""
         nats = math.prod(codes.shape[1:]) * math.log(self.codebook_size)
         return torch.full((len(codes),), -nats, device=codes.device)
 
 
-def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64):
+def evaluate_likelihood(
+    autoencoder: Any,
+    priors: Sequence[Any] | None,
+    dataset: Any,
+    pixels: OwnPixelLikelihood | FittedPixelLikelihood | None = None,
+    batch_size: int = 64,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Measure how likely held-out samples are under an autoencoder and its priors.
 
     log p(codes) is a sum over the grids of a hierarchy, coarse to fine: the prior of each knows the coarser codes
@@ -124,14 +132,14 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
         raise ValueError(f"priors must be {len(sizes)}, one for each grid of codes, coarse to fine; got {len(priors)}")
     for prior in priors or ():
         check_likelihood_kind(prior)
-    shape = tuple(dataset[0]["sample"].shape)
+    shape = tuple(sample_of(dataset[0]).shape)
     device = device_of(autoencoder)
     with torch.no_grad(), evaluating(autoencoder):
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
         nats = torch.zeros(3, dtype=torch.float64, device=device)  # samples, of codes, of pixels
-        for batch in batches(dataset, batch_size, device):
+        for batch in batches(dataset, batch_size, device, SampleCollator()):
             codes = autoencoder.tokenize(batch["sample"])
-            total = 0
+            total: Any = 0
             for part, (grid, log_prob) in zip(parts, code_log_probs(priors, sizes, codes, batch), strict=True):
                 part.update(grid, log_prob)
                 total = total - log_prob.double().sum()
@@ -156,7 +164,9 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
     return figures, {**whole, "protocol": {**describe_models(autoencoder, priors, dataset[0]), **pixels.protocol}}
 
 
-def code_log_probs(priors, codebook_sizes, codes, batch):
+def code_log_probs(
+    priors: Sequence[Any] | None, codebook_sizes: Sequence[int], codes: Any, batch: Mapping[str, Any]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every grid of codes and its log-likelihood given the coarser ones, (batch,) nats, coarse to fine.
 
     Args:
@@ -174,9 +184,9 @@ def code_log_probs(priors, codebook_sizes, codes, batch):
             yield grid, priors[index].log_prob(grid, **priors[index].pick_conditions(known))
 
 
-def describe_models(autoencoder, priors, item):
+def describe_models(autoencoder: Any, priors: Sequence[Any] | None, item: Mapping[str, Any]) -> dict[str, Any]:
     """What a report must say of the models for its figures to compare."""
-    shape = tuple(item["sample"].shape)
+    shape = tuple(sample_of(item).shape)
     protocol = {
         "whole_model": BOUND,
         "codes": "exact" if all(prior.likelihood == "exact" for prior in priors or ()) else "upper bound",

@@ -238,8 +238,8 @@ class TrainingLoop:
         self._tell_state()
         control = self.callbacks.step_ended(
             log=self.step % args.logging_steps == 0 or last,
-            evaluate=bool(args.eval_steps) and self.step % args.eval_steps == 0,
-            save=bool(args.save_steps) and self.step % args.save_steps == 0,
+            evaluate=args.eval_steps is not None and self.step % args.eval_steps == 0,
+            save=args.save_steps > 0 and self.step % args.save_steps == 0,
         )
         if control.should_log:
             self.log_sums(bar)
@@ -252,7 +252,7 @@ class TrainingLoop:
 
     def log_sums(self, bar: Any) -> None:
         """Log the means since the last log entry."""
-        entry = {name: math.fsum(values) / len(values) for name, values in self.state["sums"].items()}
+        entry: dict[str, Any] = {name: math.fsum(values) / len(values) for name, values in self.state["sums"].items()}
         self.state["sums"] = {}
         for index, turn in enumerate(self.turns):
             prefix = f"{turn.name}_" if index else ""

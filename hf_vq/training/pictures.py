@@ -1,12 +1,16 @@
 """Pictures of a run that show no samples, as PNG files: use of the codebook, losses."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
 from hf_vq.modalities.figures import ACCENT, INK, MUTED, SECOND, save_figure
 
 
-def save_usage_histogram(path, counts):
+def save_usage_histogram(path: str | Path, counts: torch.Tensor | Sequence[int]) -> None:
     """How often each code occurs, most used first, against even use.
 
     Args:
@@ -35,7 +39,7 @@ def save_usage_histogram(path, counts):
     save_figure(path, figure)
 
 
-def save_loss_curve(path, history):
+def save_loss_curve(path: str | Path, history: list[dict[str, Any]]) -> None:
     """Training and validation loss over the steps, from the `history` of a report.
 
     Args:
@@ -47,18 +51,18 @@ def save_loss_curve(path, history):
     """
     curves = {}
     for name in ["loss", "eval_loss"]:
-        points = {entry["step"]: entry[name] for entry in history if entry.get(name) is not None}
-        if points:
-            curves[name] = sorted(points.items())
+        found = {entry["step"]: entry[name] for entry in history if entry.get(name) is not None}
+        if found:
+            curves[name] = sorted(found.items())
     if not curves:
         raise ValueError("history has no entry with 'loss' or 'eval_loss'")
     figure, axes = _new_axes(7.2, 3.6)
     styles = {"loss": ("training", ACCENT, None), "eval_loss": ("validation", SECOND, "o")}
     for name, points in curves.items():
         label, colour, marker = styles[name]
-        steps, values = zip(*points, strict=True)
+        steps, losses = zip(*points, strict=True)
         marker = marker or ("o" if len(points) == 1 else None)
-        axes.plot(steps, values, label=label, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        axes.plot(steps, losses, label=label, color=colour, marker=marker, markersize=4, linewidth=1.6)
     values = [value for points in curves.values() for _, value in points]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
@@ -71,7 +75,7 @@ def save_loss_curve(path, history):
     save_figure(path, figure)
 
 
-def _new_axes(width, height):
+def _new_axes(width: float, height: float) -> tuple[Any, Any]:
     """A figure with one pair of axes, open at the top and the right."""
     from matplotlib.figure import Figure
 

@@ -6,8 +6,10 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -58,7 +60,7 @@ class PriorTrainingArguments(TrainingArguments):
     weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         fixed = {
             "label_names": (None, []),
             "remove_unused_columns": (True, False),
@@ -71,11 +73,14 @@ class PriorTrainingArguments(TrainingArguments):
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true"
+            latest = str(self.resume_from_checkpoint).lower() == "true"
+            self.resume_from_checkpoint = latest  # type: ignore[assignment]  # a flag of the command line is a str
         super().__post_init__()
 
 
-def train_prior(prior, train_dataset, args, eval_dataset=None):
+def train_prior(
+    prior: Any, train_dataset: Any, args: PriorTrainingArguments, eval_dataset: Any = None
+) -> dict[str, Any] | None:
     """Train a prior on codes; write checkpoints, the final weights and `report.json` into `args.output_dir`.
 
     Args:
@@ -100,8 +105,8 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
     item = send_to_device(collate(prior, [train_dataset[0]]), prior.device)
     prior.check_likelihood(item.pop("codes"), **item)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
-    prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
-    checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
+    checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
     with InterruptGuard() as guard:
         trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)
         if checkpoint is not None:
@@ -120,7 +125,13 @@ def train_prior(prior, train_dataset, args, eval_dataset=None):
 class PriorTrainer(LengthsTrainer):
     """`transformers.Trainer` for priors: sealed checkpoints, weight average, an end to training on NaN."""
 
-    def __init__(self, prior, args, train_dataset, eval_dataset, guard):
+    model: Any
+    args: Any
+    train_dataset: Any
+
+    def __init__(
+        self, prior: Any, args: PriorTrainingArguments, train_dataset: Any, eval_dataset: Any, guard: InterruptGuard
+    ):
         super().__init__(
             model=prior,
             args=args,
@@ -138,7 +149,7 @@ class PriorTrainer(LengthsTrainer):
         self.started = time.monotonic()
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, int]:
         """What must be equal for a resumed run to see the data of the interrupted one."""
         args = self.args
         return {
@@ -149,17 +160,17 @@ class PriorTrainer(LengthsTrainer):
             "num_processes": args.world_size,
         }
 
-    def training_step(self, *inputs, **options):
+    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*inputs, **options)
         if not torch.isfinite(loss):  # Trainer would log the average of earlier losses instead, and go on
             raise DivergenceError(f"step {self.state.global_step + 1}: loss is {loss.item()}")
         return loss
 
-    def evaluate(self, *inputs, **options):
+    def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
         with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
             return super().evaluate(*inputs, **options)
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer writes in place and deletes old ones first: here a new one is sealed before any old one goes."""
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -184,7 +195,7 @@ class PriorTrainer(LengthsTrainer):
             seal(folder, self.state.global_step)
             rotate_checkpoints(folder.parent, limit, keep=self.state.best_model_checkpoint)
 
-    def load_run_state(self, folder):
+    def load_run_state(self, folder: Path) -> None:
         """Check that a checkpoint belongs to this run and take what Trainer does not restore.
 
         Raises:
@@ -199,14 +210,14 @@ class PriorTrainer(LengthsTrainer):
             self.weight_ema.load(folder)
         abandon_newer(self.args.output_dir, folder)
 
-    def stop_early(self, reason, together=True):
+    def stop_early(self, reason: str, together: bool = True) -> None:
         """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
         save = functools.partial(self._save_checkpoint, self.model, trial=None) if together else None
         save_before_stopping(
             self.model, self.args.output_dir, self.state.global_step, self.state.max_steps, save, reason
         )
 
-    def finish(self):
+    def finish(self) -> dict[str, Any] | None:
         """Publish the weights, evaluate them and write the report."""
         history, metrics = self.state.log_history, {}
         losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -234,7 +245,7 @@ class PriorTrainer(LengthsTrainer):
         )
 
 
-def collate(prior, items):
+def collate(prior: Any, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Items of a data set as a batch of what a prior takes: codes, conditions and, where there are, lengths."""
     names = ("codes", "lengths")
     return default_collate(
@@ -245,15 +256,15 @@ def collate(prior, items):
 class _EveryStep(TrainerCallback):
     """After each optimizer step: take in the weights, and heed a signal."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: PriorTrainer):
         self.trainer = trainer
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         if trainer.weight_ema is not None and not trainer.accelerator.optimizer_step_was_skipped:
             trainer.weight_ema.update()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self.trainer.guard.requested(self.trainer.accelerator):
             self.trainer.stopped_by_signal = True
             control.should_save = control.should_training_stop = True
@@ -263,21 +274,23 @@ class _EveryStep(TrainerCallback):
 class _LossInProgress(ProgressCallback):
     """One progress bar with the loss at its end: no line for every log entry, no bar for every evaluation."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("prior")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         pass
 
 
 @contextlib.contextmanager
-def _without_shard_bars():
+def _without_shard_bars() -> Iterator[None]:
     """transformers shows a progress bar for each file it writes, which would cut the training's own in pieces."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -288,7 +301,7 @@ def _without_shard_bars():
             transformers_logging.enable_progress_bar()
 
 
-def _check_dataset(prior, dataset):
+def _check_dataset(prior: Any, dataset: Any) -> None:
     config = prior.config
     if len(dataset) == 0:
         raise ValueError("the data set of codes is empty")

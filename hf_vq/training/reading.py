@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from hf_vq.data.padding import is_stream
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.sampling import ShuffledStream
 
 Batch = dict[str, Any]
-
-
-def is_stream(dataset: Any) -> bool:
-    """Whether a data set can only be gone through: an `IterableDataset` of torch or of datasets."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def make_reader(

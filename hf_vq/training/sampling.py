@@ -1,5 +1,7 @@
 """The order of the training data: a pure function of the step, so that a resumed run needs nothing but its step."""
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -18,26 +20,35 @@ class ShuffledStream:
         process_index: which of them this one is.
     """
 
-    def __init__(self, num_samples, batch_size, batches_per_step=1, seed=0, num_processes=1, process_index=0):
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        batches_per_step: int = 1,
+        seed: int = 0,
+        num_processes: int = 1,
+        process_index: int = 0,
+    ):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.batches_per_step = batches_per_step
         self.num_processes, self.process_index = num_processes, process_index
-        self._epoch, self._order = None, None  # the permutation in use
+        self._epoch: int | None = None
+        self._order = torch.empty(0, dtype=torch.int64)  # the permutation in use
 
     @property
-    def samples_per_step(self):
+    def samples_per_step(self) -> int:
         """Samples of one optimizer step, over all processes."""
         return self.batch_size * self.batches_per_step * self.num_processes
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, int]:
         """What must be equal for two streams to give the same samples at the same step."""
         names = ["num_samples", "batch_size", "batches_per_step", "seed", "num_processes"]
         return {name: getattr(self, name) for name in names}
 
-    def indices(self, start, count):
+    def indices(self, start: int, count: int) -> list[int]:
         """The `count` indices of the stream from position `start` on, a list of ints in [0, num_samples)."""
-        found = []
+        found: list[int] = []
         while len(found) < count:
             epoch, offset = divmod(start + len(found), self.num_samples)
             if epoch != self._epoch:
@@ -46,12 +57,12 @@ class ShuffledStream:
             found.extend(self._order[offset : offset + count - len(found)].tolist())
         return found
 
-    def share(self, start, count):
+    def share(self, start: int, count: int) -> list[int]:
         """This process's part of `indices(start, count)`: the parts of all processes, in order, are the whole."""
         parts = torch.tensor(self.indices(start, count)).tensor_split(self.num_processes)
         return parts[self.process_index].tolist()
 
-    def batches(self, start_step=0):
+    def batches(self, start_step: int = 0) -> Iterator[list[int]]:
         """Yield this process's batches of indices, from optimizer step `start_step` on, without end."""
         step = start_step
         while True:

@@ -48,8 +48,8 @@ class Turn:
 
     name: str
     module: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    optimizer: Any  # torch.optim.Optimizer, and accelerate's around it
+    schedule: Any  # a schedule of torch, and accelerate's around it
     compute: Callable[[nn.Module, Batch], Terms]
     start_step: int = 0
 
@@ -173,7 +173,9 @@ class Reconstruction(Task):
             model.initialize_codebook(batch["sample"], **padding_of(batch))
 
     def make_turns(self, max_steps: int) -> list[Turn]:
-        args, decayed, spared = self.args, [], []
+        args = self.args
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
         for name, parameter in self.autoencoder.named_parameters():
             if parameter.requires_grad:
                 decays = parameter.ndim > 1 and not name.endswith("embedding.weight")

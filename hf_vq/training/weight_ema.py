@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 
 class WeightEMA:
@@ -24,22 +26,22 @@ class WeightEMA:
     FILE = "weight_ema.safetensors"
     STATE_FILE = "weight_ema.json"
 
-    def __init__(self, model, decay):
+    def __init__(self, model: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"weight_ema_decay={decay} must be in [0, 1)")
         self.model = model
         self.average = EMAModel(model.parameters(), decay=decay)
 
-    def update(self):
+    def update(self) -> None:
         """Take in the parameters after an optimizer step."""
         self.average.step(self.model.parameters())
 
-    def copy_to_model(self):
+    def copy_to_model(self) -> None:
         """Give the model the averaged parameters for good."""
         self.average.copy_to(self.model.parameters())
 
     @contextlib.contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """Give the model the averaged parameters within the `with` block."""
         self.average.store(self.model.parameters())
         self.copy_to_model()
@@ -48,7 +50,7 @@ class WeightEMA:
         finally:
             self.average.restore(self.model.parameters())
 
-    def save(self, folder):
+    def save(self, folder: str | Path) -> None:
         """Write the average into a checkpoint folder, as safetensors and JSON."""
         names = [name for name, _ in self.model.named_parameters()]
         tensors = {name: tensor.contiguous() for name, tensor in zip(names, self.average.shadow_params, strict=True)}
@@ -56,7 +58,7 @@ class WeightEMA:
         state = {"optimization_step": self.average.optimization_step}
         (Path(folder) / self.STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
-    def load(self, folder):
+    def load(self, folder: str | Path) -> None:
         """Read the average back from a checkpoint folder.
 
         Raises:
