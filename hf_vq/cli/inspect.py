@@ -66,7 +66,7 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
         parts = pipeline_folders(folder)
         known = modality_of(read_json(parts["autoencoder"] / CONFIG).get("_class_name"))
         return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
-    return {**facts, **_describe_model(folder, sizes, MODALITIES.get(modality))}
+    return {**facts, **_describe_model(folder, sizes, MODALITIES.get(modality or ""))}
 
 
 def _describe_model(folder, sizes, modality):

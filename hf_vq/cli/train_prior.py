@@ -88,7 +88,7 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     folder = Path(str(args.output_dir))
     check_output_folder(folder, overwrite=options.overwrite, resume=options.resume)
     if options.resume:
-        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+        args.resume_from_checkpoint = str(resolve_checkpoint(folder, True))
     grid = pick_grid(options)
     train = load_codes(options.codes, "train", grid=grid, context=True)
     validation = None
@@ -227,7 +227,7 @@ def take_code_vectors(
 
 
 def make_pipeline(
-    autoencoder: Any, prior: Any, coarser: Sequence[Any], class_names: Sequence[str] | None
+    autoencoder: Any, prior: Any, coarser: Sequence[Any], class_names: list[str] | None
 ) -> CodesPipeline:
     """The pipeline of a prior, and of those of the coarser grids."""
     priors = [each.to(prior.device).eval() for each in (*coarser, prior)]

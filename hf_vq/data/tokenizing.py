@@ -117,7 +117,7 @@ def _fingerprint(dataset):
     picked = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int))
     digest = hashlib.sha256()
     for index in picked:
-        digest.update(sample_of(dataset[int(index)]).contiguous().numpy())
+        digest.update(sample_of(dataset[int(index)]).contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """A large codebook of which a data set uses few codes, counted anew."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -36,6 +36,7 @@ class RemappedQuantizer(Quantizer):
     """
 
     used: torch.Tensor
+    base: Any  # a VectorQuantizer
     can_be_level = False
 
     def __init__(
