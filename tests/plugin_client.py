@@ -130,8 +130,9 @@ def read_card(repo_id):
     return ModelCard.load(repo_id).text
 
 
-def run_card(repo_id):
+def run_card(repo_id, folder):
     """Runs the first block of a card: that for hf_vq."""
+    os.chdir(folder)
     block = ModelCard.load(repo_id).text.split("```python\n")[1].split("```")[0]
     exec(compile(block, repo_id, "exec"), {})
     return block

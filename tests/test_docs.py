@@ -1,11 +1,13 @@
 """Every block of the README and of docs/ runs as printed, page by page, in a folder that has what the page names."""
 
+import importlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,14 @@ import hf_vq_cli
 
 from .conftest import FIXTURES
 from .hub_server import TOKEN, Hub
+from .registering import tables_as_they_were
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 ELSEWHERE = ("make ", "python3 -m venv ", "pip ", "git ")  # .ci/run installs and runs these
 CHECKOUTS = "--before PATH"  # of a benchmark that needs another checkout
+EXAMPLE = ROOT / "examples" / "hf_vq_example"
 
 
 def blocks(page, language):
@@ -56,7 +60,10 @@ def page_folder(tmp_path, monkeypatch):
         hf_vq.PixelCNNConfig(codebook_size=8, num_classes=10, code_shape=(4, 4), hidden_channels=8, num_layers=1)
     )
     hf_vq.VQPipeline(model.eval(), prior.eval()).save_pretrained("quickstart/pipeline")
-    return tmp_path
+    monkeypatch.syspath_prepend(EXAMPLE)
+    with tables_as_they_were():
+        yield tmp_path
+    sys.modules.pop(EXAMPLE.name, None)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,13 +72,24 @@ def test_every_block_runs_as_printed(page, page_folder):
     unknown = {name for name, _ in pieces} - {"python", "bash", "toml", "yaml"}
     assert not unknown
     for language, text in pieces:
-        if language == "python":
+        if text == (EXAMPLE / f"{EXAMPLE.name}.py").read_text(encoding="utf-8"):
+            importlib.import_module(EXAMPLE.name)
+        elif language == "python":
             exec(compile(text, page, "exec"), {"__name__": "__main__"})
         elif language == "bash":
             for words in commands(text):
                 assert words[0] == "hf-vq", f"{page}: {shlex.join(words)} is run by nothing"
                 if words[1] != "push":
                     assert hf_vq_cli.main(words[1:]) == 0, shlex.join(words)
+
+
+def test_the_page_on_adding_a_model_shows_the_example_as_it_is():
+    page, readme = (path.read_text(encoding="utf-8") for path in (ROOT / "docs/add-a-model.md", EXAMPLE / "README.md"))
+    assert (EXAMPLE / f"{EXAMPLE.name}.py").read_text(encoding="utf-8") in page
+    assert readme.split("```bash\n")[1].split("```")[0] in page  # tests/test_plugins.py runs these, installed
+    (shown,) = blocks("docs/add-a-model.md", "toml")
+    shown, whole = (tomllib.loads(text) for text in (shown, (EXAMPLE / "pyproject.toml").read_text(encoding="utf-8")))
+    assert shown["project"].items() <= whole["project"].items()
 
 
 def test_push_as_printed(page_folder):

@@ -50,7 +50,7 @@ def run(client, *arguments):
 
 def test_the_example_is_small():
     lines = [line.strip() for line in (EXAMPLE / "hf_vq_example.py").read_text().splitlines()]
-    assert len([line for line in lines if line and not line.startswith(("import ", "from ", '"""'))]) < 50
+    assert len([line for line in lines if line and not line.startswith(("import ", "from ", '"""'))]) <= 40
 
 
 def test_commands_train_tokenize_sample_and_explain_a_users_classes(client):
@@ -79,7 +79,7 @@ def test_repositories_load_by_our_classes_and_by_stock_ones_with_trust(client, h
         card = client("read_card", repo_id=f"me/{name}")
         assert "`pip install hf_vq hf-vq-example`" in card
         assert "hf_vq and hf-vq-example installed" in card
-        assert client("run_card", repo_id=f"me/{name}").startswith("import hf_vq_example")
+        assert client("run_card", repo_id=f"me/{name}", folder=str(client.work)).startswith("import hf_vq_example")
     for name in ("codec/hf_vq_remote.py", "prior/hf_vq_remote.py", "pipeline/prior/hf_vq_remote.py"):
         repository, _, file = name.partition("/")
         assert b"\nimport hf_vq_example" in hub.files(f"me/{repository}")[file]

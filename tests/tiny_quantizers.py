@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_vq.quantizers import Quantizer, masked_mse, straight_through
+from hf_vq.quantizers import Quantizer
 
 
 class SignQuantizer(Quantizer):
@@ -10,18 +10,8 @@ class SignQuantizer(Quantizer):
 
     quantizer_type = "sign"
 
-    @property
-    def bits_per_token(self):
-        return self.dim
-
     def residual_scale(self, index):
         return 2.0**-index
-
-    def _quantize(self, rows, valid, counted, batch_size):
-        codes = self._codes(rows)
-        signs = self._vectors(codes)
-        loss = masked_mse(rows, signs, valid)
-        return straight_through(rows, signs), codes, loss, {"commitment": loss}
 
     def _codes(self, rows):
         return ((rows > 0) * 2 ** torch.arange(self.dim)).sum(1)

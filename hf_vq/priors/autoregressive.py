@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from transformers.utils import can_return_tuple
 
 from hf_vq.modes import evaluating
 from hf_vq.priors.base import Prior, PriorOutput
@@ -31,9 +32,9 @@ class SamplingState(Protocol):
 class AutoregressivePrior(Prior):
     """A prior whose codes are drawn one by one, each from those before it; before `PreTrainedModel` among the bases.
 
-    A subclass gives `grid_dims`, `predict`, and a `forward` that names its conditions and calls `run_forward`;
-    `start_sampling`, so that a code costs less than a whole grid; `make_conditions` where it has others than classes,
-    `code_order` where that is not raster order.
+    A subclass gives `grid_dims` and `predict`; `start_sampling`, so that a code costs less than a whole grid;
+    `code_order` where that is not raster order; where it has other conditions than classes, `make_conditions` and a
+    `forward` that names them and calls `run_forward`.
 
     Class attributes:
         reads_lengths: whether `predict` takes `lengths`, since the network must know where an item ends. Otherwise
@@ -51,11 +52,42 @@ class AutoregressivePrior(Prior):
     def check_contract(cls) -> None:
         super().check_contract()
         if cls.predict is AutoregressivePrior.predict:
-            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions: Any)")
+            raise TypeError(f"{cls.__name__} must define predict(codes, **conditions)")
+        if cls.make_conditions is not Prior.make_conditions and cls.forward is AutoregressivePrior.forward:
+            raise TypeError(f"{cls.__name__} has conditions of its own: it must define a forward that names them")
+
+    @can_return_tuple
+    def forward(
+        self,
+        codes: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool = True,
+        *,
+        lengths: torch.Tensor | None = None,
+    ) -> PriorOutput:
+        """Logits of every code from the codes drawn before it, and their loss.
+
+        Args:
+            codes: (batch, *grid) int64.
+            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
+            labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
+            return_loss: compute the loss.
+            lengths: (batch,) int64, real positions of each item along the first axis of space; what is beyond takes no
+                part in the loss.
+
+        Returns:
+            `PriorOutput` with the loss in mean nats per code and logits (batch, *grid, codebook_size).
+
+        Raises:
+            ValueError: codes, classes or targets out of range or of the wrong shape or type, or lengths beyond which
+                `code_order` draws codes before those within.
+        """
+        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def predict(self, codes: torch.Tensor, **conditions: Any) -> torch.Tensor:
         """Logits (batch, *grid, codebook_size) for checked codes (batch, *grid) and checked conditions."""
-        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions: Any)")
+        raise NotImplementedError(f"{type(self).__name__} must define predict(codes, **conditions)")
 
     def start_sampling(self, num_grids: int, code_shape: tuple[int, ...], **conditions: Any) -> SamplingState:
         """An empty state for `num_grids` grids of `code_shape` under checked conditions.

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import can_return_tuple
 
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
-from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.registry import register
 
@@ -118,34 +116,6 @@ class GPTPrior(AutoregressivePrior, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         init_weights(module)
-
-    @can_return_tuple
-    def forward(
-        self,
-        codes: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        return_loss: bool = True,
-        *,
-        lengths: torch.Tensor | None = None,
-    ) -> PriorOutput:
-        """Logits of every code from the codes drawn before it, and their loss.
-
-        Args:
-            codes: (batch, height, width) int64, at most `block_size` in a grid.
-            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
-            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
-            return_loss: compute the loss.
-            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
-
-        Returns:
-            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
-
-        Raises:
-            ValueError: codes, classes or targets out of range or of the wrong shape or type, or lengths beyond which
-                the permutation draws codes before those within.
-        """
-        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)

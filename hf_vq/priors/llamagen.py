@@ -9,10 +9,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
-from transformers.utils import can_return_tuple
 
 from hf_vq.priors.autoregressive import AutoregressivePrior
-from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.config import PriorConfig
 from hf_vq.registry import register
@@ -123,33 +121,6 @@ class LlamaGenPrior(CompiledSampling, AutoregressivePrior, PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, LlamaRMSNorm):
             init.ones_(module.weight)
-
-    @can_return_tuple
-    def forward(
-        self,
-        codes: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        return_loss: bool = True,
-        *,
-        lengths: torch.Tensor | None = None,
-    ) -> PriorOutput:
-        """Logits of every code from the codes before it in raster order, and their loss.
-
-        Args:
-            codes: (batch, height, width) int64.
-            class_labels: (batch,) int64; in training some are dropped to the null class.
-            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
-            return_loss: compute the loss.
-            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
-
-        Returns:
-            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
-
-        Raises:
-            ValueError: codes, classes or targets out of range or of the wrong shape or type.
-        """
-        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def rotary_angles(self, code_shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (height * width, head_dim / 2), float32, of the class and all codes but the last."""

@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import can_return_tuple
 
 from hf_vq.priors.autoregressive import AutoregressivePrior
-from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
 from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
@@ -106,33 +104,6 @@ class PixelCNN(AutoregressivePrior, PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
-
-    @can_return_tuple
-    def forward(
-        self,
-        codes: torch.Tensor,
-        class_labels: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        return_loss: bool = True,
-        *,
-        lengths: torch.Tensor | None = None,
-    ) -> PriorOutput:
-        """Logits of every code from the codes before it in raster order, and their loss.
-
-        Args:
-            codes: (batch, height, width) int64.
-            class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
-            labels: (batch, height, width) int64 targets instead of `codes`; -100 is ignored.
-            return_loss: compute the loss.
-            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss.
-
-        Returns:
-            `PriorOutput` with the loss in mean nats per code and logits (batch, height, width, codebook_size).
-
-        Raises:
-            ValueError: codes, classes or targets out of range or of the wrong shape or type.
-        """
-        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels)
 
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Vectors (*shape, in_channels) of codes (*shape)."""

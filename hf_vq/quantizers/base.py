@@ -1,6 +1,7 @@
 """What every quantizer answers, and what every quantizer needs: rows, projections, state that stays float32."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from hf_vq.quantizers.checks import check_positive_int, constructor_arguments
+from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
 
 
@@ -32,7 +34,8 @@ class QuantizerOutput(ModelOutput):
 class Quantizer(nn.Module):
     """Base of all quantizers: latents (batch, dim, *grid) to codes (batch, *grid) and back.
 
-    A subclass works on rows, one per grid position: it defines `_quantize`, `_codes` and `_vectors`.
+    A subclass works on rows, one per grid position: it defines `_codes` and `_vectors`, and `_quantize` where
+    one commitment loss is not all of its training.
 
     Args:
         codebook_size: number of codes, of one level where there are several.
@@ -83,11 +86,9 @@ class Quantizer(nn.Module):
                 f"the constructor of {cls.__name__} must begin with codebook_size, dim; it takes "
                 f"{', '.join(constructor_arguments(cls)) or 'nothing'}"
             )
-        for name, verb in (("_quantize", "forward"), ("_codes", "tokenize"), ("_vectors", "detokenize")):
+        for name, verb in (("_codes", "tokenize"), ("_vectors", "detokenize")):
             if all(getattr(cls, each) is getattr(Quantizer, each) for each in (name, verb)):
                 raise TypeError(f"{cls.__name__} must define {name}, which its {verb} calls")
-        if cls.bits_per_token is Quantizer.bits_per_token:
-            raise TypeError(f"{cls.__name__} must define the property bits_per_token")
         if cls.initialized is not True and all(
             getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
         ):
@@ -96,7 +97,7 @@ class Quantizer(nn.Module):
     @property
     def bits_per_token(self) -> float:
         """Bits that the codes of one grid position can carry."""
-        raise NotImplementedError
+        return self.num_levels * math.log2(self.codebook_size)
 
     def forward(
         self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None, **options: Any
@@ -190,12 +191,17 @@ class Quantizer(nn.Module):
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
 
+        Here straight through, with a commitment loss that draws latents to their code vectors.
+
         Args:
             valid: (n,) bool, rows that count in losses; None: all.
             counted: (n,) bool, rows that count in statistics; None: all.
             batch_size: items that the n rows come from.
         """
-        raise NotImplementedError
+        codes = self._codes(rows)
+        vectors = self._vectors(codes)
+        loss = masked_mse(rows, vectors.detach(), valid)
+        return straight_through(rows, vectors), codes, loss, {"commitment": loss}
 
     def _codes(self, rows):
         """Codes (n,) or (n, num_levels) of rows (n, code_dim)."""

@@ -105,10 +105,6 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return self._code_vectors()
 
     @property
-    def bits_per_token(self) -> float:
-        return math.log2(self.codebook_size)
-
-    @property
     def stock_compatible(self) -> bool:
         return not self.normalize and isinstance(self.project_in, nn.Identity)
 

@@ -58,10 +58,6 @@ class FiniteScalarQuantizer(Quantizer):
         self.bound = bound
 
     @property
-    def bits_per_token(self) -> float:
-        return math.log2(self.codebook_size)
-
-    @property
     def _levels(self):
         return torch.tensor(self.levels_per_dim, device=self._one.device)
 

@@ -68,10 +68,6 @@ class GumbelQuantizer(Quantizer):
         self._due = False
 
     @property
-    def bits_per_token(self) -> float:
-        return math.log2(self.codebook_size)
-
-    @property
     def temperature(self) -> torch.Tensor:
         """Temperature of the next training step, ()."""
         progress = (self.steps.to(self._one.dtype) / self.temperature_steps).clamp_max(1)

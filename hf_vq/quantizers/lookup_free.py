@@ -81,10 +81,6 @@ class LookupFreeQuantizer(Quantizer):
         places = torch.arange(self.code_dim, device=self._one.device)
         return places.flip(0) if self.first_bit == "most" else places
 
-    @property
-    def bits_per_token(self) -> float:
-        return math.log2(self.codebook_size)
-
     def residual_scale(self, index: int) -> float:
         """Size of the grid at level `index` of a residual quantizer."""
         return 2.0**-index

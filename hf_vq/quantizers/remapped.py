@@ -1,6 +1,5 @@
 """A large codebook of which a data set uses few codes, counted anew."""
 
-import math
 from typing import Any, cast
 
 import torch
@@ -63,10 +62,6 @@ class RemappedQuantizer(Quantizer):
         self.num_used, self.unknown_code = num_used, unknown_code
         self.base = make_quantizer("vector", codebook_size, dim, base_config)
         self.register_buffer("used", torch.arange(num_used))
-
-    @property
-    def bits_per_token(self) -> float:
-        return math.log2(self.codebook_size)
 
     @property
     def initialized(self) -> bool:

@@ -20,7 +20,7 @@ from hf_vq.priors import AutoregressivePrior, Prior, PriorConfig
 from hf_vq.quantizers import EMAVectorQuantizer, Quantizer, make_quantizer
 from hf_vq.registry import AUTOENCODERS, MODALITIES, PIPELINES, PRIORS, QUANTIZERS, TABLES
 
-from ..registering import register_for_now
+from ..registering import register_for_now, tables_as_they_were
 from ..tiny_codecs import PictureCodec, make_codec
 from ..tiny_priors import RasterConvPrior
 from ..tiny_quantizers import SignQuantizer
@@ -28,11 +28,8 @@ from ..tiny_quantizers import SignQuantizer
 
 @pytest.fixture(autouse=True)
 def _tables_as_they_were():
-    before = {kind: dict(table) for kind, table in TABLES.items()}
-    yield
-    for kind, table in TABLES.items():
-        table.clear()
-        table.update(before[kind])
+    with tables_as_they_were():
+        yield
 
 
 def derived(base, **body):
@@ -236,13 +233,8 @@ class Behind(ModelMixin, AutoencoderMixin, ConfigMixin):
 
 
 class Rows(Quantizer):
-    bits_per_token = 3
-
     def __init__(self, codebook_size, dim, **options):
         super().__init__(codebook_size, dim, **options)
-
-    def _quantize(self, rows, valid, counted, batch_size):
-        pass
 
     def _codes(self, rows):
         pass
@@ -266,9 +258,6 @@ class Drawn(Prior):
 
 class Whole(AutoregressivePrior, PreTrainedModel):
     config_class, grid_dims = MineConfig, 2
-
-    def forward(self, codes):
-        pass
 
     def predict(self, codes):
         pass
@@ -307,11 +296,8 @@ def test_little_is_needed():
         needs(Rows, r"Mine has no quantizer_type"),
         needs(Rows, r"must begin with codebook_size, dim; it takes dim", quantizer_type="mine",
               __init__=lambda self, dim: None),
-        needs(Rows, r"Mine must define _quantize", quantizer_type="mine", _quantize=Quantizer._quantize),
         needs(Rows, r"Mine must define _codes", quantizer_type="mine", _codes=Quantizer._codes),
         needs(Rows, r"Mine must define _vectors", quantizer_type="mine", _vectors=Quantizer._vectors),
-        needs(Rows, r"must define the property bits_per_token", quantizer_type="mine",
-              bits_per_token=Quantizer.bits_per_token),
         needs(Rows, r"it must define _initialize", quantizer_type="mine", initialized=False),
         needs(Drawn, r"Mine must be a PreTrainedModel"),
         needs(Whole, r"Mine\.config_class must be a subclass of PriorConfig, got None", config_class=None),
@@ -319,6 +305,7 @@ def test_little_is_needed():
         needs(Whole, r"must be called MineConfig, got AfterConfig", config_class=AfterConfig),
         needs(Whole, r"Mine must define forward\(codes", forward=PreTrainedModel.forward),
         needs(Whole, r"Mine must define predict\(codes", predict=AutoregressivePrior.predict),
+        needs(Whole, r"Mine has conditions of its own: it must define a forward", make_conditions=lambda self: ()),
         needs(Called, r"must take autoencoder, and prior.*it takes model", __init__=lambda self, model: None),
         needs(CodesPipeline, r"Mine must define __call__"),
     ],
