@@ -21,6 +21,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+def compile_whole(module, backend="inductor"):
+    """A module compiled in one graph, as the first of its process.
+
+    torch counts the compilations of code that many models run, such as a wrapper of transformers, over all tests.
+    """
+    torch.compiler.reset()
+    return torch.compile(module, fullgraph=True, backend=backend)
+
+
 def fixture(name):
     """Tensors ("in.x", "out.y") and meta data of a fixture folder."""
     folder = FIXTURES / name

@@ -14,7 +14,7 @@ from hf_vq.converters import convert
 from hf_vq.networks.transformer import KeyValueCache, Transformer
 from hf_vq.priors import GPTPrior, GPTPriorConfig
 
-from .conftest import FIXTURES, fixture
+from .conftest import FIXTURES, compile_whole, fixture
 from .sampling_checks import cached_logits, code_order
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -108,7 +108,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 def test_forward_compiles_whole_and_agrees():
     prior, codes = make_prior("permuted"), torch.randint(11, (2, 3, 4))
     expected = prior(codes, **condition(prior, 2))
-    output = torch.compile(prior, fullgraph=True, backend="aot_eager")(codes, **condition(prior, 2))
+    output = compile_whole(prior, "aot_eager")(codes, **condition(prior, 2))
     torch.testing.assert_close((output.loss, output.logits), (expected.loss, expected.logits))
 
 

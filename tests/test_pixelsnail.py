@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from .conftest import compile_whole
 from .sampling_checks import cached_logits
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -109,7 +110,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant):
 
 def test_forward_compiles_whole_and_agrees():
     prior = make_prior("attention and context", num_blocks=1, num_residual_layers=1)
-    compiled = torch.compile(prior, fullgraph=True, backend="eager")
+    compiled = compile_whole(prior, "eager")
     codes, conditions = torch.randint(11, (2, 5, 7)), make_conditions(prior)
     expected, output = prior(codes, **conditions), compiled(codes, **conditions)
     torch.testing.assert_close((output.loss, output.logits), (expected.loss, expected.logits))

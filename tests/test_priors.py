@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.priors.sampling import apply_temperature, draw_codes, draw_uniforms, guide, keep_top_k, keep_top_p
 
-from .conftest import FIXTURES, fixture
+from .conftest import FIXTURES, compile_whole, fixture
 from .sampling_checks import cached_logits
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -100,7 +100,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(variant):
 @pytest.mark.parametrize("variant", ["gated", "plain"])
 def test_forward_compiles_whole_and_agrees(variant):
     prior = make_prior(variant, num_classes=3, class_dropout_prob=0.5)
-    compiled = torch.compile(prior, fullgraph=True, backend="aot_eager")
+    compiled = compile_whole(prior, "aot_eager")
     codes, class_labels = torch.randint(11, (2, 5, 7)), torch.tensor([0, 3])
     expected = prior(codes, class_labels=class_labels)
     output = compiled(codes, class_labels=class_labels)

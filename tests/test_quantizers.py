@@ -12,6 +12,7 @@ from hf_vq.quantizers import entropy, make_quantizer
 from hf_vq.quantizers.entropy import assignment_entropies, bit_entropies
 from hf_vq.quantizers.lookup import lookup
 
+from .conftest import compile_whole
 from .quantizer_variants import EVERY, VARIANTS, make, same_draws, trained
 
 LEARNED = pytest.mark.parametrize("name", ["vector", "ema"])
@@ -68,8 +69,7 @@ def test_the_commitment_of_every_level_reaches_the_encoder():
 def test_compiles_whole_and_equals_eager(variant, train):
     eager = trained(variant).train(train)
     quantizer, latents = copy.deepcopy(eager), torch.randn(2, 6, 4, 4)
-    torch.compiler.reset()
-    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    compiled = compile_whole(quantizer, "aot_eager")
     expected, output = same_draws(eager, latents), same_draws(compiled, latents)
     assert torch.equal(output.codes, expected.codes)
     torch.testing.assert_close(output.loss, expected.loss)
@@ -91,8 +91,7 @@ def test_inductor_trains_as_eager_does(variant, two_threads):
     eager = trained(variant)
     quantizer, latents = copy.deepcopy(eager), torch.randn(2, 6, 4, 4)
     ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
-    torch.compiler.reset()
-    expected, output = eager(ours), torch.compile(quantizer, fullgraph=True)(theirs)
+    expected, output = eager(ours), compile_whole(quantizer)(theirs)
     for result in (expected, output):
         (result.loss + result.latents.square().sum()).backward()
     assert torch.equal(output.codes, expected.codes)

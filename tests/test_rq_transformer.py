@@ -13,7 +13,7 @@ from hf_vq.converters import convert
 from hf_vq.priors import RQTransformer, RQTransformerConfig
 from hf_vq.quantizers import make_quantizer
 
-from .conftest import FIXTURES, fixture
+from .conftest import FIXTURES, compile_whole, fixture
 from .sampling_checks import cached_logits
 from .test_gpt import CLOSE, check_no_leak
 
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 def test_forward_compiles_whole_and_agrees():
     prior, codes = make_prior("prompts"), torch.randint(11, (2, *GRID))
     expected = prior(codes, **condition(prior, 2))
-    output = torch.compile(prior, fullgraph=True, backend="aot_eager")(codes, **condition(prior, 2))
+    output = compile_whole(prior, "aot_eager")(codes, **condition(prior, 2))
     torch.testing.assert_close((output.loss, output.logits), (expected.loss, expected.logits))
 
 

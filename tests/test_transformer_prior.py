@@ -23,6 +23,7 @@ from hf_vq.priors import (
 )
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from .conftest import compile_whole
 from .sampling_checks import cached_logits, code_order
 from .tiny_models import Codes
 
@@ -219,8 +220,7 @@ def test_every_parameter_learns_and_checkpointing_gives_the_same_gradients(varia
 def test_forward_compiles_whole_and_agrees(variant):
     prior = make_prior(variant)
     codes, conditions = make_codes(prior)
-    torch._dynamo.reset()
-    output = torch.compile(prior, fullgraph=True, backend="aot_eager")(codes, **conditions)
+    output = compile_whole(prior, "aot_eager")(codes, **conditions)
     torch.testing.assert_close(output.logits, prior(codes, **conditions).logits)
 
 

@@ -16,6 +16,8 @@ from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
 from hf_vq.networks.wavenet_steps import WaveNetSteps
 from hf_vq.priors import MixtureWaveNet, MixtureWaveNetConfig, WaveNet, WaveNetConfig
 
+from .conftest import compile_whole
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"residual_channels": 8, "gate_channels": 12, "skip_channels": 10, "num_layers": 6, "global_channels": 5}
 VARIANTS = {
@@ -164,7 +166,7 @@ def test_forward_compiles_as_one_graph(kind):
     prior = make_prior("upsampled", kind, num_layers=2).train()
     inputs, conditions = make_input(kind), make_conditions(prior)
     prior.config.class_dropout_prob = 0.0
-    compiled = torch.compile(prior, fullgraph=True, backend="eager")  # inductor takes long
+    compiled = compile_whole(prior, "eager")  # inductor takes long
     torch.testing.assert_close(compiled(inputs, **conditions).loss, prior(inputs, **conditions).loss)
 
 
