@@ -27,8 +27,11 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         renamed = self.autoencoder_class.renamed_options() if self.autoencoder_class else {}
         given = with_new_names(kwargs, renamed, type(self).__name__)
-        for name in renamed.values() & given.keys():
-            setattr(self, name, given.pop(name))
+        for old, name in renamed.items():
+            if name in given:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{type(self).__name__}: {old} and {name} are one option, got both")
+                setattr(self, name, given.pop(name))
         super().__post_init__(**given)
 
     def autoencoder_arguments(self):

@@ -16,6 +16,7 @@ from hf_vq.cli.checks import (
     check_weights,
     find_modality,
     local_folder,
+    read_json,
     say,
     start_output_folder,
     training_bytes,
@@ -63,8 +64,19 @@ def main(argv):
         verb="train autoencoder",
         description="Train an autoencoder with a vector-quantized bottleneck.",
         aliases={"output": "output_dir"},
+        keys={"model_config": renamed_arguments},
     )
     run(options, data, args, given)
+
+
+def renamed_arguments(given):
+    """Name of the class that `model_config` is for, and new names of its arguments by their old ones."""
+    name = given.get("model", ModelOptions.model)
+    if given.get("init_from"):
+        folder = local_folder(given["init_from"])
+        check_weights(folder, "autoencoder")
+        name = read_json(folder / "config.json")["_class_name"]
+    return name, AUTOENCODERS[name].renamed_options() if name in AUTOENCODERS else {}
 
 
 def run(options, data, args, given):
