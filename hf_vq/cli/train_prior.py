@@ -111,8 +111,10 @@ def run(options, args, given):
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
-        nats = report["metrics"].get("eval_nats_per_code")
-        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
+        nats, words = report["metrics"].get("eval_nats_per_code"), "nats per held-out code"
+        if prior.likelihood == "bound":
+            words += " (upper bound)"
+        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
         save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
         if autoencoder is not None and (grid is None or coarser):
             pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
