@@ -4,7 +4,9 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -73,9 +75,14 @@ def check_disk_space(path, needed, what):
         )
 
 
+def weight_bytes(model):
+    """Bytes of the weights of a model."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
 def training_bytes(model, args, num_samples):
     """Bytes that a training writes: the weights, and per checkpoint weights, gradient averages and weight average."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    weights = weight_bytes(model)
     steps = args.max_steps
     if steps <= 0:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -102,6 +109,16 @@ def say(text):
     """Print, once where several processes run."""
     if is_main_process():
         print(text)
+
+
+@contextmanager
+def optional(what):
+    """Within: whatever goes wrong with an addition to finished work is one line on stderr, and costs nothing else."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: no {what}: {reason}", file=sys.stderr)
 
 
 def start_output_folder(path, *, overwrite, stale):

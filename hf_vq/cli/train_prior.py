@@ -14,9 +14,11 @@ from hf_vq.cli.checks import (
     check_weights,
     find_modality,
     local_folder,
+    optional,
     say,
     start_output_folder,
     training_bytes,
+    weight_bytes,
 )
 from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
@@ -101,7 +103,11 @@ def run(options, args, given):
     prior = initial or prior_class(prior_class.config_class(**config))
     if vectors is not None:
         prior.set_code_vectors(vectors)
-    check_disk_space(args.output_dir, training_bytes(prior, args, len(train)), "training")
+    needed, pipeline = training_bytes(prior, args, len(train)), None
+    if autoencoder is not None and (grid is None or coarser):
+        pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
+        needed += sum(weight_bytes(part) for part in (autoencoder, prior, *coarser))
+    check_disk_space(args.output_dir, needed, "training")
 
     start_output_folder(args.output_dir, overwrite=options.overwrite, stale=OUTPUTS)
     write_recipe(Path(args.output_dir) / "recipe.yaml", given)
@@ -115,10 +121,10 @@ def run(options, args, given):
         if prior.likelihood == "bound":
             words += " (upper bound)"
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
-        save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
-        if autoencoder is not None and (grid is None or coarser):
-            pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
-            save_pipeline(pipeline, Path(args.output_dir), args.seed)
+        if pipeline is not None:
+            save_pipeline(pipeline.to(prior.device), Path(args.output_dir), args.seed)
+        with optional("loss_curve.png"):
+            save_loss_curve(Path(args.output_dir) / "loss_curve.png", report["history"])
     return report
 
 
@@ -219,9 +225,8 @@ def take_code_vectors(options, config, autoencoder, grid):
 
 def make_pipeline(autoencoder, prior, coarser, class_names):
     """The pipeline of a prior, and of those of the coarser grids."""
-    priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
+    priors = [*coarser, prior]
     names = class_names if any(each.config.num_classes for each in priors) else None
-    autoencoder = autoencoder.to(prior.device)
     if not coarser:
         return hf_vq.VQPipeline(autoencoder, prior, names)
     top, *middle, bottom = priors
@@ -229,10 +234,11 @@ def make_pipeline(autoencoder, prior, coarser, class_names):
 
 
 def save_pipeline(pipeline, folder, seed):
-    """Write pipeline/ and samples: a row of samples of every class, or 64 samples without classes."""
+    """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes."""
     pipeline.save_pretrained(folder / "pipeline")
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
-    samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-    modality = find_modality(type(pipeline.autoencoder).__name__)
-    modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)
+    with optional("file of samples"):
+        modality = find_modality(type(pipeline.autoencoder).__name__)
+        samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
+        modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)
