@@ -16,6 +16,7 @@ from hf_vq.cli import checks, train_prior
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq.hub import describe, read_folder, write_card
 from hf_vq.registry import AUTOENCODERS, MODALITIES, PRIORS
+from hf_vq.training.likelihood import FittedPixelLikelihood
 
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
 from .signal_modality import SIGNAL, TextCodec
@@ -169,3 +170,25 @@ def test_an_option_must_be_one_of_every_prior_of_a_hierarchy(own, capsys):
     hf_vq.VQVAE2Pipeline(hierarchy, top, bottom).save_pretrained("pipeline")
     assert run("sample", "pipeline", "--output", "out.png", "--temperature", 0.5) == 2
     assert "top_prior, a ToyMaskedPrior, does not take 'temperature'" in capsys.readouterr().err
+
+
+# Words
+
+
+def test_inspect_names_no_modality_that_it_was_not_told(own, monkeypatch, capsys):
+    prior = ToyMaskedPrior(ToyMaskedPriorConfig(codebook_size=16, code_shape=(4, 4)))
+    prior.save_pretrained("prior")
+    monkeypatch.setitem(MODALITIES, "signal", SIGNAL)
+    told = {"signal": ["--modality", "signal"], "image": ["--image_size", 16], "sample": []}
+    for name, flags in told.items():
+        capsys.readouterr()
+        assert run("inspect", "prior", "--json", *flags) == 0
+        rates = {key: value for key, value in json.loads(capsys.readouterr().out).items() if key.startswith("bits")}
+        assert rates == {f"bits_per_{name}": 64}  # 16 codes of 4 bits
+
+
+def test_the_fit_of_a_likelihood_speaks_of_samples_where_there_is_no_modality(own):
+    pixels = FittedPixelLikelihood(make_codec(PictureCodec).eval(), Waves(PictureCodec, 4))
+    assert pixels.protocol["decoder_scale_fitted_on"] == "4 samples, none of them evaluated"
+    with pytest.raises(ValueError, match="there are no samples to fit"):
+        FittedPixelLikelihood(make_codec(PictureCodec), Waves(PictureCodec, 0))

@@ -1,4 +1,4 @@
-"""Likelihood of a whole model, codes and pixels, in bits per dimension: so that models compare."""
+"""Likelihood of a whole model, codes and the values of samples, in bits per dimension: so that models compare."""
 
 import math
 
@@ -11,9 +11,10 @@ from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.metrics.reduction import sum_over_processes
+from hf_vq.registry import MODALITIES
 from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, evaluating
 
-FIT_IMAGES = 1024  # that the scale of a decoder without a distribution is fitted on
+FIT_SAMPLES = 1024  # that the scale of a decoder without a distribution is fitted on
 BOUND = "upper bound: -log p(x) <= -log p(x | codes) - log p(codes), for the codes that the encoder chooses"
 
 
@@ -30,9 +31,7 @@ class OwnPixelLikelihood:
 
     def __init__(self, autoencoder, num_values=256):
         if num_values != 256:
-            raise ValueError(
-                f"the decoder's distribution is over 256 pixel values, those of the data are {num_values}"
-            )
+            raise ValueError(f"num_values={num_values}: the decoder's distribution is over 256 values")
         self.log_prob = autoencoder.reconstruction_log_prob
         self.protocol = {"decoder_likelihood": f"{autoencoder.pixel_distribution.description}, the decoder's own"}
 
@@ -42,19 +41,21 @@ class FittedPixelLikelihood:
 
     Args:
         autoencoder: any autoencoder.
-        dataset: the images that the scales are fitted on, evenly spaced 1,024 of them where there are more. None of
+        dataset: the samples that the scales are fitted on, evenly spaced 1,024 of them where there are more. None of
             them may be evaluated.
-        num_values: how many values a pixel can have.
-        batch_size: images per forward; the scales do not depend on it.
+        num_values: how many values a number in a sample can have.
+        batch_size: samples per forward; the scales do not depend on it.
 
     Raises:
         ValueError: an empty data set.
     """
 
     def __init__(self, autoencoder, dataset, num_values=256, batch_size=64):
+        modality = MODALITIES.get(autoencoder.modality)
+        plural = modality.plural if modality else "samples"
         if len(dataset) == 0:
-            raise ValueError("there are no images to fit the scale of the decoder's likelihood on")
-        rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_IMAGES).round().astype(int)).tolist()
+            raise ValueError(f"there are no {plural} to fit the scale of the decoder's likelihood on")
+        rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_SAMPLES).round().astype(int)).tolist()
         self.autoencoder, self.num_values = autoencoder, num_values
         with evaluating(autoencoder) as device:
             fit = LogisticScale(dataset[0]["sample"].shape[0], num_values).to(device)
@@ -64,8 +65,8 @@ class FittedPixelLikelihood:
             self.log_scale = fit.compute().to(device)
         self.protocol = {
             "decoder_likelihood": "discretised logistic around the decoder's sample, a fixed scale for each channel",
-            "decoder_scale": (self.log_scale.exp() * ((num_values - 1) / 2)).tolist(),  # in pixel values
-            "decoder_scale_fitted_on": f"{len(rows)} images, none of them evaluated",
+            "decoder_scale": (self.log_scale.exp() * ((num_values - 1) / 2)).tolist(),  # in steps between values
+            "decoder_scale_fitted_on": f"{len(rows)} {plural}, none of them evaluated",
         }
 
     def log_prob(self, sample, codes):
