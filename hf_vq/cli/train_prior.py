@@ -97,10 +97,13 @@ def run(options, args, given):
         train.labels = None
         if validation is not None:
             validation.labels = None
-    vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
     transformers.set_seed(args.seed)
-    prior_class = PRIORS[options.prior]
-    prior = initial or prior_class(prior_class.config_class(**config))
+    try:
+        vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
+        prior_class = PRIORS[options.prior]
+        prior = initial or prior_class(prior_class.config_class(**config))
+    except TypeError as error:
+        raise ValueError(f"prior_config does not fit {options.prior}: {error}") from error
     if vectors is not None:
         prior.set_code_vectors(vectors)
     needed, pipeline = training_bytes(prior, args, len(train)), None
