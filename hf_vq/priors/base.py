@@ -89,7 +89,7 @@ class Prior(InputChecks, PushMixin):
     @property
     def device(self) -> torch.device:
         """Where the weights are; of those that accelerate keeps elsewhere, where it computes with them."""
-        device = super().device
+        device = next(self.parameters()).device  # of super(), torch.compile cannot ask
         if device.type != "meta":
             return device
         hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
