@@ -1,10 +1,11 @@
 """What every prior shares: what it declares, its conditions, and what it must give."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import align_module_device, has_offloaded_params
 from torch import nn
 from transformers.utils import ModelOutput
 
@@ -29,11 +30,17 @@ class PriorOutput(ModelOutput):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and afterwards each of its modules back in the mode it had."""
+    """Put a model in eval mode, and afterwards each of its modules back in the mode it had.
+
+    Weights that accelerate keeps elsewhere are fetched for as long: some are read without their module being called.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with ExitStack() as fetched:
+            for module in filter(has_offloaded_params, model.modules()):
+                fetched.enter_context(align_module_device(module))
+            yield
     finally:
         for module, training in modes:
             module.training = training
@@ -78,6 +85,16 @@ class Prior(InputChecks, PushMixin):
                 f"{cls.__name__} must define log_prob and say in likelihood whether it is 'exact' or a 'bound', or "
                 f"neither; got likelihood={cls.likelihood!r}"
             )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; of those that accelerate keeps elsewhere, where it computes with them."""
+        device = next(self.parameters()).device  # of super(), torch.compile cannot ask
+        if device.type != "meta":
+            return device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), device)
 
     @property
     def tokens(self) -> Tokens:

@@ -1,4 +1,6 @@
-"""Checks of constructor arguments, which name the argument and the value."""
+"""Checks of arguments, which name the argument and the value."""
+
+import torch
 
 
 def check_positive_int(**values):
@@ -26,3 +28,16 @@ def check_choice(known, **values):
     for name, value in values.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+
+
+def check_mask(padding_mask, shape):
+    """A padding mask must be a bool tensor of this shape."""
+    if not isinstance(padding_mask, torch.Tensor):
+        raise ValueError(
+            f"padding_mask must be bool of shape {shape} (True = real), a tensor; got {type(padding_mask).__name__}"
+        )
+    if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != shape:
+        raise ValueError(
+            f"padding_mask must be bool of shape {shape} (True = real), got {padding_mask.dtype} of shape "
+            f"{tuple(padding_mask.shape)}"
+        )

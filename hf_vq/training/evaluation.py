@@ -101,10 +101,12 @@ def evaluate_prior(prior, dataset, batch_size=64, sample_shape=None):
         raise ValueError("the data set to evaluate on is empty")
     with evaluating(prior) as device:
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
-        for batch in batches(dataset, batch_size, device):
+        for number, batch in enumerate(batches(dataset, batch_size, device)):
             conditions, lengths = prior.pick_conditions(batch), batch.get("lengths")
             if lengths is not None:
                 conditions["lengths"] = lengths
+            if number == 0:
+                prior.check_likelihood(batch["codes"], **conditions)
             log_prob = prior.log_prob(batch["codes"], **conditions)
             likelihood.update(batch["codes"], log_prob, lengths, axis=1 + prior.has_levels)
     figures = describe_code_likelihood(likelihood.compute())
@@ -130,7 +132,7 @@ def evaluating(model):
     model.eval()
     try:
         with torch.no_grad():
-            yield next(model.parameters()).device
+            yield model.device
     finally:
         model.train(training)
 

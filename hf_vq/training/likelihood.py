@@ -127,10 +127,10 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
     with evaluating(autoencoder) as device:
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
         nats = torch.zeros(3, dtype=torch.float64, device=device)  # samples, of codes, of pixels
-        for batch in batches(dataset, batch_size, device):
+        for number, batch in enumerate(batches(dataset, batch_size, device)):
             codes = autoencoder.tokenize(batch["sample"])
-            total = 0
-            for part, (grid, log_prob) in zip(parts, code_log_probs(priors, sizes, codes, batch), strict=True):
+            total, log_probs = 0, code_log_probs(priors, sizes, codes, batch, check=number == 0)
+            for part, (grid, log_prob) in zip(parts, log_probs, strict=True):
                 part.update(grid, log_prob)
                 total = total - log_prob.double().sum()
             decoded = torch.zeros_like(total) if pixels is None else -pixels.log_prob(batch["sample"], codes).double()
@@ -154,7 +154,7 @@ def evaluate_likelihood(autoencoder, priors, dataset, pixels=None, batch_size=64
     return figures, {**whole, "protocol": {**describe_models(autoencoder, priors, dataset[0]), **pixels.protocol}}
 
 
-def code_log_probs(priors, codebook_sizes, codes, batch):
+def code_log_probs(priors, codebook_sizes, codes, batch, check=False):
     """Every grid of codes and its log-likelihood given the coarser ones, (batch,) nats, coarse to fine.
 
     Args:
@@ -162,6 +162,7 @@ def code_log_probs(priors, codebook_sizes, codes, batch):
         codebook_sizes: of every grid.
         codes: a tensor, or of a hierarchy a tuple of them.
         batch: a dict with the conditions that priors take, such as `class_labels`.
+        check: whether the priors' log-likelihoods are to be checked for being such, thoroughly.
     """
     codes = as_grids(codes)
     for index, grid in enumerate(codes):
@@ -169,7 +170,10 @@ def code_log_probs(priors, codebook_sizes, codes, batch):
             yield grid, UniformPrior(codebook_sizes[index]).log_prob(grid)
         else:
             known = {**batch, "context_codes": codes[:index]} if index else batch
-            yield grid, priors[index].log_prob(grid, **priors[index].pick_conditions(known))
+            conditions = priors[index].pick_conditions(known)
+            if check:
+                priors[index].check_likelihood(grid, **conditions)
+            yield grid, priors[index].log_prob(grid, **conditions)
 
 
 def describe_models(autoencoder, priors, item):
