@@ -1,4 +1,4 @@
-"""Old names of arguments and options: they keep working, and each says so once."""
+"""Old names of arguments and options, which keep working and say so once; and where a warning points."""
 
 import functools
 import sys
@@ -18,10 +18,15 @@ def warn_renamed(owner, old, new):
     if (owner, old) in _said:
         return
     _said.add((owner, old))
+    warn_user(f"{owner}: {old} is now called {new}", FutureWarning)
+
+
+def warn_user(message, category=UserWarning):
+    """A warning that points at the user's line, however deep it is called."""
     frame, stacklevel = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
         frame, stacklevel = frame.f_back, stacklevel + 1
-    warnings.warn(f"{owner}: {old} is now called {new}", FutureWarning, stacklevel=stacklevel)
+    warnings.warn(message, category, stacklevel=stacklevel)
 
 
 def with_new_names(values, renamed, owner):

@@ -1,5 +1,7 @@
 """Old names of options: on the command line they work as the new ones do, and are told in one plain line."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 import hf_vq
 import hf_vq_cli
@@ -180,3 +182,44 @@ def test_in_python_the_warning_points_at_the_line_of_the_user(use, said):
     (warning,) = [each for each in caught if "is now called" in str(each.message)]
     assert warning.category is FutureWarning
     assert (warning.filename, warning.lineno) == (__file__, use.__code__.co_firstlineno)
+
+
+def test_faces_take_and_give_options_by_old_names(said):
+    folder = SAVED / "saved/autoencoder"
+    assert AutoConfig.from_pretrained(folder, level_dropout=0.4).grid_dropout == 0.4
+    assert AutoModel.from_pretrained(folder, level_dropout=0.4).autoencoder.config.grid_dropout == 0.4
+    config = hf_vq.VQVAE2Config()
+    config.level_dropout = 0.3
+    assert config.grid_dropout == config.level_dropout == 0.3
+    config.update({"level_dropout": 0.2})
+    assert config.grid_dropout == 0.2
+    assert "level_dropout" not in config.to_dict()
+    with pytest.raises(AttributeError, match="no attribute 'depth'"):
+        config.depth  # noqa: B018
+
+
+def test_a_models_config_is_read_by_old_names(said):
+    model = hf_vq.VQVAE2(grid_dropout=0.1, **HIERARCHY)
+    for config in (model.config, copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config))):
+        found = config.level_dropout, config["level_dropout"], config.get("level_dropout")
+        assert found == (0.1, 0.1, 0.1)
+        assert (dict(config), config.get("depth")) == (dict(model.config), None)
+        with pytest.raises(KeyError, match="depth"):
+            config["depth"]
+    assert "level_dropout" not in dict(model.config)
+    assert model.level_names == model.grid_names
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: AutoConfig.from_pretrained(SAVED / "saved/autoencoder", level_dropout=0.4),
+        lambda: hf_vq.VQVAE2Config().level_dropout,
+        lambda: hf_vq.VQVAE2(**HIERARCHY).config.level_dropout,
+        lambda: hf_vq.VQVAE2(**HIERARCHY).level_names,
+    ],
+)
+def test_reading_by_an_old_name_points_at_the_line_of_the_user(use, said):
+    with pytest.warns(FutureWarning, match="is now called grid_") as told:
+        use()
+    assert [(each.filename, each.lineno) for each in told] == [(__file__, use.__code__.co_firstlineno)]

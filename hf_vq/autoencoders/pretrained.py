@@ -12,7 +12,7 @@ from hf_vq.autoencoders.images.vq_model import VQModel
 from hf_vq.autoencoders.images.vqvae import VQVAE
 from hf_vq.autoencoders.images.vqvae2 import VQVAE2
 from hf_vq.hub import HubConfigMixin, PushMixin
-from hf_vq.renaming import with_new_names
+from hf_vq.renaming import warn_renamed, with_new_names
 
 
 class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
@@ -33,6 +33,23 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
                     raise ValueError(f"{type(self).__name__}: {old} and {name} are one option, got both")
                 setattr(self, name, given.pop(name))
         super().__post_init__(**given)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(self._new_name(name) or name, value)
+
+    def __getattr__(self, name):  # where there is no field of that name
+        new = type(self)._new_name(name)
+        if new is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self, new)
+
+    @classmethod
+    def _new_name(cls, name):
+        """What an old name of an option is called now, which it says once; None for any other name."""
+        new = cls.autoencoder_class.renamed_options().get(name) if cls.autoencoder_class else None
+        if new is not None:
+            warn_renamed(cls.__name__, name, new)
+        return new
 
     def autoencoder_arguments(self):
         names = list(inspect.signature(self.autoencoder_class.__init__).parameters)[1:]

@@ -26,7 +26,7 @@ from hf_vq.autoencoders.outputs import EncoderOutput
 from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
-from hf_vq.renaming import renamed_options
+from hf_vq.renaming import renamed_options, warn_renamed
 
 
 class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
@@ -161,6 +161,11 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
     def grid_names(self):
         count = len(self.quantizers)
         return GRID_NAMES.get(count, tuple(f"grid_{index}" for index in range(count)))
+
+    @property
+    def level_names(self):
+        warn_renamed(type(self).__name__, "level_names", "grid_names")
+        return self.grid_names
 
     @property
     def downsample_factor(self):
