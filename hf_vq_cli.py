@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from importlib import metadata
 
 VERBS = {
@@ -63,6 +64,16 @@ def one_line(error):
     return lines[-1] if any(line.startswith("Traceback") for line in lines) else " ".join(lines)
 
 
+def show_warning(message, category, filename, lineno, file=None, line=None):
+    """As `warnings.showwarning`, but a warning of this package is one line that says nothing of its source."""
+    here = os.path.abspath(__file__)
+    if os.path.abspath(filename).startswith((here, os.path.join(os.path.dirname(here), "hf_vq") + os.sep)):
+        text = f"warning: {one_line(message)}\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
+
+
 def main(argv=None):
     """Run one verb; return the exit code: 0, 2 for an error of the user's making, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -81,7 +92,9 @@ def main(argv=None):
             print(metadata.version("hf_vq"))
             return 0
         verb, rest = find_verb(arguments)
-        importlib.import_module(VERBS[verb][0]).main(rest)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            importlib.import_module(VERBS[verb][0]).main(rest)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if traceback or (isinstance(error, RuntimeError) and type(error).__name__ not in EXPECTED):
             raise

@@ -241,6 +241,14 @@ BAD_INPUT = {
         "'num_layer', did you mean 'num_layers'",
         "train prior p.yaml --codes quickstart/codes --output out --prior_config.num_layer 3",
     ),
+    "model argument of a wrong type": (
+        "hidden_channels",
+        "train autoencoder a.yaml --output out --model_config.hidden_channels many",
+    ),
+    "prior option of a wrong type": (
+        "prior_config does not fit PixelCNN",
+        "train prior p.yaml --codes quickstart/codes --output out --prior_config.hidden_channels many",
+    ),
     "bad model argument": (
         "hidden_channels",
         "train autoencoder a.yaml --output out --model_config.hidden_channels 0",

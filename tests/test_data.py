@@ -1,5 +1,6 @@
 """Image data sets and tokenized codes: real PNG and Parquet files, and everything that can be wrong with them."""
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_vq import VQVAE
+from hf_vq.data import shards
 from hf_vq.data.codes import differing_hash, load_codes, tokenizer_identity
 from hf_vq.data.decoding import decode, read_header
 from hf_vq.data.images import load_images
@@ -248,6 +250,35 @@ def test_stored_codes_are_the_codes_of_the_model(tmp_path, codebook_size):
     table = datasets.load_dataset(str(tmp_path / "codes"), split="train").with_format("torch")
     assert table[0]["codes"].shape == (4, 4)
     assert table.features["class_labels"].names == [str(digit) for digit in range(10)]
+
+
+def test_codes_are_the_same_from_memory_from_the_cache_and_without_one(tmp_path, monkeypatch):
+    model, images = tiny_model(), load_images("digits")
+    tokenize_dataset(model, images, tmp_path / "codes", shard_size=700)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    read = load_codes(tmp_path / "codes")
+    monkeypatch.setattr(shards, "IN_MEMORY_BYTES", 1000)
+    cache.write_text("a file, where no folder can be made")
+    with pytest.warns(UserWarning, match="cannot keep decoded codes .* read into memory") as told:
+        without = load_codes(tmp_path / "codes")
+    assert told[0].filename == __file__
+    with pytest.raises(OSError, match=str(cache)):
+        load_codes(tmp_path / "codes", memory_map=True)
+    cache.unlink()
+    with monkeypatch.context() as full:
+
+        def no_space(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(os, "replace", no_space)
+        with pytest.warns(UserWarning, match="No space left on device"):
+            load_codes(tmp_path / "codes")
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    mapped = load_codes(tmp_path / "codes")
+    assert [path.suffix for path in cache.rglob("*") if path.is_file()] == [".npy"]
+    for other in (without, mapped):
+        assert all(torch.equal(one["codes"], two["codes"]) for one, two in zip(read, other, strict=True))
 
 
 def test_codes_know_their_tokenizer_also_after_it_was_saved_and_loaded(tmp_path):

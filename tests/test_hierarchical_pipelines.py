@@ -142,3 +142,47 @@ def test_the_command_line_trains_a_prior_of_each_level_and_evaluates_the_whole(t
     alone, whole = (json.loads((tmp_path / name).read_text()) for name in ("prior.json", "whole.json"))
     assert whole["bottom_prior"]["nats_per_code"] == pytest.approx(alone["prior"]["nats_per_code"], rel=1e-5)
     assert whole["likelihood"]["bits_per_dim"] > 0
+
+
+def never(*arguments, **keywords):
+    raise AssertionError("a prior was asked")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mood": [None, None]}, r"mood=\[None, None\] given, but none of the priors takes it"),
+        ({"mood": (None, None)}, r"mood=\(None, None\)"),
+        ({"context_codes": [None, (torch.zeros(1, 4, 4, dtype=torch.int64),)]}, r"context_codes=\[None, .*tensor"),
+        ({"context_codes": (torch.zeros(1, 4, 4, dtype=torch.int64),)}, "context_codes=.*tensor"),
+        ({"batch_size": 3, "prompt_ids": [torch.zeros(2, 3, dtype=torch.int64), None]}, "batch_size=3.*prompt_ids"),
+        ({"batch_size": 2, "prompt_ids": [torch.zeros(2, 3, dtype=torch.int64), None]}, "batch_size=2.*prompt_ids"),
+    ],
+)
+def test_a_keyword_is_heeded_or_refused_before_any_work(arguments, message):
+    pipe = with_prompts()
+    for model in pipe.priors:
+        model.sample = never
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments)
+
+
+def with_prompts():
+    torch.manual_seed(0)
+    config = hf_vq.TransformerPriorConfig(
+        codebook_size=10, code_shape=(4, 4), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16,
+        num_text_tokens=9, prompt_length=3, initializer_range=0.5,
+    )  # fmt: skip
+    pipe = VQVAE2Pipeline(autoencoder(), hf_vq.TransformerPrior(config).eval(), prior(12, (8, 8), (10,), classes=0))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_prompts_of_one_grid_are_repeated_and_decide_the_number():
+    pipe, prompts = with_prompts(), torch.tensor([[1, 2, 3], [7, 8, 5]])
+    top, bottom = pipe(
+        prompt_ids=[prompts, None], num_images_per_prompt=2, generator=generator(), output_type="codes"
+    ).images
+    expected = pipe.top_prior.sample(prompt_ids=prompts.repeat_interleave(2, 0), generator=generator())
+    assert torch.equal(top, expected)
+    assert bottom.shape == (4, 8, 8)

@@ -1,6 +1,9 @@
 """Facts about the processor of images: the numbers of training, whatever the form of a picture; saved for stock."""
 
+import copy
 import json
+import pickle
+import re
 import subprocess
 import sys
 
@@ -8,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
+from hf_vq import VQVAE, AutoVQModel, VQVAEForAutoModel
 from hf_vq.data.images import load_images
 from hf_vq.modalities import ImageProcessor
 
@@ -201,3 +205,88 @@ def test_foreign_files_are_read_where_they_mean_what_ours_do(tmp_path):
     assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor()
     file.write_text("{}")
     assert ImageProcessor.from_pretrained(tmp_path) is None
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6, 4), (2, 8, 6, 3), (3, 3, 3)])
+def test_a_picture_with_colours_is_no_batch_of_grey_ones(shape):
+    array = np.zeros(shape, dtype=np.uint8)
+    for form in (array, array / 255, torch.from_numpy(array).movedim(-1, -3), [array, array]):
+        with pytest.raises(ValueError, match="must have 1 channel"):
+            ImageProcessor(channels=1)(form)
+    grey = np.random.default_rng(0).integers(0, 256, shape[:3], dtype=np.uint8)
+    assert ImageProcessor(channels=1)(grey[..., None]).shape[1:] == (1, *shape[1:3])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_and_its_array_are_one(channels):
+    picture, processor = photo(channels=channels), ImageProcessor(size=(8, 8), channels=channels)
+    assert torch.equal(processor(np.asarray(picture)), processor(picture))
+
+
+BAD_ARGUMENTS = [("size", value) for value in ((8.5, 8.5), ("8", "8"), (True, True), (8,), (8, None), float("nan"))]
+BAD_ARGUMENTS += [("channels", value) for value in (3.0, "3", True, None, -1)]
+BAD_ARGUMENTS += [("white", value) for value in (254.5, "255", 256, None, True)]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_ARGUMENTS)
+def test_arguments_of_a_wrong_type_are_named(name, value):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
+        ImageProcessor(**{name: value})
+
+
+def test_data_of_another_white_are_told():
+    digits = load_images("digits")
+    assert ImageProcessor.from_dataset(digits).differences(digits) == []
+    (line,) = ImageProcessor((8, 8), "none", 1, 255).differences(digits)
+    assert line == "white is 16 in the images, 255 in those of the model"
+
+
+def tiny(**options):
+    return VQVAE(**{"in_channels": 1, "hidden_channels": 8, "codebook_size": 8, "codebook_dim": 4, **options})
+
+
+@pytest.mark.parametrize("text", ["{bad", "[]", "3", '"text"', "", "\xff", '{"image_mean": 3}', '{"size": []}'])
+def test_a_broken_file_is_told_and_the_model_loads(tmp_path, text):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_bytes(text.encode("latin-1"))
+    for load in (VQVAE, AutoVQModel, AutoModel):
+        with pytest.warns(UserWarning, match=r"preprocessor_config.json says nothing that .* can do") as told:
+            loaded = load.from_pretrained(tmp_path)
+        assert [each.filename for each in told] == [__file__]
+        sample = torch.zeros(1, 1, 8, 8)
+        assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+
+
+def test_a_processor_of_other_channels_is_refused_by_a_model_and_left_out_of_a_folder(tmp_path):
+    model = tiny()
+    with pytest.raises(ValueError, match=r"channels=3, but the model takes in_channels=1"):
+        model.processor = ImageProcessor(channels=3)
+    model.save_pretrained(tmp_path)
+    ImageProcessor((8, 8)).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="of another model: processor has channels=3"):
+        assert VQVAE.from_pretrained(tmp_path).processor == ImageProcessor(channels=1)
+
+
+def test_a_processor_stays_with_every_copy_of_its_model(tmp_path):
+    model, processor = tiny(), ImageProcessor((8, 8), "none", 1, 16)
+    model.processor = processor
+    face = VQVAEForAutoModel.from_autoencoder(model)
+    face.save_pretrained(tmp_path / "face")
+    copies = [
+        copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model).half(), face.autoencoder,
+        model.with_reconstruction_loss("logistic"), VQVAE.from_pretrained(tmp_path / "face"),
+        AutoModel.from_pretrained(tmp_path / "face").autoencoder,
+    ]  # fmt: skip
+    assert [each.processor for each in copies] == [processor] * len(copies)
+
+
+def test_a_folder_that_is_saved_again_keeps_no_processor_of_another_model(tmp_path):
+    former = tiny()
+    former.processor = ImageProcessor((8, 8), "none", 1)
+    former.save_pretrained(tmp_path)
+    tiny().save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}')
+    tiny().save_pretrained(tmp_path)  # not ours
+    assert (tmp_path / "preprocessor_config.json").exists()

@@ -246,6 +246,9 @@ def test_fine_codes_are_predicted_from_coarse_ones_and_levels_count():
         def pick_conditions(self, item):
             return {name: item[name] for name in self.condition_names if name in item}
 
+        def check_likelihood(self, codes, context_codes=()):
+            assert len(context_codes) == (codes.shape[1:] == (4, 4))
+
         def log_prob(self, codes, context_codes=()):
             if not context_codes:
                 return torch.full((len(codes),), -math.log(5) * codes[0].numel())

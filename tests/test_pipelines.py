@@ -174,3 +174,45 @@ def test_any_prior_saves_and_loads_in_a_pipeline(name, tmp_path):
     stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(stock).__name__ == "VQPipeline"
     hf_vq.hub.read_folder(tmp_path)  # what push checks
+
+
+def build_with_prompts():
+    pipe = build(classes=0)
+    torch.manual_seed(0)
+    config = hf_vq.TransformerPriorConfig(
+        codebook_size=12, code_shape=(4, 4), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16,
+        num_text_tokens=9, prompt_length=3, initializer_range=0.5,
+    )  # fmt: skip
+    pipe = VQPipeline(pipe.autoencoder, hf_vq.TransformerPrior(config).eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("form", [torch.tensor, lambda prompts: prompts, np.array])
+def test_each_prompt_has_its_images_in_a_row(form):
+    pipe, prompts = build_with_prompts(), [[1, 2, 3], [7, 8, 5]]
+    expected = pipe.prior.sample(prompt_ids=torch.tensor(prompts).repeat_interleave(3, 0), generator=generator())
+    arguments = {"prompt_ids": form(prompts), "generator": generator(), "output_type": "codes"}
+    codes = pipe(num_images_per_prompt=3, **arguments).images
+    assert torch.equal(codes, expected)
+    sources = [generator(seed) for seed in range(4)]
+    each = pipe(**{**arguments, "generator": sources}, num_images_per_prompt=2).images
+    alone = pipe(prompt_ids=prompts[1:], generator=generator(2), output_type="codes").images
+    assert torch.equal(each[2:3], alone)
+
+
+def test_one_picture_is_completed_for_each_prompt_and_a_picture_a_prompt_for_its_images():
+    pipe, prompts = build_with_prompts(), torch.tensor([[1, 2, 3], [7, 8, 5]])
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:, :] = 1.0
+    images = torch.cat([picture(0), picture(1)])
+    first_rows = pipe.autoencoder.tokenize(images * 2 - 1)[:, :2]
+    arguments = {"prompt_ids": prompts, "mask_image": mask, "output_type": "codes"}
+    assert torch.equal(pipe(image=images[:1], **arguments).images[:, :2], first_rows[:1].expand(2, -1, -1))
+    codes = pipe(image=images, num_images_per_prompt=3, **arguments).images
+    assert torch.equal(codes[:, :2], first_rows.repeat_interleave(3, 0))
+    one_each = torch.cat([images, images, images])
+    codes = pipe(image=one_each, num_images_per_prompt=3, **arguments).images
+    assert torch.equal(codes[:, :2], torch.cat([first_rows] * 3))
+    with pytest.raises(ValueError, match=r"image must be one.*got 4"):
+        pipe(image=one_each[:4], num_images_per_prompt=3, **arguments)

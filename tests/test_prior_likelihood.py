@@ -2,6 +2,7 @@
 
 import math
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -154,6 +155,184 @@ def test_a_look_at_codes_drawn_later_is_found():
     nn.init.normal_(prior.head.weight)
     with pytest.raises(ValueError, match="or on codes drawn later"):
         prior.log_prob(Codes(2).codes)
+
+
+def with_logits(prior, change):
+    """The prior with a function of its logits (batch, *grid, codebook_size) behind it."""
+    predict = prior.predict
+    prior.predict = lambda *inputs, **conditions: change(predict(*inputs, **conditions))
+    return prior
+
+
+def masked(value, codes=slice(0, 1)):
+    def change(logits):
+        return logits.index_fill(-1, torch.arange(logits.shape[-1])[codes], value)
+
+    return change
+
+
+CONSTANTS = {
+    "a mask of -1e9": masked(-1e9),
+    "a mask of -inf": masked(-torch.inf),
+    "a mask of the lowest number": lambda logits: masked(torch.finfo(logits.dtype).min)(logits),
+    "half of the codes masked": masked(-1e9, slice(4, None)),
+    "an offset of 1e6": lambda logits: logits + 1e6,
+}
+
+
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_large_constants_do_not_hide_a_copy(constant):
+    prior, codes = copying(steps=20), Codes(4).codes
+    with pytest.raises(ValueError, match=COPIES):
+        with_logits(prior, CONSTANTS[constant]).log_prob(codes)
+
+
+@pytest.mark.parametrize("constant", list(CONSTANTS)[:4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_mask_hides_no_copy_in_other_precisions(constant, dtype):
+    prior = with_logits(copying(steps=60).to(dtype), CONSTANTS[constant])
+    with pytest.raises(ValueError, match=COPIES):
+        prior.log_prob(Codes(4).codes)
+
+
+def test_a_mask_that_follows_the_code_is_a_copy():
+    prior = tiny_prior(num_classes=0)
+    predict = prior.predict
+    prior.predict = lambda codes: predict(codes).masked_fill(nn.functional.one_hot(codes, 8) == 0, -torch.inf)
+    with pytest.raises(ValueError, match=r"PixelCNN has logits that depend.*moved by"):
+        prior.log_prob(Codes(4).codes)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused_by_name(value):
+    prior = with_logits(tiny_prior(num_classes=0), masked(value))
+    with pytest.raises(ValueError, match="PixelCNN has logits that are NaN or infinity"):
+        prior.log_prob(Codes(4).codes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@torch.no_grad()
+def test_no_family_is_accused_beside_a_masked_code_or_at_any_step(name, dtype):
+    prior, codes, conditions = FAMILIES[name]
+    prior.to(dtype).check_likelihood(codes, **conditions)
+    if name == "wavenet waveforms":  # parameters of a mixture, whose components take the place of codes
+        return
+    for constant in ("a mask of -1e9", "a mask of -inf", "an offset of 1e6"):
+        if dtype != torch.float16 or constant == "a mask of -inf":
+            changed = with_logits(FAMILIES[name][0].to(dtype), CONSTANTS[constant])
+            changed.check_likelihood(codes, **conditions)
+
+
+class SwitchedPrior(CopyingPrior):
+    """Sees nothing but, where it leaks, its own code at one step, or at each."""
+
+    leak: int | str | None = None
+
+    def predict(self, codes, class_labels=None):
+        blind = torch.zeros_like(codes).flatten(1)
+        if self.leak is not None:
+            steps = slice(None) if self.leak == "each" else self.leak
+            blind[:, steps] = codes.flatten(1)[:, steps]
+        return super().predict(blind.view_as(codes))
+
+
+def switched(leak=None):
+    torch.manual_seed(0)
+    prior = SwitchedPrior(CopyingConfig(codebook_size=8, reach=0)).eval()
+    nn.init.normal_(prior.head.weight)
+    prior.leak = leak
+    return prior
+
+
+@pytest.mark.parametrize("leak", range(16))
+def test_a_leak_at_any_step_is_found_before_training_and_evaluation(leak, tmp_path):
+    with pytest.raises(ValueError, match="SwitchedPrior has logits that depend"):
+        evaluate_prior(switched(leak), Codes(4))
+    with pytest.raises(ValueError, match="SwitchedPrior has logits that depend"):
+        train_prior(switched(leak), Codes(4), arguments(tmp_path / "out"))
+
+
+def test_checks_of_a_long_order_take_turns():
+    codes = torch.zeros(1, 10, 10, dtype=torch.int64)
+
+    def found(leak):
+        prior = switched(leak)
+        for check in range(12):
+            try:
+                prior.check_likelihood(codes)
+            except ValueError:
+                return check
+        return None
+
+    checks = {found(leak) for leak in range(100)}
+    assert None not in checks
+    assert {0, 1} < checks
+
+
+@torch.no_grad()
+def test_a_switch_or_a_buffer_changed_after_a_check_is_noticed():
+    prior, codes = switched(), Codes(4).codes
+    prior.log_prob(codes)
+    prior.leak = "each"
+    with pytest.raises(ValueError, match="SwitchedPrior has logits that depend"):
+        prior.log_prob(codes)
+    prior = tiny_prior(num_classes=0)
+    prior.register_buffer("leaks", torch.zeros((), dtype=torch.bool))
+    predict = prior.predict
+    prior.predict = lambda codes: predict(codes) + prior.leaks * nn.functional.one_hot(codes, 8)
+    prior.log_prob(codes)
+    prior.leaks.fill_(True)
+    with pytest.raises(ValueError, match="PixelCNN has logits that depend"):
+        prior.log_prob(codes)
+
+
+def test_a_copy_that_begins_as_nothing_is_found_without_an_evaluation_set(tmp_path):
+    with pytest.raises(ValueError, match=COPIES):
+        train_prior(copying(), Codes(64), arguments(tmp_path / "out", learning_rate=0.05))
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_copy_that_begins_as_nothing_is_found_at_the_first_evaluation(tmp_path):
+    options = {"learning_rate": 0.05, "max_steps": 50, "eval_steps": 3}
+    prior = copying()
+    with pytest.raises(ValueError, match=COPIES):
+        train_prior(prior, Codes(64), arguments(tmp_path / "out", **options), Codes(8))
+    checkpoints = [path.name for path in (tmp_path / "out").glob("checkpoint-*")]
+    assert checkpoints == ["checkpoint-3"]
+
+
+# Offloaded weights
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_give_the_same_log_prob_and_samples(name, where, tmp_path):
+    prior, codes, conditions = FAMILIES[name]
+    expected, shape = prior.log_prob(codes, **conditions), tuple(codes.shape[1:])
+    size = {} if conditions else {"batch_size": len(codes)}
+
+    def sample():
+        return prior.sample(code_shape=shape, generator=torch.Generator().manual_seed(0), **size, **conditions)
+
+    drawn = sample()
+    if where == "cpu":
+        accelerate.cpu_offload(prior, torch.device("cpu"))
+    else:
+        accelerate.disk_offload(prior, str(tmp_path), torch.device("cpu"))
+    for _ in range(2):
+        assert all(weight.is_meta for weight in prior.parameters())
+        assert torch.equal(prior.log_prob(codes, **conditions), expected)
+        assert torch.equal(sample(), drawn)
+
+
+def test_evaluation_of_an_offloaded_prior_and_of_one_that_copies():
+    prior = tiny_prior().eval()
+    expected = evaluate_prior(prior, Codes(8))
+    accelerate.cpu_offload(prior, torch.device("cpu"))
+    assert evaluate_prior(prior, Codes(8)) == pytest.approx(expected)
+    with pytest.raises(ValueError, match=COPIES):
+        accelerate.cpu_offload(copying(steps=5), torch.device("cpu")).log_prob(Codes(4).codes)
 
 
 # Labels of evaluation

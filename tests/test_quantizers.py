@@ -179,6 +179,11 @@ def test_bad_latents_and_codes_are_named(variant):
         quantizer(torch.randn(2, 5, 4))
     with pytest.raises(ValueError, match=r"padding_mask must be bool of shape \(2, 4\)"):
         quantizer(torch.randn(2, 6, 4), torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"padding_mask must be bool of shape \(2, 4\).*list"):
+        quantizer(torch.randn(2, 6, 4), [[True] * 4] * 2)
+    if not make(variant).initialized:
+        with pytest.raises(ValueError, match="padding_mask is False everywhere"):
+            make(variant).initialize(torch.randn(2, 6, 4), torch.zeros(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=rf"{quantizer.codebook_size}\), got"):
         quantizer.detokenize(codes + quantizer.codebook_size)
     with pytest.raises(ValueError, match="integers"):

@@ -95,7 +95,12 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             codes: (batch, *grid) or (batch, levels, *grid); of a hierarchy a tuple of them, coarse to fine.
             scales: as `tokenize` gave them, of a model that normalises its input.
             length: as `tokenize` gave it: the sample ends there, shorter ones of the batch are 0 from there on.
+
+        Raises:
+            ValueError: codes, scales or a length that do not fit.
         """
+        if length is not None:
+            length = self.check_length(length, codes)
         sample = self.denormalize(self.decode_codes(codes), scales)
         return sample if length is None else self.cut_to_length(sample, length)
 

@@ -2,22 +2,47 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 
 from hf_vq.hosts import ModelHost
-from hf_vq.hub import PushMixin, auto_map, write_shim
+from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
-from hf_vq.renaming import with_new_names
+from hf_vq.renaming import warn_renamed, warn_user, with_new_names
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
 
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class RenamedConfig(FrozenDict):
+    """A config of diffusers that is also read by old names of options; each says once what it is called now."""
+
+    def __init__(self, values: Any = (), renamed: dict[str, str] | None = None, owner: str = ""):
+        super().__init__(values)
+        self._renamed, self._owner = renamed or {}, owner
+
+    def __getattr__(self, name: str) -> Any:
+        new = self.__dict__.get("_renamed", {}).get(name)
+        if new is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warn_renamed(self._owner, name, new)
+        return self[new]
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self.__dict__.get("_renamed", {}):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._renamed else super().get(name, default)
 
 
 class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
@@ -69,13 +94,19 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
 
     @processor.setter
     def processor(self, processor: Any) -> Any:
+        channels = getattr(processor, "channels", None)
+        if channels is not None and channels != self.in_channels:
+            raise ValueError(f"processor has channels={channels}, but the model takes in_channels={self.in_channels}")
         self._processor = processor
 
     def load_processor(self, path_or_repo: str | Path, **kwargs: Any) -> None:
         """Takes the processor of a folder or repository, where it has one; arguments as of `from_pretrained`."""
         if self.modality is not None:
             hub = {name: kwargs[name] for name in PROCESSOR_ARGUMENTS if kwargs.get(name) is not None}
-            self._processor = MODALITIES[self.modality].processor.from_pretrained(path_or_repo, **hub)
+            try:
+                self.processor = MODALITIES[self.modality].processor.from_pretrained(path_or_repo, **hub)
+            except ValueError as error:
+                warn_user(f"{path_or_repo}: {PROCESSOR} is of another model: {error}")
 
     @classmethod
     def renamed_options(cls) -> dict[str, str]:
@@ -91,7 +122,10 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
-        super().register_to_config(**with_new_names(kwargs, self.renamed_options(), type(self).__name__))
+        renamed, owner = self.renamed_options(), type(self).__name__
+        super().register_to_config(**with_new_names(kwargs, renamed, owner))
+        if renamed:
+            vars(self)["_internal_dict"] = RenamedConfig(self.config, renamed, owner)
 
     def save_pretrained(
         self,
@@ -114,6 +148,11 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
         write_shim(save_directory, type(self), f"{type(self).__name__}Config")
         if self._processor is not None:
             self._processor.save_pretrained(save_directory)
+        elif self.modality is not None:
+            with warnings.catch_warnings(action="ignore"):
+                stale = MODALITIES[self.modality].processor.from_pretrained(save_directory)
+            if stale is not None:  # of a model that was saved here before; what is not ours stays
+                Path(save_directory, PROCESSOR).unlink()
 
     def to_json_string(self) -> str:
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""

@@ -3,12 +3,17 @@
 A hierarchy has several *grids*, coarse to fine. Residual codes have *levels* inside a grid, an axis before its own.
 """
 
+import reprlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_vq.grids import as_grids
 from hf_vq.hosts import ModelHost
 from hf_vq.quantizers import Quantizer
+from hf_vq.quantizers.checks import check_mask
 
 AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
 
@@ -138,19 +143,31 @@ class Geometry(ModelHost):
             The sample, and a tuple of (batch, *grid) bool, coarse to fine: cells with anything real in them.
 
         Raises:
-            ValueError: a mask of another type or shape.
+            ValueError: a mask of another type or shape, a sample that is nothing but padding, or padding where a
+                BatchNorm in training mode would take it into its statistics.
         """
         if padding_mask is None:
             return sample, (None,) * len(self.quantizers)
         shape = (sample.shape[0], *sample.shape[2:])
-        if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != shape:
-            raise ValueError(
-                f"padding_mask must be bool of shape {shape} (True = real), got {padding_mask.dtype} of shape "
-                f"{tuple(padding_mask.shape)}"
-            )
+        check_mask(padding_mask, shape)
         self.check_sample(sample)
+        self._check_padding(padding_mask)
         masks = tuple(_cells_with_any(padding_mask, strides) for strides in self.grid_strides)
         return sample.masked_fill(~padding_mask[:, None], 0), masks
+
+    def _check_padding(self, padding_mask: torch.Tensor) -> None:
+        padded = True  # perhaps
+        if not torch.compiler.is_compiling():  # a look at the values would break the graph
+            empty = ~padding_mask.flatten(1).any(dim=1)
+            if empty.any():
+                rows = empty.nonzero()[:, 0].tolist()
+                raise ValueError(f"padding_mask must be True somewhere in each sample, it is False all over in {rows}")
+            padded = not padding_mask.all()
+        if padded and any(isinstance(m, _BatchNorm) and m.training for m in self.modules()):
+            raise ValueError(
+                "padding_mask with padding given to a model with BatchNorm in training mode, whose statistics would "
+                "count it: use norm='none', samples of one size, or eval()"
+            )
 
     def real_length(self, padding_mask: torch.Tensor | None) -> torch.Tensor | None:
         """How far each sample of a padded batch is real, as `TokenizerOutput.length`; None without a mask.
@@ -180,30 +197,46 @@ class Geometry(ModelHost):
         first = length if length.ndim == 1 else length[:, 0]
         return tuple((first + strides[0] - 1) // strides[0] for strides in self.grid_strides)
 
-    def cut_to_length(self, sample: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
+    def check_length(self, length: Any, codes: Any) -> torch.Tensor:
+        """Lengths of what codes decode to, (batch, 1) or (batch, space_dims) int64.
+
+        Args:
+            length: an integer for all samples, (batch,) along the first axis, or (batch, space_dims).
+            codes: as of `detokenize`.
+
+        Raises:
+            ValueError: another type or shape, or lengths outside [1, the side that the codes decode to].
+        """
+        coarsest = as_grids(codes)[0]
+        batch, dims = len(coarsest), self.space_dims
+        wanted = f"length must be integers, one, ({batch},) or ({batch}, {dims})"
+        try:
+            lengths = torch.as_tensor(length)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{wanted}; got {reprlib.repr(length)}") from error
+        numbers = lengths if lengths.ndim > 0 else lengths.expand(batch)
+        numbers = numbers[:, None] if numbers.ndim == 1 else numbers
+        whole = not lengths.is_floating_point() and not lengths.is_complex() and lengths.dtype != torch.bool
+        if not whole or numbers.ndim != 2 or len(numbers) != batch or numbers.shape[1] not in (1, dims):
+            raise ValueError(f"{wanted}; got {reprlib.repr(length)}, {lengths.dtype} of shape {tuple(lengths.shape)}")
+        sides = [cells * stride for cells, stride in zip(coarsest.shape[-dims:], self.grid_strides[0], strict=True)]
+        for ends, side in zip(numbers.unbind(1), sides, strict=False):
+            for end in ends.tolist():
+                if not 1 <= end <= side:
+                    raise ValueError(
+                        f"length must be at least 1 and at most {side}, what the codes decode to; got {end}"
+                    )
+        return numbers.long()
+
+    def cut_to_length(self, sample: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """A decoded batch up to its longest sample, with 0 where a shorter one has ended.
 
         Args:
             sample: (batch, channels, *space).
-            length: an int, (batch,) along the first axis, or (batch, space_dims).
-
-        Raises:
-            ValueError: another shape, or lengths beyond the sample.
+            length: as `check_length` gave it.
         """
-        space, length = sample.shape[2:], torch.as_tensor(length, device=sample.device)
-        given = tuple(length.shape)
-        length = length.expand(len(sample)) if length.ndim == 0 else length
-        length = length[:, None] if length.ndim == 1 else length
-        fits = length.ndim == 2 and len(length) == len(sample) and length.shape[1] in (1, len(space))
-        if not fits or length.is_floating_point() or (length < 0).any():
-            raise ValueError(
-                f"length must be integers, one, ({len(sample)},) or ({len(sample)}, {len(space)}); got {length.dtype} "
-                f"of shape {given}"
-            )
-        for axis, (ends, side) in enumerate(zip(length.unbind(1), space, strict=False), start=2):
+        for axis, ends in enumerate(length.to(sample.device).unbind(1), start=2):
             longest = int(ends.max())
-            if longest > side:
-                raise ValueError(f"length must be at most {side}, what the codes decode to; got {longest}")
             sample = sample.narrow(axis, 0, longest)
             inside = torch.arange(longest, device=sample.device) < ends[:, None]  # (batch, longest)
             sample = sample.where(inside.view(-1, *(longest if at == axis else 1 for at in range(1, sample.ndim))), 0)

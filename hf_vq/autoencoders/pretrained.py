@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
-from hf_vq.renaming import with_new_names
+from hf_vq.renaming import warn_renamed, with_new_names
 
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
 
@@ -27,9 +27,29 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         renamed = self.autoencoder_class.renamed_options() if self.autoencoder_class else {}
         given = with_new_names(kwargs, renamed, type(self).__name__)
-        for name in renamed.values() & given.keys():
-            setattr(self, name, given.pop(name))
+        for old, name in renamed.items():
+            if name in given:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(f"{type(self).__name__}: {old} and {name} are one option, got both")
+                setattr(self, name, given.pop(name))
         super().__post_init__(**given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(self._new_name(name) or name, value)
+
+    def __getattr__(self, name: str) -> Any:  # where there is no field of that name
+        new = type(self)._new_name(name)
+        if new is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self, new)
+
+    @classmethod
+    def _new_name(cls, name: str) -> str | None:
+        """What an old name of an option is called now, which it says once; None for any other name."""
+        new = cls.autoencoder_class.renamed_options().get(name) if cls.autoencoder_class else None
+        if new is not None:
+            warn_renamed(cls.__name__, name, new)
+        return new
 
     def autoencoder_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as the fields have them."""

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,16 @@ def say(text: str) -> None:
     """Print, once where several processes run."""
     if is_main_process():
         print(text)
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Within: whatever goes wrong with an addition to finished work is one line on stderr, and costs nothing else."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: no {what}: {reason}", file=sys.stderr)
 
 
 def start_output_folder(path: str | Path, *, overwrite: bool, stale: Sequence[str]) -> Path:

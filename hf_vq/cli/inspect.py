@@ -25,8 +25,12 @@ class InspectOptions:
     """What to inspect."""
 
     folder: str = field(metadata={"help": "folder or repo id of an autoencoder, a prior, a pipeline or codes"})
-    modality: str = field(
-        default="image", metadata={"help": f"of a prior alone, whose codes do not tell it: {', '.join(MODALITIES)}"}
+    modality: str | None = field(
+        default=None,
+        metadata={
+            "help": f"of a prior alone, whose codes do not tell it: {', '.join(MODALITIES)}; default: that of a size "
+            "given, else its bits are those of a sample"
+        },
     )
     json: bool = field(default=False, metadata={"help": "print JSON"})
 
@@ -50,7 +54,7 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
     Args:
         name: folder or repo id.
         sizes: options of `size_options`, to count codes and bits of an autoencoder; else those of its processor.
-        modality: name of that of a prior alone.
+        modality: name of that of a prior alone; None: the one whose size is among `sizes`.
 
     Raises:
         ValueError: no such folder, nothing of ours in it, a config without weights, or no such modality.
@@ -66,7 +70,9 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
         parts = pipeline_folders(folder)
         known = modality_of(read_json(parts["autoencoder"] / CONFIG).get("_class_name"))
         return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
-    return {**facts, **_describe_model(folder, sizes, MODALITIES.get(modality or ""))}
+    sized = [each for each in MODALITIES.values() if sizes is not None and each.space_of(sizes) is not None]
+    known = MODALITIES.get(modality or "", sized[0] if len(sized) == 1 else None)
+    return {**facts, **_describe_model(folder, sizes, known)}
 
 
 def _describe_model(folder, sizes, modality):

@@ -5,12 +5,14 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from hf_vq.renaming import with_new_names
 
 NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
 
@@ -66,6 +68,13 @@ def as_mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
+def check_one_name(given, spellings, dashes=""):
+    """Raise a ValueError for an option that is given under both of its names."""
+    for old, new in spellings.items():
+        if old in given and new in given:
+            raise ValueError(f"{dashes}{old} and {dashes}{new} are one option, got both")
+
+
 class _Parser(HfArgumentParser):
     def error(self, message):
         raise ValueError(message)
@@ -80,6 +89,7 @@ def parse_options(
     positional: str | Sequence[str] = "recipe",
     aliases: dict[str, str] | None = None,
     renamed: dict[str, str] | None = None,
+    keys: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, str]]]] | None = None,
 ) -> tuple[Any, ...]:
     """Fill option dataclasses from a recipe and flags.
 
@@ -92,12 +102,15 @@ def parse_options(
         positional: what the argument without a flag is: "recipe", or a field; several, in their order.
         aliases: other spellings of options, {"output": "output_dir"}.
         renamed: older spellings, which are told on stderr, {"level": "grid"}.
+        keys: of mapping options, by name: `keys(values)` tells by what was given who has the keys, and the new
+            spellings by older ones.
 
     Returns:
         tuple of one filled dataclass per type, then a dict of what was given (by recipe or flag), defaults left out.
 
     Raises:
-        ValueError: an unknown or misspelled name (names the nearest one), or a value of the wrong type.
+        ValueError: an unknown or misspelled name (names the nearest one), an option under two names, or a value of
+            the wrong type.
     """
     parser = _Parser(cast(Any, types), prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
     fields = {entry.name: entry for cls in types for entry in dataclasses.fields(cls) if entry.init}
@@ -113,6 +126,8 @@ def parse_options(
         parser.print_help()
         raise SystemExit(0)
 
+    names = [argument[2:].partition("=")[0].replace("-", "_") for argument in argv if argument.startswith("--")]
+    check_one_name(names, aliases | renamed, "--")
     argv = [_current_flag(argument, renamed) for argument in argv]
     flags = {*fields, "recipe", *aliases} | {f"no_{name}" for name in fields if fields[name].default is True}
     argv, entries = _split_mapping_entries(argv, mappings, flags)
@@ -121,7 +136,9 @@ def parse_options(
     given = vars(parser.parse_args(argv))
     values, recipe = {}, given.pop("recipe", None)
     if recipe is not None:
-        values = {aliases.get(name, name): value for name, value in read_recipe(recipe).items()}
+        values = read_recipe(recipe)
+        check_one_name(values, aliases | renamed)
+        values = {aliases.get(name, name): value for name, value in values.items()}
         values = {_current(name, renamed): value for name, value in values.items()}
         check_names(values, fields, f"key in the recipe {recipe}:")
         values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
@@ -129,8 +146,13 @@ def parse_options(
     for name in mappings & set(values):
         if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
             values[name] = read_yaml(values[name], f"--{name}")
+    single: dict[str, dict[str, Any]] = {}
     for name, key, text in entries:
-        values[name] = {**as_mapping(name, values.get(name)), key: read_yaml(text, f"--{name}.{key}")}
+        single.setdefault(name, {})[key] = read_yaml(text, f"--{name}.{key}")
+    for name in mappings & (single.keys() | (keys or {}).keys() & values.keys()):
+        owner, former = keys[name](values) if keys and name in keys else (name, {})
+        whole = with_new_names(as_mapping(name, values.get(name)), former, owner)
+        values[name] = whole | with_new_names(single.get(name, {}), former, owner)
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")

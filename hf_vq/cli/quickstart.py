@@ -81,11 +81,12 @@ def built_in_recipe(name: str) -> Traversable:
 def summary(figures: dict[str, Any], folder: str | Path, pipeline: str | Path, seconds: float) -> str:
     """What the quickstart prints at its end."""
     tokenizer, prior = figures["autoencoder"], figures["prior"]
+    nats = f"{prior['nats_per_code']:.3f} nats per code" + ("" if prior["likelihood_is_exact"] else " (upper bound)")
     draw = folder_modality(pipeline).show_sample.format(call="pipe(class_labels=[3])").replace("\n", "\n  ")
     return f"""
 Done in {seconds:.0f} s, on {tokenizer["num_samples"]} digits that neither model was trained on:
   tokenizer  error over variance {tokenizer["error_over_variance"]:.3f}, {tokenizer["usage"]:.0%} of the codes in use
-  prior      {prior["nats_per_code"]:.3f} nats per code ({prior["unigram_entropy"]:.3f} without a model)
+  prior      {nats} ({prior["unigram_entropy"]:.3f} without a model)
 Pictures: {folder}/samples.png (a row per digit, all new), {folder}/autoencoder/*.png, {folder}/prior/*.png
 
 Use it:

@@ -19,6 +19,7 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.options import nearest, parse_options
+from hf_vq.pipelines.base import split_keywords
 from hf_vq.saved import CONFIG, INDEX, read_json
 
 
@@ -69,17 +70,16 @@ def run(options: SampleOptions) -> None:
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
     labels = [label for label in classes for _ in range(options.num)]
-    pipeline = load_pipeline(folder).to(device)
+    pipeline = load_pipeline(folder)
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+    check_sampling(pipeline, sampling)
     samples = draw(
-        pipeline,
+        pipeline.to(device),
         labels or None,
         options.num,
         options.batch_size,
         torch.Generator().manual_seed(options.seed),
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        guidance_scale=options.guidance_scale,
+        **sampling,
     )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     modality.save_samples(options.output, samples, columns=min(options.num, 8) if not labels else options.num)
@@ -99,6 +99,16 @@ def parse_classes(words: Sequence[str] | None, class_names: Sequence[str]) -> li
                 f"classes: {word!r} is neither a class label nor a class name{nearest(word, class_names)}"
             )
     return labels
+
+
+def check_sampling(pipeline: Any, sampling: dict[str, Any]) -> None:
+    """Raise a ValueError for an option of sampling that a prior of the pipeline does not take."""
+    for name, part in pipeline.components.items():
+        if name.endswith("prior") and part is not None:
+            try:
+                split_keywords(name, part, sampling)
+            except TypeError as error:
+                raise ValueError(str(error)) from error
 
 
 def draw(

@@ -18,6 +18,8 @@ from hf_vq.cli.checks import (
     check_weights,
     find_modality,
     local_folder,
+    optional,
+    read_json,
     say,
     start_output_folder,
     training_bytes,
@@ -66,8 +68,19 @@ def main(argv: list[str]) -> None:
         verb="train autoencoder",
         description="Train an autoencoder with a vector-quantized bottleneck.",
         aliases={"output": "output_dir"},
+        keys={"model_config": renamed_arguments},
     )
     run(options, data, args, given)
+
+
+def renamed_arguments(given: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Name of the class that `model_config` is for, and new names of its arguments by their old ones."""
+    name = given.get("model", ModelOptions.model)
+    if given.get("init_from"):
+        folder = local_folder(given["init_from"])
+        check_weights(folder, "autoencoder")
+        name = read_json(folder / "config.json")["_class_name"]
+    return name, AUTOENCODERS[name].renamed_options() if name in AUTOENCODERS else {}
 
 
 def run(
@@ -158,16 +171,19 @@ def save_pictures(model: Any, modality: Any, dataset: Any, report: dict[str, Any
     """Write reconstructions and code maps, codebook_usage.png and loss_curve.png."""
     model.eval()
     device = next(model.parameters()).device
-    samples = torch.stack([dataset[index]["sample"] for index in range(min(16, len(dataset)))])
-    output = model(samples.to(device))
     reconstructions, code_maps = (folder / f"{name}{modality.suffix}" for name in SHOWN)
-    modality.save_reconstructions(reconstructions, samples, output.sample.cpu())
-    modality.save_code_maps(code_maps, samples, output.codes, model.codebook_size)
-    usage = usage_metric(model).to(device)
-    for batch in torch.utils.data.DataLoader(dataset, 64):
-        usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
-    save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
-    save_loss_curve(folder / "loss_curve.png", report["history"])
+    with optional(f"{reconstructions.name} and {code_maps.name}"):
+        samples = torch.stack([dataset[index]["sample"] for index in range(min(16, len(dataset)))])
+        output = model(samples.to(device))
+        modality.save_reconstructions(reconstructions, samples, output.sample.cpu())
+        modality.save_code_maps(code_maps, samples, output.codes, model.codebook_size)
+    with optional("codebook_usage.png"):
+        usage = usage_metric(model).to(device)
+        for batch in torch.utils.data.DataLoader(dataset, 64):
+            usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
+        save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
+    with optional("loss_curve.png"):
+        save_loss_curve(folder / "loss_curve.png", report["history"])
 
 
 def describe_codes(code_shapes: Iterable[Iterable[int]], codebook_sizes: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from hf_vq.cli.checks import (
     check_weights,
     find_modality,
     local_folder,
+    optional,
     say,
     start_output_folder,
     training_bytes,
@@ -29,6 +30,7 @@ from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
@@ -102,13 +104,20 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
         train.labels = None
         if validation is not None:
             validation.labels = None
-    vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
     transformers.set_seed(args.seed)
-    prior_class = PRIORS[options.prior]
-    prior = initial or prior_class(prior_class.config_class(**config))
+    try:
+        vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
+        prior_class = PRIORS[options.prior]
+        prior = initial or prior_class(prior_class.config_class(**config))
+    except TypeError as error:
+        raise ValueError(f"prior_config does not fit {options.prior}: {error}") from error
     if vectors is not None:
         prior.set_code_vectors(vectors)
-    check_disk_space(folder, training_bytes(prior, args, len(train)), "training")
+    needed, pipeline = training_bytes(prior, args, len(train)), None
+    if autoencoder is not None and (grid is None or coarser):
+        pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
+        needed += sum(module_footprint(part).published for part in (autoencoder, prior, *coarser))
+    check_disk_space(folder, needed, "training")
 
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
     start_output_folder(folder, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
@@ -119,12 +128,14 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
-        nats = report["metrics"].get("eval_nats_per_code")
-        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} nats per held-out code."))
-        save_loss_curve(folder / "loss_curve.png", report["history"])
-        if autoencoder is not None and (grid is None or coarser):
-            pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)
-            save_pipeline(pipeline, folder, args.seed)
+        nats, words = report["metrics"].get("eval_nats_per_code"), "nats per held-out code"
+        if prior.likelihood == "bound":
+            words += " (upper bound)"
+        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
+        if pipeline is not None:
+            save_pipeline(pipeline.to(prior.device), folder, args.seed)
+        with optional("loss_curve.png"):
+            save_loss_curve(folder / "loss_curve.png", report["history"])
     return report
 
 
@@ -230,9 +241,8 @@ def make_pipeline(
     autoencoder: Any, prior: Any, coarser: Sequence[Any], class_names: list[str] | None
 ) -> CodesPipeline:
     """The pipeline of a prior, and of those of the coarser grids."""
-    priors = [each.to(prior.device).eval() for each in (*coarser, prior)]
+    priors = [*coarser, prior]
     names = class_names if any(each.config.num_classes for each in priors) else None
-    autoencoder = autoencoder.to(prior.device)
     if not coarser:
         return hf_vq.VQPipeline(autoencoder, prior, names)
     top, *middle, bottom = priors
@@ -240,10 +250,11 @@ def make_pipeline(
 
 
 def save_pipeline(pipeline: Any, folder: Path, seed: int) -> None:
-    """Write pipeline/ and samples: a row of samples of every class, or 64 samples without classes."""
+    """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes."""
     pipeline.save_pretrained(folder / "pipeline")
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
-    samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-    modality = find_modality(type(pipeline.autoencoder).__name__)
-    modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)
+    with optional("file of samples"):
+        modality = find_modality(type(pipeline.autoencoder).__name__)
+        samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
+        modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_vq.renaming import warn_user
+
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
 IN_MEMORY_BYTES = 64 * 2**20  # codes of a split and grid that take more are mapped from a file
@@ -85,31 +87,29 @@ def read_column(
         name: of the column.
         item_shape: of its items.
         memory_map: decode the column once into a file in the cache of `datasets`, which later calls share, and map
-            it: it takes no memory. None: where it takes more than 64 MiB.
+            it: it takes no memory. None: where it takes more than 64 MiB; where the cache cannot be written, a
+            warning tells it and the column is read into memory.
+
+    Raises:
+        OSError: `memory_map=True`, and the cache cannot be written.
     """
     import pyarrow.parquet
 
     if name not in pyarrow.parquet.read_schema(paths[0]).names:
         return None
-    parts = (_read_part(path, name, item_shape) for path in paths)
-    first = next(parts)
-    rows = [pyarrow.parquet.read_metadata(path).num_rows for path in paths]
-    if memory_map is None:
-        memory_map = first[:1].nbytes * sum(rows) > IN_MEMORY_BYTES
-    if not memory_map:
-        return np.concatenate([first, *parts])
-    target = _cache_file(paths, name)
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        array = np.lib.format.open_memmap(partial, "w+", first.dtype, (sum(rows), *item_shape))
-        start = 0
-        for part in (first, *parts):
-            array[start : start + len(part)] = part
-            start += len(part)
-        array.flush()
-        os.replace(partial, target)
-    return np.load(target, mmap_mode="r")
+    first = _read_part(paths[0], name, item_shape)
+    rows = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
+    if memory_map or (memory_map is None and first[:1].nbytes * rows > IN_MEMORY_BYTES):
+        target = _cache_file(paths, name)
+        try:
+            if not target.exists():
+                _write_array(target, (rows, *item_shape), first, paths[1:], name)
+            return np.load(target, mmap_mode="r")
+        except OSError as error:
+            if memory_map:
+                raise
+            warn_user(f"{target.parent} cannot keep decoded codes ({error}): they are read into memory")
+    return np.concatenate([first, *(_read_part(path, name, item_shape) for path in paths[1:])])
 
 
 def _read_part(path, name, item_shape):
@@ -119,6 +119,23 @@ def _read_part(path, name, item_shape):
     for _ in item_shape:
         column = column.flatten()
     return column.to_numpy(zero_copy_only=False).reshape(-1, *item_shape)
+
+
+def _write_array(target, shape, first, paths, name):
+    """Write a column as a .npy file, part by part: the first, and those of the paths. Nothing is left of a failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(first.tobytes())
+            for path in paths:
+                file.write(_read_part(path, name, shape[1:]).astype(first.dtype, casting="safe").tobytes())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _cache_file(paths, name):

@@ -27,6 +27,7 @@ FIGURES = {
     "ratio": "Nats per code over unigram entropy",
     "bits_per_dim": "Bits per dimension of the codes",
 }
+LIKELIHOODS = ("nats_per_code", "ratio", "bits_per_dim")  # figures that are bounds where the prior's likelihood is one
 
 
 @dataclass
@@ -35,13 +36,24 @@ class Measurements:
 
     Attributes:
         figures: value by name, names as in `FIGURES`.
+        bound: whether the `LIKELIHOODS` among them are upper bounds.
         dataset: name or Hub id of the data; None where the files do not tell.
         split: of the data.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
+    bound: bool = False
     dataset: str | None = None
     split: str | None = None
+
+    def take(self, metrics):
+        """Take the known ones of some figures."""
+        self.figures.update({name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)})
+        self.bound = self.bound or metrics.get("likelihood_is_exact") is False
+
+    def title(self, name, plural):
+        """What a card calls a figure, of samples of which several are called `plural`."""
+        return FIGURES[name].format(plural=plural) + (" (upper bound)" if self.bound and name in LIKELIHOODS else "")
 
 
 def is_automatic(text: str) -> bool:
@@ -60,11 +72,11 @@ def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Me
     if "evaluation.json" in files:
         evaluation = read_json(files["evaluation.json"])
         for part in ("autoencoder", "prior"):
-            found.figures.update(_known(evaluation.get(part, {})))
+            found.take(evaluation.get(part, {}))
         found.dataset, found.split = evaluation.get("data"), evaluation.get("split")
     elif "report.json" in files:
         metrics = read_json(files["report.json"]).get("metrics", {})
-        found.figures = _known({name.removeprefix("eval_"): value for name, value in metrics.items()})
+        found.take({name.removeprefix("eval_"): value for name, value in metrics.items()})
         found.split = "validation"
     source = dataset or found.dataset or _data_of_recipe(files)
     found.dataset = Path(source).name if source and Path(source).is_absolute() else source
@@ -101,7 +113,7 @@ def describe(
             dataset_name=measured.dataset or "held-out data",
             dataset_split=measured.split,
             metric_type=name,
-            metric_name=FIGURES[name].format(plural=plural),
+            metric_name=measured.title(name, plural),
             metric_value=value,
         )
         for name, value in measured.figures.items()
@@ -173,10 +185,6 @@ def complete_card(card: ModelCard, data: ModelCardData) -> None:
         written.eval_results, written.model_name = data.eval_results, data.model_name
     tags = written.tags or []
     written.tags = tags + [tag for tag in data.tags or () if tag not in tags]
-
-
-def _known(metrics):
-    return {name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)}
 
 
 def _data_of_recipe(files):

@@ -16,6 +16,7 @@ from PIL import Image
 from hf_vq.data.decoding import decode
 from hf_vq.data.images import ImageDataset
 from hf_vq.hub import PROCESSOR
+from hf_vq.renaming import warn_user
 
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
 LANCZOS = int(Image.Resampling.LANCZOS)
@@ -47,15 +48,15 @@ class ImageProcessor:
         if self.resize not in RESIZE_RULES:
             raise ValueError(f"resize={self.resize!r} must be one of {RESIZE_RULES}")
         if self.size is not None:
-            if not isinstance(self.size, tuple | list) or len(self.size) != 2 or min(self.size) < 1:
-                raise ValueError(f"size={self.size!r} must be (height, width), positive, or None")
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2 or not all(map(_is_count, self.size)):
+                raise ValueError(f"size={self.size!r} must be (height, width), positive integers, or None")
             if self.resize == "center_crop" and self.size[0] != self.size[1]:
                 raise ValueError(f"size={self.size!r} must be a square where resize='center_crop'")
             object.__setattr__(self, "size", tuple(self.size))
-        if self.channels < 1:
-            raise ValueError(f"channels={self.channels} must be positive")
-        if not 1 <= self.white <= 255:
-            raise ValueError(f"white={self.white} must be in [1, 255]")
+        if not _is_count(self.channels):
+            raise ValueError(f"channels={self.channels!r} must be a positive integer")
+        if not _is_count(self.white) or self.white > 255:
+            raise ValueError(f"white={self.white!r} must be an integer in [1, 255]")
 
     @classmethod
     def from_dataset(cls, dataset: ImageDataset) -> "ImageProcessor":
@@ -70,6 +71,7 @@ class ImageProcessor:
         Args:
             images: PIL image; array (height, width), (height, width, channels) or a batch of them, uint8 or float in
                 [0, 1], which is rounded to pixel values; uint8 tensor (channels, height, width) or a batch; or a list.
+                Of grey arrays without the axis of the channel, the last axis must not look like one of colours.
             device: of the result.
 
         Returns:
@@ -111,6 +113,8 @@ class ImageProcessor:
             lines.append(f"images are {_times(size)}, those of the model {_times(self.size)}")
         if channels != self.channels:
             lines.append(f"images have {channels} channels, those of the model {self.channels}")
+        if dataset.source.white != self.white:
+            lines.append(f"white is {dataset.source.white} in the images, {self.white} in those of the model")
         return lines
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -134,7 +138,8 @@ class ImageProcessor:
         """The processor of a folder or repository; arguments as in huggingface_hub.
 
         Returns:
-            ImageProcessor; None where there is no `preprocessor_config.json`, or one of another meaning.
+            ImageProcessor; None where there is no `preprocessor_config.json`, and with a warning where it is broken
+            or asks for what no ImageProcessor does.
         """
         if Path(path_or_repo).is_dir():
             path = Path(path_or_repo, subfolder or "", PROCESSOR)
@@ -145,7 +150,15 @@ class ImageProcessor:
                 path = Path(str(hf_hub_download(str(path_or_repo), PROCESSOR, **options)))
             except EntryNotFoundError:  # not there, or offline and not in the cache
                 return None
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            found = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:  # no JSON, or not text
+            found = None
+        if found is None:
+            warn_user(f"{path} says nothing that an ImageProcessor can do: pictures are taken as they come")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds: stock keys, and `num_channels`, `resize_rule` and `white` for people."""
@@ -176,7 +189,7 @@ class ImageProcessor:
             sized = config["do_resize"] or rule == "none"
             size = (config["size"]["height"], config["size"]["width"]) if sized and "size" in config else None
             found = cls(size, rule, len(config["image_mean"]), round(1 / config["rescale_factor"]))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError):
             return None
         meaning, ignored = found.to_dict(), {"image_processor_type", "resample", "do_convert_rgb"}
         if meaning["do_resize"]:
@@ -214,6 +227,11 @@ class ImageProcessor:
         elif isinstance(picture, np.ndarray):
             planes = self._rounded(picture)
             if planes.ndim == 2 or (planes.ndim == 3 and planes.shape[-1] != self.channels and self.channels == 1):
+                if planes.ndim == 3 and shape[-1] in (3, 4):
+                    raise ValueError(
+                        f"images must have 1 channel, got shape {shape}, which looks like a picture with colours: "
+                        "PIL images are converted; grey arrays of this width take a last axis of 1"
+                    )
                 planes = planes[..., None]  # grey: the axis of the channel is left out
             planes = planes[None] if planes.ndim == 3 else planes
             planes = np.moveaxis(planes, -1, 1) if planes.ndim == 4 else planes
@@ -237,6 +255,10 @@ class ImageProcessor:
         if not (low >= 0 and high <= 1 and math.isfinite(high)):
             raise ValueError(f"images: a float array must be in [0, 1], got {low} to {high}")
         return (picture * self.white).round().astype(np.uint8)
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _times(size):

@@ -1,6 +1,7 @@
 """What pipelines share: requests for codes, and the way from codes to samples; nothing here speaks of pictures."""
 
 import inspect
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
 from hf_vq.modalities import Modality
+from hf_vq.priors.inputs import first, map_tensors
 from hf_vq.registry import MODALITIES
 
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
@@ -90,25 +92,42 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
                 raise ValueError(f"class_labels: {label!r} is none of the class names {list(numbers)}")
         return torch.tensor([numbers[label] if isinstance(label, str) else label for label in class_labels])
 
-    def _check_request(self, class_labels, batch_size, num_images_per_prompt, num_classes, output_type):
-        """Labels (n,) or None, and the number of samples n, of a request."""
+    def _check_request(
+        self, class_labels, batch_size, num_images_per_prompt, num_classes, output_type, requests, priors
+    ):
+        """Labels (n,) or None, and the number of samples n, of a request.
+
+        Args:
+            requests: keywords for every prior, dicts; of those that a prior declares as conditions, in place, each
+                item is repeated `num_images_per_prompt` times in a row.
+            priors: as many.
+        """
         if output_type is not None and output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {list(self.output_types)}, got {output_type!r}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
-        if class_labels is None:
-            if num_classes:
-                raise ValueError(f"class_labels missing: the prior has {num_classes} classes")
-            return None, (1 if batch_size is None else batch_size) * num_images_per_prompt
-        if num_classes == 0:
+        if class_labels is None and num_classes:
+            raise ValueError(f"class_labels missing: the prior has {num_classes} classes")
+        if class_labels is not None and num_classes == 0:
             raise ValueError(f"class_labels={class_labels!r} given, but the prior has no classes")
-        if batch_size is not None:
-            raise ValueError(f"batch_size={batch_size} given beside class_labels, whose number decides")
-        labels = self.get_label_ids(class_labels)
-        if labels.ndim == 0:
-            labels = labels[None]
-        labels = labels.repeat_interleave(num_images_per_prompt)
-        return labels, len(labels)
+
+        def repeat(one):
+            return one.repeat_interleave(num_images_per_prompt, dim=0)
+
+        labels = None if class_labels is None else _as_batch(self.get_label_ids(class_labels))
+        numbers = {} if labels is None else {"class_labels": len(labels)}  # of items, by condition
+        for request, prior in zip(requests, priors, strict=True):
+            for name, value in request.items():
+                if name in prior.condition_names and value is not None:
+                    value = _as_batch(value)
+                    numbers[name] = len(first(value))
+                    request[name] = map_tensors(repeat, value)
+        number = next(iter(numbers.values()), 1 if batch_size is None else batch_size)
+        if numbers and batch_size is not None:
+            raise ValueError(f"batch_size={batch_size} given beside {next(iter(numbers))}, whose number decides")
+        if any(other != number for other in numbers.values()):
+            raise ValueError(f"conditions must be of one number of samples, got {numbers}")
+        return None if labels is None else repeat(labels), number * num_images_per_prompt
 
     def _finish(self, codes, output_type, return_dict):
         """Codes as samples, in the form that was asked for and the output of their modality."""
@@ -121,6 +140,14 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         if not return_dict:
             return (samples,)
         return (SamplePipelineOutput if modality is None else modality.output_class)(samples)
+
+
+def _as_batch(value: Any) -> Any:
+    """A condition as a tensor, or as a tuple of them where it is several; a number alone is a batch of one."""
+    if isinstance(value, tuple | list) and value and all(isinstance(one, torch.Tensor) for one in value):
+        return tuple(value)
+    value = torch.as_tensor(value)
+    return value[None] if value.ndim == 0 else value
 
 
 def check_prior(name: str, prior: Any, codebook_size: int | tuple[int, ...], grid_dims: int) -> None:
@@ -165,6 +192,22 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
 
 def _is_default(value, default):
     return value is None if default is None else value == default
+
+
+def check_grid_keywords(priors: Sequence[Any], keywords: dict[str, Any]) -> None:
+    """Raise a ValueError for keywords of a hierarchy that no prior would take notice of.
+
+    Args:
+        priors: coarse to fine.
+        keywords: by name, as of `for_each_grid`.
+    """
+    if keywords.get("context_codes") is not None:
+        value = reprlib.repr(keywords["context_codes"])
+        raise ValueError(f"context_codes={value} given, but each prior follows the codes drawn from the coarser ones")
+    for name, value in keywords.items():
+        declared = any(name in (*prior.sampling_options, *prior.condition_names) for prior in priors)
+        if isinstance(value, Sequence) and not any(one is not None for one in value) and not declared:
+            raise ValueError(f"{name}={value!r} given, but none of the priors takes it")
 
 
 def for_each_grid(count: int, **options: Any) -> list[dict[str, Any]]:

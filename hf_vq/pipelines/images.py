@@ -21,7 +21,7 @@ class PicturesPipeline(CodesPipeline):
         """Masks of any form to (batch, 1, height, width), 1 where something new is to be drawn."""
         return VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 
-    def _known_and_shapes(self, image, mask_image, height, width, known_codes, known_mask, num_images):
+    def _known_and_shapes(self, image, mask_image, height, width, known_codes, known_mask, num_images, copies):
         """What is known of the codes, a list of one entry a grid or None, and the shape of every grid or None.
 
         Raises:
@@ -36,7 +36,7 @@ class PicturesPipeline(CodesPipeline):
             if known_codes is not None or known_mask is not None:
                 raise ValueError("image and known_codes exclude each other")
             known_codes, known_mask, height, width = self._known_of_picture(
-                image, mask_image, height, width, num_images
+                image, mask_image, height, width, num_images, copies
             )
         return known_codes, known_mask, self._code_shapes(height, width)
 
@@ -48,10 +48,11 @@ class PicturesPipeline(CodesPipeline):
             raise ValueError(f"height and width go together, got height={height}, width={width}")
         return self.autoencoder.code_shapes((self.autoencoder.in_channels, height, width))
 
-    def _known_of_picture(self, image, mask_image, height, width, num_images):
+    def _known_of_picture(self, image, mask_image, height, width, num_images, copies):
         """Codes of a picture and where they are to be kept, one entry a grid, coarse to fine; its height and width.
 
-        A code is drawn anew where the mask touches any of the pixels that it stands for.
+        A code is drawn anew where the mask touches any of the pixels that it stands for. Of the images, `copies` in a
+        row are of one class label or prompt.
         """
         if image is None or mask_image is None:
             missing = "image" if image is None else "mask_image"
@@ -63,7 +64,7 @@ class PicturesPipeline(CodesPipeline):
         height, width = sample.shape[-2:]
         mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # (n, 1, height, width), 1: new
         for name, value in (("image", sample), ("mask_image", mask)):
-            if len(value) not in (1, num_images):
+            if len(value) not in (1, num_images // copies, num_images):
                 raise ValueError(f"{name} must be one, or one for each of {num_images} images, got {len(value)}")
         device, dtype = self._execution_device, self.autoencoder.dtype
         grids = as_grids(self.autoencoder.tokenize(sample.to(device, dtype)))
@@ -71,6 +72,7 @@ class PicturesPipeline(CodesPipeline):
         for codes, strides in zip(grids, self.autoencoder.grid_strides, strict=True):
             kept = F.max_pool2d(mask.to(device), strides) == 0  # (n, 1, *grid)
             kept = kept if codes.ndim == 4 else kept[:, 0]  # levels of a residual quantizer are kept together
-            known_codes.append(codes.expand(num_images, *codes.shape[1:]))
-            known_masks.append(kept.expand(num_images, *codes.shape[1:]))
+            known_codes.append(codes.repeat_interleave(num_images // len(codes), dim=0))
+            kept = kept.expand(-1, *codes.shape[1:])
+            known_masks.append(kept.repeat_interleave(num_images // len(kept), dim=0))
         return known_codes, known_masks, height, width

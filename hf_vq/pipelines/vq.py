@@ -67,10 +67,11 @@ class VQPipeline(PicturesPipeline):
         Args:
             class_labels: a class or several, as numbers or as names of `class_names`; of a prior with classes.
             batch_size: how many images, of a prior without classes; 1 by default.
-            image: a picture to complete (PIL, array or tensor in [0, 1], or several): one for all images, or one each.
+            image: a picture to complete (PIL, array or tensor in [0, 1], or several): one for all images, one for each
+                class label or prompt, or one each.
             mask_image: white where something new is to be drawn, as in diffusers; codes that stand for no white pixel
                 are kept. Codes are drawn in raster order: what is kept below and to the right is not yet known.
-            num_images_per_prompt: images of each class label, in a row.
+            num_images_per_prompt: images of each class label, prompt and other condition, in a row.
             height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
             temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the
                 prior's `sample`; a prior that has no such option takes the default only.
@@ -88,12 +89,13 @@ class VQPipeline(PicturesPipeline):
             ValueError: an argument that does not fit, named with its value.
         """
         labels, count = self._check_request(
-            class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type
-        )
+            class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type,
+            [keywords], [self.prior],
+        )  # fmt: skip
         given = known_codes is not None or known_mask is not None
         known = ([known_codes], [known_mask]) if given else (None, None)
         known_codes, known_mask, shapes = self._known_and_shapes(
-            image, mask_image, height, width, known[0], known[1], count
+            image, mask_image, height, width, known[0], known[1], count, num_images_per_prompt
         )
         keywords |= {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
@@ -103,8 +105,6 @@ class VQPipeline(PicturesPipeline):
         if labels is not None:
             keywords["class_labels"] = labels
         options, conditions = split_keywords("prior", self.prior, keywords)
-        if conditions and batch_size is not None:
-            raise ValueError(f"batch_size={batch_size} given beside {next(iter(conditions))}, whose number decides")
         codes = self.prior.sample(
             None if conditions else count,
             shapes and shapes[0],

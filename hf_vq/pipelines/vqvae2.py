@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import ClassNames, check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.base import ClassNames, check_grid_keywords, check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.registry import register
 
@@ -109,9 +109,13 @@ class VQVAE2Pipeline(PicturesPipeline):
         """
         priors = self.priors
         num_classes = max(prior.config.num_classes for prior in priors)
-        labels, count = self._check_request(class_labels, batch_size, num_images_per_prompt, num_classes, output_type)
+        check_grid_keywords(priors, keywords)
+        given = for_each_grid(len(priors), **keywords)
+        labels, count = self._check_request(
+            class_labels, batch_size, num_images_per_prompt, num_classes, output_type, given, priors
+        )
         known_codes, known_mask, shapes = self._known_and_shapes(
-            image, mask_image, height, width, known_codes, known_mask, count
+            image, mask_image, height, width, known_codes, known_mask, count, num_images_per_prompt
         )
         shapes = shapes or self._default_shapes()
         options = for_each_grid(
@@ -122,8 +126,8 @@ class VQVAE2Pipeline(PicturesPipeline):
             guidance_scale=guidance_scale,
             known_codes=known_codes,
             known_mask=known_mask,
-            **keywords,
         )
+        options = [common | own for common, own in zip(options, given, strict=True)]
         names = [f"{name}_prior" for name in self.autoencoder.grid_names]
         requests = list(map(split_keywords, names, priors, options))  # all of them before any work
         codes: tuple[torch.Tensor, ...] = ()

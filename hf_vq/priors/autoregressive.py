@@ -46,7 +46,7 @@ class AutoregressivePrior(Prior):
         "temperature", "top_k", "top_p", "guidance_scale", "guidance_steps", "known_codes", "known_mask",
     )  # fmt: skip
     reads_lengths = False
-    causal_state: tuple | None = None  # the grid and the state of the weights that `check_causality` has passed
+    causal_state: tuple | None = None  # what `check_causality` remembers: how many steps it saw, and in which state
 
     @classmethod
     def check_contract(cls) -> None:
@@ -149,9 +149,12 @@ class AutoregressivePrior(Prior):
     @apply_forward_hook
     @torch.no_grad()
     def check_likelihood(self, codes: torch.Tensor, lengths: torch.Tensor | None = None, **conditions: Any) -> None:
-        """Raise a `ValueError` where logits of a code depend on that code or on one drawn later."""
+        """Raise a `ValueError` where logits of a code depend on that code or on one drawn later.
+
+        More thorough than the look that `log_prob` takes; see `check_causality` for what it can find.
+        """
         with evaluating(self):
-            check_causality(self, *self.check_inputs(codes, None, lengths, **conditions))
+            check_causality(self, *self.check_inputs(codes, None, lengths, **conditions), thorough=True)
 
     @apply_forward_hook  # offloaded weights come to the device, as for forward
     @torch.no_grad()

@@ -93,6 +93,16 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
             raise TypeError(f"{name} must define forward(codes, labels=None, return_loss=True, lengths=None, ...)")
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are; of those that accelerate keeps elsewhere, where it computes with them."""
+        device = next(self.parameters()).device  # of super(), torch.compile cannot ask
+        if device.type != "meta":
+            return device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), device)
+
+    @property
     def tokens(self) -> Tokens:
         """What the grids are made of."""
         return CodeTokens(self.config.codebook_size)

@@ -5,26 +5,40 @@ from typing import Any
 import torch
 
 from hf_vq.priors.inputs import IGNORED, map_tensors
+from hf_vq.priors.tokens import IMPOSSIBLE
+
+CUTS = 3  # steps of the drawing order that one pass looks at
+THOROUGH_CUTS = 24  # steps that a thorough check looks at
+PLAIN = bool | int | float | str | None  # types of attributes that a change of is noticed
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, never leave a large gap
 
 
-def check_causality(prior: Any, codes: torch.Tensor, labels: torch.Tensor | None, conditions: dict) -> None:
+def check_causality(
+    prior: Any, codes: torch.Tensor, labels: torch.Tensor | None, conditions: dict, thorough: bool = False
+) -> None:
     """Raise a `ValueError` where logits of a code depend on that code or on one drawn later.
 
-    Looks at one item four times in one pass: as it is, and with the codes from one of three steps of the drawing order
-    on replaced by others. Up to that step, logits must be those of the item as it is. It does so once for each state
-    of the weights and grid, as a network that ignores its input at first may copy it after training.
+    A pass looks at one item four times: as it is, and with the codes from one of three steps of the drawing order on
+    replaced by others. Up to that step, the distributions must be those of the item as it is. One pass is made for
+    each state of the weights, the modules' plain attributes and the grid, since a network that ignores its input at
+    first may copy it after training; of weights that are not here to be looked at, for each call. A thorough check is
+    always made, of all steps up to `THOROUGH_CUTS`, or of as many spread over a longer order: the next takes others.
+
+    What it cannot find: a leak at one step of a long order, until its turn comes; one that this item and its
+    conditions do not show; one so much smaller than the logits of codes that are possible (a mask or an offset aside)
+    that rounding in their dtype hides it; and a change of what no attribute that is a number, a flag or text tells of.
 
     Args:
         prior: an `AutoregressivePrior` in eval mode, without gradients.
         codes, labels, conditions: as `check_inputs` gave them.
+        thorough: look at more steps, whatever was looked at before.
     """
     if torch.compiler.is_compiling():
         return
     code_shape = tuple(codes.shape[1:])
-    # by the norms of the weights: fused optimizers, which Trainer takes, leave their `_version` as it is
-    norms = [_norm(weight).to(prior.device) for weight in prior.parameters() if not weight.is_meta]
-    state = (code_shape, torch.stack(norms).tolist())
-    if state == prior.causal_state:
+    state = (code_shape, *_state(prior))
+    seen, checked = (0, None) if prior.causal_state is None else prior.causal_state
+    if not thorough and checked == state and not any(weight.is_meta for weight in prior.parameters()):
         return
     places, row = prior.drawing_places(code_shape).to(codes.device), 0
     if labels is not None:  # padding is not drawn
@@ -32,29 +46,65 @@ def check_causality(prior: Any, codes: torch.Tensor, labels: torch.Tensor | None
         row = int(real.sum(1).argmax())
         places = places[real[row, places]]
     count = len(places)
-    steps = torch.tensor([count, min(1, count - 1), count // 2, count - 1], device=codes.device)[:, None]
-    step = torch.arange(count, device=codes.device)[None]
-    grids = codes[row : row + 1].flatten(1).repeat(4, 1)
-    own = grids[:, places]
-    grids[:, places] = torch.where(step >= steps, prior.tokens.others(own), own)
+    wanted = min(count, THOROUGH_CUTS if thorough else CUTS)
+    if wanted == count:
+        cuts = list(range(count))
+    else:
+        cuts = [int((seen + index + 1) * GOLDEN % 1 * count) for index in range(wanted)]
+    item = codes[row : row + 1].flatten(1).repeat(1 + CUTS, 1)
     repeated = {
-        name: map_tensors(lambda tensor: tensor[row : row + 1].repeat(4, *[1] * (tensor.ndim - 1)), value)
+        name: map_tensors(lambda tensor: tensor[row : row + 1].repeat(1 + CUTS, *[1] * (tensor.ndim - 1)), value)
         for name, value in conditions.items()
     }
-    accelerators = [prior.device] if prior.device.type == "cuda" else []
-    with torch.random.fork_rng(accelerators), torch.autocast(prior.device.type, enabled=False):
-        logits = prior.predict(grids.view(4, *code_shape), **repeated)
+    for first in range(0, wanted, CUTS):
+        chosen = (cuts[first : first + CUTS] * CUTS)[:CUTS]
+        _check_cuts(prior, item, code_shape, repeated, places, chosen)
+    prior.causal_state = (seen + wanted, state)
+
+
+def _check_cuts(prior, item, code_shape, conditions, places, cuts):
+    """One pass over four copies (4, codes) of an item, the first as it is."""
+    steps = torch.tensor([len(places), *cuts], device=item.device)[:, None]
+    step = torch.arange(len(places), device=item.device)[None]
+    grids, own = item.clone(), item[:, places]
+    grids[:, places] = torch.where(step >= steps, prior.tokens.others(own), own)
+    accelerators = [item.device] if item.device.type == "cuda" else []
+    with torch.random.fork_rng(accelerators), torch.autocast(item.device.type, enabled=False):
+        logits = prior.predict(grids.view(-1, *code_shape), **conditions)
     logits = logits.flatten(1, -2)[:, places]  # (4, steps, ...)
-    moved = (logits[1:] - logits[:1]).abs().amax(-1)[step <= steps[1:]].max()
-    # rounding may differ between the rows of a batch; what a network reads moves logits by as much as they vary
-    if moved > torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().max():
+    compared = (step <= steps)[..., None]
+    values = prior.tokens.comparable(logits)
+    if (values.isnan() & compared).any():
+        raise ValueError(
+            f"{type(prior).__name__} has logits that are NaN or infinity: no likelihood follows from them"
+        )
+    moved = (values[1:] - values[:1]).abs().masked_fill(~compared[1:], 0).max()
+    # Rounding may differ between the rows of a batch; what a network reads moves logits by as much as they vary.
+    # What is impossible whatever the input, such as a masked code, says nothing of how much that is.
+    possible = (values > IMPOSSIBLE) & compared
+    mean = values.masked_fill(~possible, 0).sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)
+    spread = (values - mean).abs().masked_fill(~possible, 0).max()
+    largest = logits.to(values.dtype).abs().masked_fill(~possible, 0).max()
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, prior.dtype))
+    if moved > eps**0.5 * spread + 8 * eps * largest:
         raise ValueError(
             f"{type(prior).__name__} has logits that depend on the very codes they are of, or on codes drawn later: "
             f"they moved by {moved.item():.3g}. Its log_prob is no likelihood; predict must not let a code see itself "
             "or what follows in code_order"
         )
-    prior.causal_state = state
 
 
-def _norm(weight: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)).float()
+def _state(prior):
+    """The plain attributes of the modules and the config, and the norms of the weights and buffers that are here."""
+    attributes = [
+        (type(owner), *((name, value) for name, value in vars(owner).items() if isinstance(value, PLAIN)))
+        for owner in (*prior.modules(), prior.config)
+    ]
+    # by the norms of the weights: fused optimizers, which Trainer takes, leave their `_version` as it is
+    norms = [_norm(tensor) for tensor in (*prior.parameters(), *prior.buffers()) if not tensor.is_meta]
+    return attributes, torch.stack([norm.to(norms[0].device) for norm in norms]).tolist() if norms else []
+
+
+def _norm(tensor: torch.Tensor) -> torch.Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(tensor if tensor.is_floating_point() else tensor.to(dtype), dtype=dtype).float()

@@ -13,6 +13,7 @@ from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, FeatureCondition, check_magnitude
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options
+from hf_vq.priors.tokens import IMPOSSIBLE
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
 from hf_vq.registry import register
 
@@ -90,6 +91,11 @@ class AmplitudeTokens:
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
         return torch.where(elements > 0, elements - 1, elements + 1)
+
+    def comparable(self, logits: torch.Tensor) -> torch.Tensor:
+        logits, means, log_scales = logits.to(torch.promote_types(logits.dtype, torch.float32)).chunk(3, dim=-1)
+        log_probs = logits.log_softmax(dim=-1).clamp(min=IMPOSSIBLE)
+        return torch.cat([log_probs, means, log_scales.clamp(min=self.min_log_scale)], dim=-1)
 
 
 class MixtureSamplingState:

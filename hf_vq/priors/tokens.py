@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from hf_vq.priors.inputs import IGNORED, check_values
 from hf_vq.priors.sampling import sample_codes
 
+IMPOSSIBLE = -104.0  # nats: a smaller log-probability is 0 in float32, such as that of a masked code
+
 
 class Tokens(Protocol):
     """The elements of the grids of an `AutoregressivePrior`, and what its logits say of them.
@@ -36,6 +38,12 @@ class Tokens(Protocol):
 
     def others(self, elements: torch.Tensor) -> torch.Tensor:
         """Elements that differ from those of (batch, count) wherever there are others."""
+
+    def comparable(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., k) as numbers (..., k) that are equal where, and differ as much as, the distributions do.
+
+        Log-probabilities are at least `IMPOSSIBLE`; NaN where logits are NaN or give no distribution.
+        """
 
 
 class CodeTokens:
@@ -76,3 +84,7 @@ class CodeTokens:
     def others(self, elements: torch.Tensor) -> torch.Tensor:
         steps = torch.arange(elements.shape[1], device=elements.device) % max(1, self.codebook_size - 1)
         return (elements + 1 + steps) % self.codebook_size
+
+    def comparable(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.log_softmax(dim=-1).clamp(min=IMPOSSIBLE)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from hf_vq.quantizers.checks import check_positive_int, constructor_arguments
+from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
 from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
 
@@ -157,11 +157,16 @@ class Quantizer(nn.Module):
 
         Returns:
             bool: whether it did.
+
+        Raises:
+            ValueError: latents or a mask of the wrong shape, or nothing but padding.
         """
         if self.initialized:
             return False
         with full_precision(latents):
             rows, valid, _ = self._rows(latents, padding_mask)
+            if valid is not None and not valid.any():
+                raise ValueError("padding_mask is False everywhere: there is nothing that a codebook could start from")
             return self._initialize(rows if valid is None else rows[valid])
 
     def mean_vector(self) -> torch.Tensor:
@@ -233,12 +238,7 @@ class Quantizer(nn.Module):
         """The mask as flat rows, (n,) bool, or None."""
         if padding_mask is None:
             return None
-        expected = (latents.shape[0], *latents.shape[2:])
-        if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != expected:
-            raise ValueError(
-                f"padding_mask must be bool of shape {expected} (True = real), got {padding_mask.dtype} of shape "
-                f"{tuple(padding_mask.shape)}"
-            )
+        check_mask(padding_mask, (latents.shape[0], *latents.shape[2:]))
         return padding_mask.reshape(-1)
 
     def _code_grid(self, codes, latents):

@@ -1,8 +1,10 @@
-"""Checks of constructor arguments, which name the argument and the value."""
+"""Checks of arguments, which name the argument and the value."""
 
 import inspect
 from collections.abc import Collection
 from typing import Any
+
+import torch
 
 
 def check_positive_int(**values: Any) -> None:
@@ -42,3 +44,16 @@ def constructor_arguments(quantizer_class: type) -> list[str]:
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
                 break
     return names
+
+
+def check_mask(padding_mask: Any, shape: tuple[int, ...]) -> None:
+    """A padding mask must be a bool tensor of this shape."""
+    if not isinstance(padding_mask, torch.Tensor):
+        raise ValueError(
+            f"padding_mask must be bool of shape {shape} (True = real), a tensor; got {type(padding_mask).__name__}"
+        )
+    if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != shape:
+        raise ValueError(
+            f"padding_mask must be bool of shape {shape} (True = real), got {padding_mask.dtype} of shape "
+            f"{tuple(padding_mask.shape)}"
+        )

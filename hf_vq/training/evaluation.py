@@ -111,10 +111,12 @@ def evaluate_prior(
     device = device_of(prior)
     with torch.no_grad(), evaluating(prior):
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
-        for batch in batches(dataset, batch_size, device):
+        for number, batch in enumerate(batches(dataset, batch_size, device)):
             conditions, lengths = prior.pick_conditions(batch), batch.get("lengths")
             if lengths is not None:
                 conditions["lengths"] = lengths
+            if number == 0:
+                prior.check_likelihood(batch["codes"], **conditions)
             log_prob = prior.log_prob(batch["codes"], **conditions)
             likelihood.update(batch["codes"], log_prob, lengths, axis=1 + prior.has_levels)
     figures = describe_code_likelihood(likelihood.compute())

@@ -1,4 +1,4 @@
-"""Likelihood of a whole model, codes and pixels, in bits per dimension: so that models compare."""
+"""Likelihood of a whole model, codes and the values of samples, in bits per dimension: so that models compare."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,10 @@ from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
+from hf_vq.registry import MODALITIES
 from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, device_of
 
-FIT_IMAGES = 1024  # that the scale of a decoder without a distribution is fitted on
+FIT_SAMPLES = 1024  # that the scale of a decoder without a distribution is fitted on
 BOUND = "upper bound: -log p(x) <= -log p(x | codes) - log p(codes), for the codes that the encoder chooses"
 
 
@@ -33,9 +34,7 @@ class OwnPixelLikelihood:
 
     def __init__(self, autoencoder: Any, num_values: int = 256):
         if num_values != 256:
-            raise ValueError(
-                f"the decoder's distribution is over 256 pixel values, those of the data are {num_values}"
-            )
+            raise ValueError(f"num_values={num_values}: the decoder's distribution is over 256 values")
         self.log_prob = autoencoder.reconstruction_log_prob
         self.protocol = {"decoder_likelihood": f"{autoencoder.pixel_distribution.description}, the decoder's own"}
 
@@ -45,19 +44,21 @@ class FittedPixelLikelihood:
 
     Args:
         autoencoder: any autoencoder.
-        dataset: the images that the scales are fitted on, evenly spaced 1,024 of them where there are more. None of
+        dataset: the samples that the scales are fitted on, evenly spaced 1,024 of them where there are more. None of
             them may be evaluated.
-        num_values: how many values a pixel can have.
-        batch_size: images per forward; the scales do not depend on it.
+        num_values: how many values a number in a sample can have.
+        batch_size: samples per forward; the scales do not depend on it.
 
     Raises:
         ValueError: an empty data set.
     """
 
     def __init__(self, autoencoder: Any, dataset: Any, num_values: int = 256, batch_size: int = 64):
+        modality = MODALITIES.get(autoencoder.modality)
+        plural = modality.plural if modality else "samples"
         if len(dataset) == 0:
-            raise ValueError("there are no images to fit the scale of the decoder's likelihood on")
-        rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_IMAGES).round().astype(int)).tolist()
+            raise ValueError(f"there are no {plural} to fit the scale of the decoder's likelihood on")
+        rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_SAMPLES).round().astype(int)).tolist()
         self.autoencoder, self.num_values = autoencoder, num_values
         device = device_of(autoencoder)
         with torch.no_grad(), evaluating(autoencoder):
@@ -68,8 +69,8 @@ class FittedPixelLikelihood:
             self.log_scale = fit.compute().to(device)
         self.protocol = {
             "decoder_likelihood": "discretised logistic around the decoder's sample, a fixed scale for each channel",
-            "decoder_scale": (self.log_scale.exp() * ((num_values - 1) / 2)).tolist(),  # in pixel values
-            "decoder_scale_fitted_on": f"{len(rows)} images, none of them evaluated",
+            "decoder_scale": (self.log_scale.exp() * ((num_values - 1) / 2)).tolist(),  # in steps between values
+            "decoder_scale_fitted_on": f"{len(rows)} {plural}, none of them evaluated",
         }
 
     def log_prob(self, sample: torch.Tensor, codes: Any) -> torch.Tensor:
@@ -137,10 +138,11 @@ def evaluate_likelihood(
     with torch.no_grad(), evaluating(autoencoder):
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
         nats = torch.zeros(3, dtype=torch.float64, device=device)  # samples, of codes, of pixels
-        for batch in batches(dataset, batch_size, device, SampleCollator()):
+        for number, batch in enumerate(batches(dataset, batch_size, device, SampleCollator())):
             codes = autoencoder.tokenize(batch["sample"])
             total: Any = 0
-            for part, (grid, log_prob) in zip(parts, code_log_probs(priors, sizes, codes, batch), strict=True):
+            log_probs = code_log_probs(priors, sizes, codes, batch, check=number == 0)
+            for part, (grid, log_prob) in zip(parts, log_probs, strict=True):
                 part.update(grid, log_prob)
                 total = total - log_prob.double().sum()
             decoded = torch.zeros_like(total) if pixels is None else -pixels.log_prob(batch["sample"], codes).double()
@@ -165,7 +167,11 @@ def evaluate_likelihood(
 
 
 def code_log_probs(
-    priors: Sequence[Any] | None, codebook_sizes: Sequence[int], codes: Any, batch: Mapping[str, Any]
+    priors: Sequence[Any] | None,
+    codebook_sizes: Sequence[int],
+    codes: Any,
+    batch: Mapping[str, Any],
+    check: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every grid of codes and its log-likelihood given the coarser ones, (batch,) nats, coarse to fine.
 
@@ -174,6 +180,7 @@ def code_log_probs(
         codebook_sizes: of every grid.
         codes: a tensor, or of a hierarchy a tuple of them.
         batch: a dict with the conditions that priors take, such as `class_labels`.
+        check: whether the priors' log-likelihoods are to be checked for being such, thoroughly.
     """
     codes = as_grids(codes)
     for index, grid in enumerate(codes):
@@ -181,7 +188,10 @@ def code_log_probs(
             yield grid, UniformPrior(codebook_sizes[index]).log_prob(grid)
         else:
             known = {**batch, "context_codes": codes[:index]} if index else batch
-            yield grid, priors[index].log_prob(grid, **priors[index].pick_conditions(known))
+            conditions = priors[index].pick_conditions(known)
+            if check:
+                priors[index].check_likelihood(grid, **conditions)
+            yield grid, priors[index].log_prob(grid, **conditions)
 
 
 def describe_models(autoencoder: Any, priors: Sequence[Any] | None, item: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,8 +102,7 @@ def train_prior(
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
         _check_dataset(prior, dataset)
-    item = send_to_device(collate(prior, [train_dataset[0]]), prior.device)
-    prior.check_likelihood(item.pop("codes"), **item)
+    check_likelihood(prior, train_dataset)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
@@ -168,6 +167,7 @@ class PriorTrainer(LengthsTrainer):
 
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
         with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+            check_likelihood(self.model, self.eval_dataset)
             return super().evaluate(*inputs, **options)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -226,6 +226,7 @@ class PriorTrainer(LengthsTrainer):
         if self.weight_ema is not None:
             self.weight_ema.copy_to_model()
         self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)  # takes autocast off the forward
+        check_likelihood(self.model, self.train_dataset)
         if self.eval_dataset is not None and self.model.likelihood is not None:
             likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
             metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
@@ -243,6 +244,12 @@ class PriorTrainer(LengthsTrainer):
             wall_time=time.monotonic() - self.started,
             device=self.args.device,
         )
+
+
+def check_likelihood(prior: Any, dataset: Any) -> None:
+    """Raise a ValueError where `log_prob` would be no likelihood, by the first item of a data set."""
+    item = send_to_device(collate(prior, [dataset[0]]), prior.device)
+    prior.check_likelihood(item.pop("codes"), **item)
 
 
 def collate(prior: Any, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

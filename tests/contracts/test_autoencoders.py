@@ -1,7 +1,10 @@
 """What every autoencoder answers, in one, two and three dimensions: codes, losses, padding, folders."""
 
+import copy
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +193,23 @@ def test_length_cuts_what_codes_decode_to(codec_class):
     [
         (r"length.*at most 24.*25", lambda model, codes: model.detokenize(codes, length=25)),
         (r"length.*\(3,\)", lambda model, codes: model.detokenize(codes, length=torch.tensor([1, 2, 3]))),
+        (r"length.*at least 1.*got 0", lambda model, codes: model.detokenize(codes, length=0)),
+        (r"length.*at least 1.*got 0", lambda model, codes: model.detokenize(codes, length=[24, 0])),
+        (r"length.*at least 1.*got -3", lambda model, codes: model.detokenize(codes, length=np.array([24, -3]))),
+        (r"length.*at most 24.*25", lambda model, codes: model.detokenize(codes, length=[[24], [25]])),
+        (r"length.*integers.*got True", lambda model, codes: model.detokenize(codes, length=True)),
+        (r"length.*integers.*bool", lambda model, codes: model.detokenize(codes, length=np.array([True, False]))),
+        (r"length.*integers.*got 12\.0", lambda model, codes: model.detokenize(codes, length=12.0)),
+        (r"length.*integers.*\[3\.0, 4\]", lambda model, codes: model.detokenize(codes, length=[3.0, 4])),
+        (r"length.*\(2,\).*\[24\]", lambda model, codes: model.detokenize(codes, length=[24])),
+        (r"length.*\[\[24, 24\], ", lambda model, codes: model.detokenize(codes, length=[[24, 24]] * 2)),
+        (r"length.*'all'", lambda model, codes: model.detokenize(codes, length="all")),
+        (r"length.*\[1, \[2\]\]", lambda model, codes: model.detokenize(codes, length=[1, [2]])),
+        (r"padding_mask.*\(2, 24\).*list", lambda model, codes: model(torch.zeros(2, 2, 24), [[True] * 24] * 2)),
+        (
+            r"padding_mask.*\(2, 24\).*ndarray",
+            lambda model, codes: model.tokenize(torch.zeros(2, 2, 24), np.ones((2, 24), dtype=bool)),
+        ),
         (r"scales given.*SignalCodec", lambda model, codes: model.detokenize(codes, scales=torch.ones(2))),
         (r"padding_mask.*\(2, 24\).*int64", lambda model, codes: model(torch.zeros(2, 2, 24), codes.new_ones(2, 24))),
         (r"padding_mask.*\(2, 24\).*\(2, 6\)", lambda model, codes: model.tokenize(torch.zeros(2, 2, 24), codes > 0)),
@@ -201,6 +221,64 @@ def test_length_cuts_what_codes_decode_to(codec_class):
 def test_wrong_input_is_named_with_its_value(words, call):
     with pytest.raises(ValueError, match=words):
         call(make_codec(SignalCodec).eval(), torch.zeros(2, 6, dtype=torch.int64))
+
+
+def test_lengths_are_refused_before_any_work_and_taken_in_any_form_of_integers():
+    model, codes = make_codec(SignalCodec).eval(), torch.zeros(2, 6, dtype=torch.int64)
+    expected = model.detokenize(codes, length=torch.tensor([20, 3]))
+    for length in ([20, 3], (20, 3), np.array([20, 3], dtype=np.uint8), torch.tensor([[20], [3]])):
+        assert torch.equal(model.detokenize(codes, length=length), expected)
+    model.to_sample = None  # nothing decodes any more
+    with pytest.raises(ValueError, match="length must be at least 1 and at most 24"):
+        model.detokenize(codes, length=99)
+
+
+@every
+def test_a_sample_that_is_nothing_but_padding_is_refused_before_any_work(name):
+    model, sample = make(name)
+    mask = torch.ones(len(sample), *sample.shape[2:], dtype=torch.bool)
+    mask[-1] = False
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for padding_mask in (mask, torch.zeros_like(mask)):
+        for training in (True, False):
+            model.train(training)
+            for ask in (model, model.tokenize, model.without_padding):
+                with pytest.raises(ValueError, match=r"padding_mask must be True somewhere in each sample.*\[.*\]"):
+                    ask(sample, padding_mask=padding_mask)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("shortcut", [False, "principal"])
+def test_no_codebook_starts_on_padding_alone(shortcut):
+    model = hf_vq.VQVAE(1, 8, 0, stage_channels=(8,), codebook_size=8, codebook_dim=4, shortcut=shortcut)
+    sample = torch.rand(2, 1, 8, 8)
+    for rows in ([0], [0, 1]):
+        mask = torch.ones(2, 8, 8, dtype=torch.bool)
+        mask[rows] = False
+        with pytest.raises(ValueError, match=re.escape(f"False all over in {rows}")):
+            model.initialize_codebook(sample, mask)
+        with pytest.raises(ValueError, match=re.escape(f"False all over in {rows}")):
+            model.train()(sample, padding_mask=mask)
+    assert not model.codebook_initialized
+
+
+def test_statistics_of_batchnorm_never_see_padding():
+    options = {"stage_channels": (8,), "codebook_size": 8, "codebook_dim": 4, "norm": "batch"}
+    model, sample = hf_vq.VQVAE(1, 8, 1, residual_channels=4, **options), torch.rand(2, 1, 8, 8)
+    model.train()(sample)
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    whole = copy.deepcopy(model)
+    torch.manual_seed(0)
+    expected = whole(sample)
+    torch.manual_seed(0)
+    assert torch.equal(model(sample, padding_mask=mask).loss, expected.loss)  # nothing is padding
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in model.state_dict().items())
+    mask[1, :, 4:] = False
+    for ask in (model, model.tokenize):
+        with pytest.raises(ValueError, match="padding_mask with padding given to a model with BatchNorm in training"):
+            ask(sample, padding_mask=mask)
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in model.state_dict().items())
+    assert model.eval()(sample, padding_mask=mask).loss.isfinite()
 
 
 def test_a_mask_with_holes_has_no_length():

@@ -228,6 +228,7 @@ class PixelDecoder(Host):
         for ours, theirs in zip(self.modules(), model.modules(), strict=True):
             if "initialized" in vars(ours):  # a codebook that has not started has not started in the copy either
                 theirs.initialized = ours.initialized
+        model.processor = self._processor
         return model.train(self.training)
 
     def _evaluate(self, latents, sample=None):

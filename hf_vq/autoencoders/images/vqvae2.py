@@ -29,7 +29,7 @@ from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import Quantizer, QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
 from hf_vq.registry import register
-from hf_vq.renaming import renamed_options
+from hf_vq.renaming import renamed_options, warn_renamed
 
 
 @register
@@ -165,6 +165,12 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
     def grid_names(self) -> tuple[str, ...]:
         count = len(self.quantizers)
         return GRID_NAMES.get(count, tuple(f"grid_{index}" for index in range(count)))
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """The old name of `grid_names`."""
+        warn_renamed(type(self).__name__, "level_names", "grid_names")
+        return self.grid_names
 
     @property
     def downsample_factor(self) -> int:
