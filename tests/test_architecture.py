@@ -1,6 +1,7 @@
 """The house: who may import whom, how long files and functions are, and which signatures tell their types."""
 
 import ast
+import re
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -83,6 +84,26 @@ def misplaced(graph):
         and not FLOOR[room(target)] == FLOOR[room(name)] == BOTTOM
         and (name, target) not in UPWARD
     )
+
+
+def test_the_page_names_what_there_is():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    _, house, text = page.split("```")
+    parents = [ROOT]  # of what stands on a line, by how far it is indented
+    for line in house.strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = parents[depth]
+        for name in re.findall(r"\b\w+(?:/|\.py\b)", line):
+            assert (folder / name).exists(), line
+            if name.endswith("/"):
+                folder /= name
+                parents[depth + 1 :] = [folder]
+    words = set(re.findall(r"\w+", "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("hf_vq/**/*.py"))))
+    for code in re.findall(r"`([^`]+)`", text):
+        if "/" in code:
+            assert (ROOT / code).exists(), code
+        else:
+            assert set(re.findall(r"\w{2,}", code)) <= words, code
 
 
 def test_every_room_has_its_floor():

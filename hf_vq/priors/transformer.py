@@ -153,7 +153,8 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             )
         if input_ids is None and inputs_embeds is None:
             raise ValueError("codes missing")
-        return super().forward(
+        return LlamaForCausalLM.forward(
+            self,
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -1,4 +1,19 @@
-"""Latents <-> codes."""
+"""Latents <-> codes.
+
+A map, in the order to read it. One training step of "ema" goes through its first two lines:
+
+    base            Quantizer: forward, tokenize, detokenize; latents as rows, and back
+    codebook        search, losses and statistics of a learned codebook -> ema, vector: how it moves
+      nearest       the one search; nearest_triton is its kernel for GPUs
+      lookup        code vectors by index, sums of rows by code
+      gradients     straight through, rotation; means without padding
+      kmeans        how a codebook starts; distributed draws rows of all processes
+      entropy       entropies of soft assignments, for losses
+      surgery       resizing, splitting, starting again
+    composite       made of quantizers -> residual, product
+    finite_scalar, lookup_free, gumbel, index_backpropagation, remapped: a kind each
+    registry        make_quantizer: a kind by its name; checks: what constructors refuse
+"""
 
 from hf_vq.quantizers.base import Quantizer, QuantizerOutput
 from hf_vq.quantizers.ema import EMAVectorQuantizer
