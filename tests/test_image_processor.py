@@ -207,7 +207,7 @@ def test_foreign_files_are_read_where_they_mean_what_ours_do(tmp_path):
     assert ImageProcessor.from_pretrained(tmp_path) is None
 
 
-@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6, 4), (2, 8, 6, 3), (3, 3, 3)])
+@pytest.mark.parametrize("shape", [(8, 6, 2), (8, 6, 3), (8, 6, 4), (2, 8, 6, 3), (3, 3, 3)])
 def test_a_picture_with_colours_is_no_batch_of_grey_ones(shape):
     array = np.zeros(shape, dtype=np.uint8)
     for form in (array, array / 255, torch.from_numpy(array).movedim(-1, -3), [array, array]):
@@ -215,6 +215,35 @@ def test_a_picture_with_colours_is_no_batch_of_grey_ones(shape):
             ImageProcessor(channels=1)(form)
     grey = np.random.default_rng(0).integers(0, 256, shape[:3], dtype=np.uint8)
     assert ImageProcessor(channels=1)(grey[..., None]).shape[1:] == (1, *shape[1:3])
+
+
+SHAPES = {  # of an array (np) or tensor, channels of the model: how many pictures it is, None where it is refused
+    "channels first to grey: three pictures": (np, (3, 9, 8), 1, 3),
+    "one narrow picture or a line": (np, (1, 9, 3), 1, None),
+    "batch of channels first to grey": (np, (2, 3, 9, 8), 1, None),
+    "grey to rgb": (np, (9, 8), 3, None),
+    "channels first to rgb": (np, (3, 9, 8), 3, None),
+    "low rgb": (np, (3, 9, 3), 3, 1),
+    "rgba to rgb": (np, (9, 8, 4), 3, None),
+    "batch of channels first to rgb": (np, (2, 3, 9, 8), 3, None),
+    "an axis": (np, (9,), 1, None),
+    "a video": (np, (2, 2, 9, 8, 3), 3, None),
+    "a number": (np, (), 1, None),
+    "tensor, channels last, to grey": (torch, (9, 8, 3), 1, None),
+    "tensor, batch without channels, to grey": (torch, (9, 8, 8), 1, None),
+    "tensor, grey to rgb": (torch, (1, 9, 8), 3, None),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_no_shape_is_taken_for_another(case):
+    library, shape, channels, count = SHAPES[case]
+    images, processor = library.zeros(shape, dtype=library.uint8), ImageProcessor(channels=channels)
+    if count is None:
+        with pytest.raises(ValueError, match=rf"{channels} channel.*{re.escape(str(shape))}"):
+            processor(images)
+    else:
+        assert processor(images).shape[:2] == (count, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -198,6 +198,22 @@ def test_faces_take_and_give_options_by_old_names(said):
         config.depth  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda both: AutoConfig.from_pretrained(SAVED / "saved/autoencoder", **both),
+        lambda both: AutoModel.from_pretrained(SAVED / "saved/autoencoder", **both),
+        lambda both: hf_vq.VQVAE2.from_pretrained(SAVED / "saved/autoencoder", **both),
+        lambda both: hf_vq.VQVAE2Config(**both),
+        lambda both: hf_vq.VQVAE2Config().update(both),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_option_under_both_names_is_refused(use, said):
+    with pytest.raises(ValueError, match="level_dropout and grid_dropout are one option"):
+        use({"level_dropout": 0.4, "grid_dropout": 0.2})
+
+
 def test_a_models_config_is_read_by_old_names(said):
     model = hf_vq.VQVAE2(grid_dropout=0.1, **HIERARCHY)
     for config in (model.config, copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config))):

@@ -34,6 +34,17 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
                 setattr(self, name, given.pop(name))
         super().__post_init__(**given)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers; keywords over the dict's may have old names, but no option both."""
+        renamed = cls.autoencoder_class.renamed_options() if cls.autoencoder_class else {}
+        return super().from_dict(config_dict, **with_new_names(kwargs, renamed, cls.__name__))
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """As transformers, with the same rule for names."""
+        renamed = self.autoencoder_class.renamed_options() if self.autoencoder_class else {}
+        super().update(with_new_names(config_dict, renamed, type(self).__name__))
+
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(self._new_name(name) or name, value)
 

@@ -227,10 +227,10 @@ class ImageProcessor:
         elif isinstance(picture, np.ndarray):
             planes = self._rounded(picture)
             if planes.ndim == 2 or (planes.ndim == 3 and planes.shape[-1] != self.channels and self.channels == 1):
-                if planes.ndim == 3 and shape[-1] in (3, 4):
+                if planes.ndim == 3 and shape[-1] in (2, 3, 4):  # 2: grey with alpha
                     raise ValueError(
-                        f"images must have 1 channel, got shape {shape}, which looks like a picture with colours: "
-                        "PIL images are converted; grey arrays of this width take a last axis of 1"
+                        f"images must have 1 channel, got shape {shape}, which looks like a picture with colours or "
+                        "alpha: PIL images are converted; grey arrays of this width take a last axis of 1"
                     )
                 planes = planes[..., None]  # grey: the axis of the channel is left out
             planes = planes[None] if planes.ndim == 3 else planes
