@@ -68,7 +68,7 @@ def as_mapping(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
-def check_one_name(given, spellings, dashes=""):
+def check_one_name(given: Collection[str], spellings: dict[str, str], dashes: str = "") -> None:
     """Raise a ValueError for an option that is given under both of its names."""
     for old, new in spellings.items():
         if old in given and new in given:

@@ -46,12 +46,12 @@ class Measurements:
     dataset: str | None = None
     split: str | None = None
 
-    def take(self, metrics):
+    def take(self, metrics: dict[str, Any]) -> None:
         """Take the known ones of some figures."""
         self.figures.update({name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)})
         self.bound = self.bound or metrics.get("likelihood_is_exact") is False
 
-    def title(self, name, plural):
+    def title(self, name: str, plural: str) -> str:
         """What a card calls a figure, of samples of which several are called `plural`."""
         return FIGURES[name].format(plural=plural) + (" (upper bound)" if self.bound and name in LIKELIHOODS else "")
 
