@@ -12,13 +12,14 @@ import yaml
 
 import hf_vq
 import hf_vq_cli
-from hf_vq.cli import checks, train_prior
+from hf_vq.cli import checks
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq.hub import describe, read_folder, write_card
-from hf_vq.registry import AUTOENCODERS, MODALITIES, PRIORS
+from hf_vq.training.disk import module_footprint
 from hf_vq.training.likelihood import FittedPixelLikelihood
 
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
+from .registering import register_for_now
 from .signal_modality import SIGNAL, TextCodec
 from .tiny_codecs import PictureCodec, Waves, make_codec, register_codecs
 
@@ -35,9 +36,7 @@ def run(*arguments):
 def own(monkeypatch, tmp_path):
     """A codec of pictures without a modality, its codes, and the toy prior in the tables; the folder is a new one."""
     register_codecs(monkeypatch)
-    monkeypatch.setitem(PRIORS, "ToyMaskedPrior", (ToyMaskedPriorConfig, ToyMaskedPrior))
-    monkeypatch.setitem(train_prior.PRIORS, "ToyMaskedPrior", ToyMaskedPrior)
-    hf_vq.auto.register()
+    register_for_now(monkeypatch, ToyMaskedPrior)
     monkeypatch.chdir(tmp_path)
     codec = make_codec(PictureCodec).eval()
     codec.save_pretrained("codec")
@@ -107,8 +106,7 @@ def test_a_picture_that_fails_costs_neither_the_others_nor_the_model(own, monkey
     def fail(*arguments):
         raise RuntimeError("no\nfont")
 
-    monkeypatch.setitem(MODALITIES, "signal", dataclasses.replace(SIGNAL, save_reconstructions=fail))
-    monkeypatch.setitem(AUTOENCODERS, "TextCodec", TextCodec)
+    register_for_now(monkeypatch, dataclasses.replace(SIGNAL, save_reconstructions=fail), TextCodec)
     np.save("signals.npy", np.sin(np.arange(40 * 2 * 32).reshape(40, 2, 32) / 3).astype(np.float32))
     Path("a.yaml").write_text(yaml.safe_dump({**QUICK, "model": "TextCodec", "model_config": {"strides": [4]}}))
     assert run("train", "autoencoder", "a.yaml", "--data", "signals.npy", "--output", "out") == 0
@@ -132,7 +130,7 @@ def test_priors_that_make_no_pipeline_are_refused_before_the_training(own, capsy
 
 def test_the_disk_must_hold_the_pipeline_too(own, monkeypatch, capsys):
     prior = ToyMaskedPrior(ToyMaskedPriorConfig(codebook_size=16, num_classes=2, code_shape=(4, 4), num_places=16))
-    free = 4 * checks.weight_bytes(prior)  # weights, and a checkpoint with two averages of the gradient
+    free = 4 * module_footprint(prior).published  # weights, and a checkpoint with two averages of the gradient
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, free))
     assert train(TOY, "--autoencoder", "codec") == 2
     assert "no disk space" in capsys.readouterr().err
@@ -178,7 +176,7 @@ def test_an_option_must_be_one_of_every_prior_of_a_hierarchy(own, capsys):
 def test_inspect_names_no_modality_that_it_was_not_told(own, monkeypatch, capsys):
     prior = ToyMaskedPrior(ToyMaskedPriorConfig(codebook_size=16, code_shape=(4, 4)))
     prior.save_pretrained("prior")
-    monkeypatch.setitem(MODALITIES, "signal", SIGNAL)
+    register_for_now(monkeypatch, SIGNAL)
     told = {"signal": ["--modality", "signal"], "image": ["--image_size", 16], "sample": []}
     for name, flags in told.items():
         capsys.readouterr()

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import send_to_device
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from hf_vq.data.padding import collator_for, is_stream, padding_of
@@ -40,7 +39,7 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict
     Raises:
         ValueError: an empty data set.
     """
-    device = device_of(model)
+    device = model.device
     with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss, count = torch.zeros(2, dtype=torch.float64, device=device).unbind()
@@ -108,7 +107,7 @@ def evaluate_prior(
     check_likelihood_kind(prior)
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
-    device = device_of(prior)
+    device = prior.device
     with torch.no_grad(), evaluating(prior):
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)
         for number, batch in enumerate(batches(dataset, batch_size, device)):
@@ -133,11 +132,6 @@ def describe_code_likelihood(result: CodeLikelihoodOutput) -> dict[str, Any]:
     """The figures of a `CodeLikelihoodOutput`, a dict."""
     figures = {name: value for name, value in asdict(result).items() if value is not None}
     return {"nats_per_code": result.nats_per_code, "nats_per_token": result.nats_per_code, **figures}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes."""
-    return next(model.parameters()).device
 
 
 class _Share(IterableDataset):

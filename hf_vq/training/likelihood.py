@@ -15,7 +15,7 @@ from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
 from hf_vq.registry import MODALITIES
-from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood, device_of
+from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood
 
 FIT_SAMPLES = 1024  # that the scale of a decoder without a distribution is fitted on
 BOUND = "upper bound: -log p(x) <= -log p(x | codes) - log p(codes), for the codes that the encoder chooses"
@@ -60,7 +60,7 @@ class FittedPixelLikelihood:
             raise ValueError(f"there are no {plural} to fit the scale of the decoder's likelihood on")
         rows = np.unique(np.linspace(0, len(dataset) - 1, FIT_SAMPLES).round().astype(int)).tolist()
         self.autoencoder, self.num_values = autoencoder, num_values
-        device = device_of(autoencoder)
+        device = autoencoder.device
         with torch.no_grad(), evaluating(autoencoder):
             fit = LogisticScale(sample_of(dataset[0]).shape[0], num_values).to(device)
             for batch in batches(Subset(dataset, rows), batch_size, device, SampleCollator()):
@@ -134,7 +134,7 @@ def evaluate_likelihood(
     for prior in priors or ():
         check_likelihood_kind(prior)
     shape = tuple(sample_of(dataset[0]).shape)
-    device = device_of(autoencoder)
+    device = autoencoder.device
     with torch.no_grad(), evaluating(autoencoder):
         parts = [CodeLikelihood(size, shape).to(device) for size in sizes]
         nats = torch.zeros(3, dtype=torch.float64, device=device)  # samples, of codes, of pixels
