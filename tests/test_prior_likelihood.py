@@ -307,9 +307,11 @@ def test_a_copy_that_begins_as_nothing_is_found_at_the_first_evaluation(tmp_path
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_offloaded_weights_give_the_same_log_prob_and_samples(name, where, tmp_path):
+def test_offloaded_weights_give_the_same_outputs_log_prob_and_samples(name, where, tmp_path):
     prior, codes, conditions = FAMILIES[name]
     expected, shape = prior.log_prob(codes, **conditions), tuple(codes.shape[1:])
+    with torch.no_grad():
+        output = prior(codes, **conditions)
     size = {} if conditions else {"batch_size": len(codes)}
 
     def sample():
@@ -324,6 +326,10 @@ def test_offloaded_weights_give_the_same_log_prob_and_samples(name, where, tmp_p
         assert all(weight.is_meta for weight in prior.parameters())
         assert torch.equal(prior.log_prob(codes, **conditions), expected)
         assert torch.equal(sample(), drawn)
+        with torch.no_grad():
+            found = prior(codes, **conditions)
+        assert torch.equal(found.logits, output.logits)
+        assert torch.equal(found.loss, output.loss)
 
 
 def test_evaluation_of_an_offloaded_prior_and_of_one_that_copies():

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from transformers.utils import can_return_tuple
 
-from hf_vq.modes import evaluating
+from hf_vq.modes import evaluating, fetched
 from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.causality import check_causality
 from hf_vq.priors.inputs import map_tensors
@@ -115,7 +115,8 @@ class AutoregressivePrior(Prior):
     ) -> PriorOutput:
         """The common part of `forward`: check, drop conditions in training, predict, loss."""
         codes, labels, conditions = self.check_inputs(codes, labels, lengths, **conditions)
-        logits = self.predict(codes, **conditions)
+        with fetched(self):
+            logits = self.predict(codes, **conditions)
         return PriorOutput(loss=self.compute_loss(logits, codes, labels) if return_loss else None, logits=logits)
 
     def compute_loss(self, logits: torch.Tensor, codes: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
+from hf_vq.modes import fetched
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
@@ -271,7 +272,8 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         codes, labels, conditions = self.check_inputs(
             codes, labels, lengths, class_labels=class_labels, prompt_ids=prompt_ids
         )
-        logits, prompt_logits = self._predict_all(codes, **conditions)
+        with fetched(self):
+            logits, prompt_logits = self._predict_all(codes, **conditions)
         output = RQTransformerOutput(logits=logits, prompt_logits=prompt_logits)
         if return_loss:
             self._add_losses(output, codes, labels, target_probs, conditions.get("prompt_ids"), lengths)
