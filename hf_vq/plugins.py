@@ -12,7 +12,7 @@ def import_plugins() -> None:
     for entry_point in metadata.entry_points(group=GROUP):
         try:
             importlib.import_module(entry_point.module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             owner = entry_point.dist.name if entry_point.dist else entry_point.name
             warnings.warn(
                 f"the plug-in {owner!r} of hf_vq cannot be imported, its classes are missing: {entry_point.module}: "

@@ -1,5 +1,6 @@
 """One door for classes of ours and of others: `register` puts them into tables by name, which all rooms read."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -58,6 +59,8 @@ def register(found: Any, name: str | None = None) -> Any:
     taken = table.get(own_name, found)
     if taken is not found and (kind == "modality" or _place(taken) != _place(found)):
         raise ValueError(f"{_place(found)} cannot be the {kind} {own_name!r}: {_place(taken)} is registered under it")
+    if kind not in NAMED_BY:
+        _check_free(found, own_name, kind)
     if kind != "modality":
         found.check_contract()
     for act in _subscribers[kind]:
@@ -101,6 +104,16 @@ def _name(found: Any, kind: str, given: str | None) -> str:
     if given not in (None, own):
         raise ValueError(f"name={given!r}, but the {attribute} of this {kind} is {own!r}, which saved folders hold")
     return own
+
+
+def _check_free(found: Any, name: str, kind: str) -> None:
+    """Raise a ValueError where saved folders would find something else under the name of a class."""
+    for other, table in TABLES.items():
+        if other not in (kind, *NAMED_BY) and name in table:
+            raise ValueError(f"{_place(found)} cannot be the {kind} {name!r}: {_place(table[name])} has this name")
+    ours = vars(sys.modules["hf_vq"]).get(name, found)
+    if ours is not found and ours is not TABLES[kind].get(name):
+        raise ValueError(f"{_place(found)} cannot be the {kind} {name!r}: hf_vq.{name} is something else")
 
 
 def _place(found: Any) -> str:

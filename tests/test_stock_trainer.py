@@ -88,3 +88,32 @@ def test_a_face_takes_samples_by_one_name_and_leaves_losses_out_on_request():
     for names in [(), ("sample", "pixel_values")]:
         with pytest.raises(ValueError, match="either sample or pixel_values"):
             model(**dict.fromkeys(names, samples))
+
+
+@pytest.mark.parametrize(("family", "quantizer_type"), [("VQVAE", "ema"), ("VQVAE", "vector"), ("VQVAE2", "ema")])
+def test_a_stopped_stock_training_resumes_to_the_same_weights(family, quantizer_type, tmp_path):
+    options = {"save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "learning_rate": 1e-2, "logging_steps": 1}
+    options |= {"per_device_train_batch_size": 16, "max_steps": 8, "metric_for_best_model": "eval_loss"}
+    whole = face(family, quantizer_type)
+    trainer(whole, tmp_path / "whole", callbacks=[CodebookCallback], **options).train()
+    other = face(family, quantizer_type)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()  # all that counts is in the checkpoint
+    stopped = trainer(other, tmp_path / "whole", callbacks=[CodebookCallback], **options)
+    stopped.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-3"))
+    for (name, one), two in zip(whole.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+
+
+def test_the_best_weights_are_loaded_at_the_end(tmp_path):
+    model, worse = face("VQVAE"), iter([0.5, 0.1, 0.9])
+    options = {"save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "max_steps": 6, "learning_rate": 1e-2}
+    stock = trainer(model, tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_word", **options)
+    stock.compute_metrics = lambda prediction: {"word": next(worse)}
+    stock.args.greater_is_better = False
+    stock.train()
+    assert stock.state.best_model_checkpoint.endswith("checkpoint-4")
+    saved = AutoModel.from_pretrained(tmp_path / "checkpoint-4").state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    assert not (tmp_path / "model.safetensors").exists()

@@ -70,7 +70,8 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
         if self.processor is None:
             found = sample.dtype if torch.is_tensor(sample) else type(sample).__name__
             raise ValueError(f"sample must be a floating-point tensor, got {found}: this model has no processor")
-        return self.processor(sample, device=self.device).to(self.dtype)
+        device = None if self.device.type == "meta" else self.device  # offloaded: the hooks of accelerate move it
+        return self.processor(sample, device=device).to(self.dtype)
 
     def tokenize_sample(
         self, sample: torch.Tensor, grid_masks: Sequence[torch.Tensor | None], **options: Any

@@ -2,15 +2,23 @@
 
 import functools
 import inspect
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import warn_renamed, with_new_names
 
+CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")  # a folder of transformers' Trainer
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
 
 
@@ -36,8 +44,9 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers; keywords over the dict's may have old names, but no option both."""
+        """As transformers; the dict and the keywords over it may have old names, but no option both."""
         renamed = cls.autoencoder_class.renamed_options() if cls.autoencoder_class else {}
+        config_dict = with_new_names(config_dict, renamed, cls.__name__)
         return super().from_dict(config_dict, **with_new_names(kwargs, renamed, cls.__name__))
 
     def update(self, config_dict: dict[str, Any]) -> None:
@@ -109,6 +118,18 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         self.autoencoder.save_pretrained(save_directory, *args, **kwargs)
+        weights = Path(save_directory, SAFETENSORS_WEIGHTS_NAME)
+        if CHECKPOINT.fullmatch(Path(save_directory).name) and weights.is_file():
+            shown = weights.with_name(SAFE_WEIGHTS_NAME)  # by which transformers' Trainer resumes and finds the best
+            shown.unlink(missing_ok=True)
+            os.link(weights, shown)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As torch; the names may also be those of the saved folder, which are the autoencoder's own."""
+        prefix = f"{self.base_model_prefix}."
+        if state_dict and not any(name.startswith(prefix) for name in state_dict):
+            state_dict = {prefix + name: tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _init_weights(self, module: Any) -> None:
         """The autoencoder initialised itself when it was built."""

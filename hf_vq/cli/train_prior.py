@@ -132,10 +132,10 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
         if prior.likelihood == "bound":
             words += " (upper bound)"
         say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
-        if pipeline is not None:
-            save_pipeline(pipeline.to(prior.device), folder, args.seed)
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
+        if pipeline is not None:
+            save_pipeline(pipeline.to(prior.device), folder, args.seed)
     return report
 
 

@@ -104,7 +104,11 @@ def read_column(
         try:
             if not target.exists():
                 _write_array(target, (rows, *item_shape), first, paths[1:], name)
-            return np.load(target, mmap_mode="r")
+            try:
+                return np.load(target, mmap_mode="r")
+            except (EOFError, ValueError):  # damaged, as after a power cut
+                _write_array(target, (rows, *item_shape), first, paths[1:], name)
+                return np.load(target, mmap_mode="r")
         except OSError as error:
             if memory_map:
                 raise
@@ -132,6 +136,8 @@ def _write_array(target, shape, first, paths, name):
             file.write(first.tobytes())
             for path in paths:
                 file.write(_read_part(path, name, shape[1:]).astype(first.dtype, casting="safe").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)

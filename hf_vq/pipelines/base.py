@@ -4,6 +4,7 @@ import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: a name that is none of `class_names`.
         """
-        if isinstance(class_labels, int | str):
+        if isinstance(class_labels, Integral | str):
             class_labels = [class_labels]
         if isinstance(class_labels, torch.Tensor):
             return class_labels
@@ -104,8 +105,10 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         """
         if output_type is not None and output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {list(self.output_types)}, got {output_type!r}")
-        if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+        for name, value in {"num_images_per_prompt": num_images_per_prompt, "batch_size": batch_size}.items():
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (whole and value >= 1) and (value is not None or name != "batch_size"):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if class_labels is None and num_classes:
             raise ValueError(f"class_labels missing: the prior has {num_classes} classes")
         if class_labels is not None and num_classes == 0:

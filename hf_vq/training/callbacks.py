@@ -5,6 +5,26 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
+
+
+class CallbackArguments:
+    """A training's arguments, with those of `transformers.TrainingArguments` that its callbacks ask for.
+
+    Args:
+        args: the training's own; all else is read from them.
+        metric: what the best evaluation goes by.
+        greater_is_better: whether more of it is better.
+    """
+
+    load_best_model_at_end = False  # the report tells the best step, the last weights are published
+
+    def __init__(self, args: Any, metric: str, greater_is_better: bool):
+        self._args, self.metric_for_best_model, self.greater_is_better = args, metric, greater_is_better
+        self.eval_strategy = IntervalStrategy.NO if args.eval_steps is None else IntervalStrategy.STEPS
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_args"], name)
 
 
 class Callbacks:

@@ -1,12 +1,15 @@
 """What stops a training early, and what is saved then."""
 
 import logging
+import random
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -61,6 +64,30 @@ class InterruptGuard:
         if self.received == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
+
+
+@dataclass
+class StepStart:
+    """Random numbers and position in the data before a step: a checkpoint of the step before holds them."""
+
+    states: tuple[Any, ...]
+    position: Any
+
+    @classmethod
+    def now(cls, position: Any) -> "StepStart":
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        numpy = np.random.get_state()  # noqa: NPY002  # what users' data sets draw from
+        return cls((random.getstate(), numpy, torch.get_rng_state(), cuda), position)
+
+    def restore(self) -> Any:
+        """Set the generators back; return the position."""
+        python, numpy, torch_state, cuda = self.states
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        return self.position
 
 
 def save_before_stopping(

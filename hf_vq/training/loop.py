@@ -19,7 +19,7 @@ from torch import nn
 from transformers import TrainerState
 
 from hf_vq.training.arguments import AutoencoderTrainingArguments
-from hf_vq.training.callbacks import Callbacks
+from hf_vq.training.callbacks import CallbackArguments, Callbacks
 from hf_vq.training.checkpoints import (
     TRAINER_STATE,
     abandon_newer,
@@ -29,7 +29,7 @@ from hf_vq.training.checkpoints import (
     write_text,
     writing_checkpoint,
 )
-from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
+from hf_vq.training.interruption import DivergenceError, InterruptGuard, StepStart, save_before_stopping
 from hf_vq.training.reading import Batch, check_readable, make_reader
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.tasks import Task, Turn
@@ -87,8 +87,10 @@ class TrainingLoop:
             "stream": self.reader.identity,
             "modules": list(task.modules),
         }
+        self.before_step: StepStart | None = None  # while a step runs
         task.begin(self.reader, self.accelerator.device, resumed=checkpoint is not None)
         self.turns = self._prepare(task.make_turns(self.max_steps))
+        self.state["turns"] = [turn.name for turn in self.turns]
         self.whole_step = True  # no turn has moved since the last finished step
         set_seed(args.seed + rank)  # dropout differs between processes; DDP made their weights equal
         if checkpoint is not None:
@@ -96,7 +98,11 @@ class TrainingLoop:
         facts = TrainerState(max_steps=self.max_steps, log_history=self.state["history"])
         facts.is_world_process_zero = self.accelerator.is_main_process
         facts.is_local_process_zero = self.accelerator.is_local_main_process
-        self.callbacks = Callbacks(callbacks, args, next(iter(task.modules.values())), facts)
+        highest = task.metrics[self.best_metric]
+        best = best_entry(self.state["history"], f"eval_{self.best_metric}", highest=highest)
+        facts.best_metric = None if best is None else best[f"eval_{self.best_metric}"]
+        seen = CallbackArguments(args, metric=self.best_metric, greater_is_better=highest)
+        self.callbacks = Callbacks(callbacks, seen, next(iter(task.modules.values())), facts)
         self._tell_state()
 
     def _check_metric(self) -> str:
@@ -121,10 +127,28 @@ class TrainingLoop:
         return accelerator
 
     def _prepare(self, turns: list[Turn]) -> list[Turn]:
-        """Wrap the modules, then the optimizers, then the schedules of all turns."""
+        """Wrap the modules, then the optimizers, then the schedules of all turns; modules without one are saved too.
+
+        Raises:
+            ValueError: two turns of one name, a turn whose module the task does not list.
+        """
+        names = [turn.name for turn in turns]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the turns of {type(self.task).__name__} must have names of their own, got {names}")
+        for turn in turns:
+            if not any(turn.module is module for module in self.task.modules.values()):
+                raise ValueError(
+                    f"the module of the turn {turn.name!r} must be among the modules of {type(self.task).__name__}, "
+                    f"which are {', '.join(self.task.modules)}: no checkpoint would hold it"
+                )
+        for turn in turns:
+            owned = {id(parameter) for group in turn.optimizer.param_groups for parameter in group["params"]}
+            turn.parameters = [parameter for parameter in turn.module.parameters() if id(parameter) in owned]
+        idle = [m for m in self.task.modules.values() if not any(turn.module is m for turn in turns)]
         for kind in ("module", "optimizer", "schedule"):
             for turn in turns:
                 setattr(turn, kind, self.accelerator.prepare(getattr(turn, kind)))
+        self.idle = [self.accelerator.prepare_model(module, evaluation_mode=True) for module in idle]
         return turns
 
     @property
@@ -153,7 +177,9 @@ class TrainingLoop:
                 stop = self.callbacks.call("on_train_begin").should_training_stop
                 steps = self.reader.steps(self.step, pin_memory=self.accelerator.device.type == "cuda")
                 while self.step < self.max_steps and not stop:
+                    self.before_step = StepStart.now(self.reader.position)
                     self.train_step(next(steps))
+                    self.before_step = None
                     bar.update()
                     stop = self.after_step(bar)
                     if guard.requested(self.accelerator):
@@ -211,7 +237,7 @@ class TrainingLoop:
                 self.accelerator.backward(loss / len(batches))
             total = total + torch.stack([loss, *terms.values()]).detach().double() / len(batches)
         total = self.accelerator.reduce(total, "mean")
-        grad_norm = self.accelerator.clip_grad_norm_(turn.module.parameters(), self.args.max_grad_norm or math.inf)
+        grad_norm = self.accelerator.clip_grad_norm_(turn.parameters, self.args.max_grad_norm or math.inf)
         scaled = self.accelerator.scaler is not None  # fp16: its scaler skips steps of infinite gradient by itself
         if not torch.isfinite(total[0]) or not (scaled or torch.isfinite(grad_norm)):
             raise DivergenceError(
@@ -223,7 +249,8 @@ class TrainingLoop:
         self.task.after_turn(turn, skipped)
         if not skipped:
             turn.schedule.step()
-        turn.optimizer.zero_grad(set_to_none=True)
+        for module in self.task.modules.values():  # of parameters that no optimizer has, too
+            module.zero_grad(set_to_none=True)
         values = dict(zip(["loss", *terms], total.tolist(), strict=True), grad_norm=grad_norm.item())
         for name, value in values.items():
             self.state["sums"].setdefault(f"{prefix}{name}", []).append(value)
@@ -258,7 +285,8 @@ class TrainingLoop:
             prefix = f"{turn.name}_" if index else ""
             entry[f"{prefix}learning_rate"] = turn.schedule.get_last_lr()[0]
         self.log(entry)
-        bar.set_postfix(loss=f"{entry['loss']:.4f}")
+        if "loss" in entry:  # else no turn without a prefix has started
+            bar.set_postfix(loss=f"{entry['loss']:.4f}")
 
     def log(self, values: dict[str, Any]) -> None:
         """Add an entry to the history and hand it to the tracker."""
@@ -274,6 +302,9 @@ class TrainingLoop:
         metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
+        value, state = metrics[f"eval_{self.best_metric}"], self.callbacks.state
+        better = max if self.task.metrics[self.best_metric] else min
+        state.best_metric = value if state.best_metric is None else better(value, state.best_metric)
         return metrics
 
     def save_checkpoint(self) -> None:
@@ -300,6 +331,7 @@ class TrainingLoop:
         """
         state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         state.setdefault("modules", ["autoencoder"])  # of a time that knew one module
+        state.setdefault("turns", self.state["turns"])
         for name, value in self.reader.identity.items():
             if state["stream"].get(name) != value:
                 raise ValueError(f"{folder} was written with {name}={state['stream'].get(name)}, this run has {value}")
@@ -307,6 +339,10 @@ class TrainingLoop:
             raise ValueError(
                 f"{folder} holds the modules {', '.join(state['modules'])}, this run trains "
                 f"{', '.join(self.state['modules'])}"
+            )
+        if state["turns"] != self.state["turns"]:
+            raise ValueError(
+                f"{folder} holds the turns {', '.join(state['turns'])}, this run has {', '.join(self.state['turns'])}"
             )
         self.state = state
         if state.get("position") is not None:
@@ -332,6 +368,8 @@ class TrainingLoop:
     def stop_early(self, reason: str, together: bool = True) -> None:
         """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
         save = self.save_checkpoint if together and self.whole_step else None
+        if self.before_step is not None:
+            self.reader.position = self.before_step.restore()
         everything = nn.ModuleDict(self.task.modules)
         save_before_stopping(everything, self.args.output_dir, self.step, self.max_steps, save, reason)
 
@@ -342,8 +380,8 @@ class TrainingLoop:
             self.state.update(metrics=self.evaluate(), finished=self.step)
             self.save_checkpoint()
         self.task.finish()
-        for turn in self.turns:
-            self.accelerator.unwrap_model(turn.module, keep_fp32_wrapper=False)  # takes autocast off the forward
+        for module in [*(turn.module for turn in self.turns), *self.idle]:
+            self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # takes autocast off the forward
         self.accelerator.end_training()
         report = None
         if self.accelerator.is_main_process:

@@ -5,7 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,15 @@ class Turn:
     schedule: Any  # a schedule of torch, and accelerate's around it
     compute: Callable[[nn.Module, Batch], Terms]
     start_step: int = 0
+    parameters: list[nn.Parameter] = field(default_factory=list)  # the optimizer's, told by the loop
 
 
 class Task(ABC):
     """What the loop trains; it calls the methods in their order here.
 
     Attributes:
-        modules: every module with a turn, by name. Checkpoints hold them, by their order.
+        modules: every module that a checkpoint must hold, by name: those with a turn, and others such as a moving
+            average that `after_turn` makes.
         metrics: of `evaluate`, those that `metric_for_best_model` may name; True where more is better.
         best_metric: which of them it is by default.
     """
