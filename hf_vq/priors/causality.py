@@ -50,9 +50,10 @@ def check_causality(
     if wanted == count:
         cuts = list(range(count))
     else:
-        cuts = [int((seen + index + 1) * GOLDEN % 1 * count) for index in range(wanted)]
-        if thorough:
-            cuts[:2] = [0, count - 1]  # where a beginning or an end is dealt with by itself
+        ends = [0, count - 1] if thorough else []  # where a beginning or an end is dealt with by itself
+        drawn = wanted - len(ends)
+        cuts = ends + [int((seen + index + 1) * GOLDEN % 1 * count) for index in range(drawn)]
+        seen += drawn
     item = codes[row : row + 1].flatten(1).repeat(1 + CUTS, 1)
     repeated = {
         name: map_tensors(lambda tensor: tensor[row : row + 1].repeat(1 + CUTS, *[1] * (tensor.ndim - 1)), value)
@@ -61,7 +62,7 @@ def check_causality(
     for first in range(0, wanted, CUTS):
         chosen = (cuts[first : first + CUTS] * CUTS)[:CUTS]
         _check_cuts(prior, item, code_shape, repeated, places, chosen)
-    prior.causal_state = (seen + wanted, state)
+    prior.causal_state = (seen, state)
 
 
 def _check_cuts(prior, item, code_shape, conditions, places, cuts):
