@@ -45,6 +45,8 @@ def test_images_are_the_decoded_codes_of_the_prior(autoencoder, channels, mode):
     torch.testing.assert_close(images, expected)
     array = pipe(**arguments, generator=generator(), output_type="np").images
     np.testing.assert_allclose(array, expected.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    one, other = (pipe(label, generator=generator(), output_type="codes").images for label in (2, np.int64(2)))
+    assert torch.equal(one, other)
     (pictures,) = pipe(**arguments, generator=generator(), return_dict=False)
     assert [(type(p), p.mode, p.size) for p in pictures] == [(Image.Image, mode, (8, 8))] * 4
 
@@ -68,6 +70,9 @@ def test_another_size_and_known_codes():
         ({}, "class_labels"),
         ({"class_labels": 1, "batch_size": 4}, "batch_size"),
         ({"class_labels": 1, "num_images_per_prompt": 0}, "num_images_per_prompt.*0"),
+        ({"class_labels": 1, "num_images_per_prompt": 1.5}, "num_images_per_prompt must be an integer.*1.5"),
+        ({"class_labels": 1, "num_images_per_prompt": True}, "num_images_per_prompt must be an integer.*True"),
+        ({"batch_size": "3"}, "batch_size must be an integer.*'3'"),
         ({"class_labels": 1, "height": 8}, "height and width"),
         ({"class_labels": 1, "height": 7, "width": 8}, "downsampling"),
         ({"class_labels": 1, "temperature": -1.0}, "temperature.*-1"),

@@ -2,7 +2,7 @@
 
 import inspect
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -83,10 +83,10 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: a name that is none of `class_names`.
         """
-        if isinstance(class_labels, Integral | str):
-            class_labels = [class_labels]
         if isinstance(class_labels, torch.Tensor):
             return class_labels
+        if isinstance(class_labels, str | int) or not isinstance(class_labels, Iterable):  # one, NumPy's too
+            class_labels = [class_labels]
         numbers = {name: int(label) for label, name in (self.config.class_names or {}).items()}
         for label in class_labels:
             if isinstance(label, str) and label not in numbers:
