@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_vq.converters.files import WRAPPERS, check_finite, find_tensors, read_file
+from hf_vq.converters.files import WRAPPERS, find_tensors, read_file
 
 STATE = {
     "encoder.weight": torch.arange(6.0).reshape(2, 3),
@@ -450,15 +450,3 @@ def test_without_h5py_the_message_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(ImportError, match="pip install h5py"):
         read_file(tmp_path / "a.h5")
-
-
-def test_nan_and_infinity_are_warned_of_by_name():
-    shared = torch.tensor([1.0, float("nan")])
-    tree = {"a": {"b": shared, "c": shared[:1], "text": "nan", "number": float("inf")}, "d": torch.tensor([-np.inf])}
-    with pytest.warns(UserWarning, match=r"^last\.ckpt holds NaN or infinity in a\.b, d$"):
-        check_finite(tree, "last.ckpt")
-    with pytest.warns(UserWarning, match=r"in a\.b, a\.number, d$"):
-        check_finite(tree, "last.ckpt", numbers=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_finite({**STATE, "text": "nan", "number": float("inf")}, "last.ckpt")

@@ -306,10 +306,27 @@ def test_a_wrong_checkpoint_names_file_and_key_and_writes_nothing(broken, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_nan_weights_warn(broken, tmp_path):
-    path = broken(lambda weights: weights["encoder.conv_in.bias"].fill_(float("nan")))
-    with pytest.warns(UserWarning, match=r"model\.safetensors.*encoder\.conv_in\.bias"):
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.tensor([float("nan")]), "NaN"),
+        (torch.tensor([float("-inf")]), "infinity"),
+        (torch.tensor([1e300], dtype=torch.float64), "beyond torch.float32"),
+        (torch.tensor([1], dtype=torch.int32), "floating-point numbers, got torch.int32"),
+        (torch.tensor([True]), "floating-point numbers, got torch.bool"),
+        (torch.tensor([1j]), "floating-point numbers, got torch.complex64"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused_by_name(broken, tmp_path, tensor, words):
+    path = broken(lambda weights: weights.update({"encoder.conv_in.bias": tensor.expand(32).clone()}))
+    with pytest.raises(ValueError, match=rf"model\.safetensors: encoder\.conv_in\.bias .*{words}"):
         convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_left_out_may_hold_anything(broken, tmp_path):
+    path = broken(lambda weights: weights.update({"loss.logvar": torch.tensor(float("nan"))}))
+    assert torch.isfinite(convert(path, tmp_path / "out").encoder.conv_in.weight).all()
 
 
 def test_vqgan_without_config_is_ambiguous_and_a_format_decides(broken, tmp_path):

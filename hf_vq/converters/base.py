@@ -1,5 +1,6 @@
 """What every converter shares: a source, a plan of where each tensor comes from, and the check that all are used."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,31 @@ import torch
 FORMATS: dict[str, "Format"] = {}
 
 
+class Config(dict):
+    """The config file of an original; it remembers what was last read of it, for the message if that does not fit.
+
+    Attributes:
+        last: list of the name and the value of the entry that was last read; empty before.
+    """
+
+    def __init__(self, values: dict, path: str = "", last: list | None = None):
+        self.path, self.last = path, [] if last is None else last
+        super().__init__(
+            {
+                key: Config(one, f"{path}{key}.", self.last) if isinstance(one, dict) else one
+                for key, one in values.items()
+            }
+        )
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        self.last[:] = [f"{self.path}{key}", value]
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401  (it is what get is made of)
+
+
 @dataclass
 class Source:
     """A checkpoint of others, read but not understood.
@@ -18,7 +44,7 @@ class Source:
         path: of the file or folder, for messages.
         tensors: by name.
         rest: what the file holds around and among the tensors.
-        config: the original's config file, parsed; {} where there is none.
+        config: the original's config file, parsed; empty where there is none.
         config_path: of that file.
         first_stage: the autoencoder whose codes a prior models, where the user gave one.
     """
@@ -26,7 +52,7 @@ class Source:
     path: Path
     tensors: dict[str, torch.Tensor]
     rest: dict = field(default_factory=dict)
-    config: dict = field(default_factory=dict)
+    config: Config = field(default_factory=lambda: Config({}))
     config_path: Path | None = None
     first_stage: Any = None
 
@@ -37,6 +63,12 @@ class Source:
     def starts(self, prefix: str) -> bool:
         """Whether a tensor's name starts so."""
         return any(name.startswith(prefix) for name in self.tensors)
+
+    def part(self, prefix: str) -> "Source":
+        """The source of those tensors alone whose names start so, under the rest of their names."""
+        part = copy.copy(self)
+        part.tensors = {name[len(prefix) :]: one for name, one in self.tensors.items() if name.startswith(prefix)}
+        return part
 
 
 @dataclass
@@ -80,6 +112,7 @@ class Format:
         recognises: from a Source to whether it is of this kind.
         plan: from a Source to a Plan or a PipelinePlan; a ValueError names the key where config and weights disagree.
         takes_first_stage: whether the plan reads the Source's `first_stage`.
+        within: names of the formats whose files hold such a model as a part, which may be asked for alone.
     """
 
     name: str
@@ -87,43 +120,84 @@ class Format:
     recognises: Callable
     plan: Callable
     takes_first_stage: bool = False
+    within: tuple[str, ...] = ()
 
 
 def add_format(
-    name: str, origin: str, recognises: Callable[[Source], bool], takes_first_stage: bool = False
+    name: str,
+    origin: str,
+    recognises: Callable[[Source], bool],
+    takes_first_stage: bool = False,
+    within: tuple[str, ...] = (),
 ) -> Callable[[Callable], Callable]:
     """Function decorator: the plan of a format."""
 
     def add(plan):
-        FORMATS[name] = Format(name, origin, recognises, plan, takes_first_stage)
+        FORMATS[name] = Format(name, origin, recognises, plan, takes_first_stage, within)
         return plan
 
     return add
 
 
+class Probe(Source):
+    """A Source that has every tensor that it is asked for by its whole name, and keeps the names that it lacks."""
+
+    def __init__(self, source: Source):
+        super().__init__(**vars(source))
+        self.prefix = ""
+        self.lacking: set[str] = set()
+
+    def has(self, *names: str) -> bool:
+        self.lacking |= {self.prefix + name for name in names if name not in self.tensors}
+        return True
+
+    def part(self, prefix: str) -> Source:
+        part = super().part(prefix)
+        vars(part)["prefix"] = self.prefix + prefix
+        return part
+
+
 def pick_format(source: Source, name: str | None = None) -> Format:
     """The format of a source.
 
+    A format that is given decides where a source may be of several, or is of none that is known; it does not make a
+    source into what its tensors or its config say that it is not.
+
     Raises:
-        ValueError: an unknown name, or a source that no format or several recognise.
+        ValueError: an unknown name, one that contradicts the source, or a source that no format or several recognise.
     """
-    if name is not None:
-        if name not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
-        return FORMATS[name]
+    if name is not None and name not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
     found = [candidate for candidate in FORMATS.values() if candidate.recognises(source)]
+    config = f"with the config {source.config_path}" if source.config_path else "without a config file beside it"
+    known = ", ".join(one.name for one in found)
+    if name is not None:
+        chosen = FORMATS[name]
+        if found and chosen not in found and not any(one.name in chosen.within for one in found):
+            raise ValueError(f"format={name!r} contradicts {source.path}, {config}: it is {known}")
+        return chosen
     if len(found) == 1:
         return found[0]
-    seen = ", ".join(list(source.tensors)[:8])
-    config = f"with the config {source.config_path}" if source.config_path else "without a config file beside it"
     if found:
-        raise ValueError(
-            f"{source.path}, {config}, may be any of {', '.join(one.name for one in found)}: give the format"
-        )
+        raise ValueError(f"{source.path}, {config}, may be any of {known}: give the format")
+    near = _nearly_recognised(source)
+    if near:
+        raise ValueError(f"{source.path}, {config}, is one tensor short of a known format: {'; '.join(near)}")
+    seen = ", ".join(list(source.tensors)[:8])
     raise ValueError(
         f"{source.path} is of no known format, {config}: its {len(source.tensors)} tensors begin with {seen}; "
         f"known are {', '.join(sorted(FORMATS))}"
     )
+
+
+def _nearly_recognised(source):
+    """Of every format that a source would be of with one tensor more: its name and that tensor."""
+    near = []
+    for candidate in FORMATS.values():
+        probe = Probe(source)
+        if candidate.recognises(probe) and len(probe.lacking) == 1:
+            near.append(f"{candidate.name} has {probe.lacking.pop()!r}")
+    return near
 
 
 def fill(source: Source, plan: Plan | PipelinePlan) -> Any:
@@ -173,6 +247,7 @@ def _fill_model(source, plan, taken):
         if tensor is None:
             missing.append(name)
             continue
+        _check_values(source, latest, name, tensor, expected)
         if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
             tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
         if tensor.shape != expected.shape:
@@ -186,6 +261,18 @@ def _fill_model(source, plan, taken):
     if missing:
         model.finish_loading(missing)
     return model.eval()
+
+
+def _check_values(source, theirs, name, tensor, expected):
+    """A ValueError for a tensor whose numbers cannot be those of our tensor of that name."""
+    told = f"{source.path}: {', '.join(sorted(theirs)) or name}"
+    if expected.is_floating_point():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{told} must be floating-point numbers, got {tensor.dtype}")
+        if not torch.isfinite(tensor.to(expected.dtype)).all():
+            raise ValueError(f"{told} holds NaN, infinity or numbers beyond {expected.dtype}")
+    elif tensor.dtype.is_complex or not torch.equal(tensor.to(expected.dtype), tensor):
+        raise ValueError(f"{told} must be integers, got {tensor.dtype} with fractions")
 
 
 def drop_ones(shape: Sequence[int]) -> list[int]:

@@ -36,7 +36,12 @@ def load_checkpoint(
         FileNotFoundError: nothing there.
         ValueError: anything else that is wrong with the checkpoint, naming file and key.
     """
-    read, chosen = read_source(source, config), None
+    return load_read(read_source(source, config), format, first_stage)
+
+
+def load_read(read: Source, format: str | None, first_stage: str | Path | None = None) -> tuple[Any, Format, Source]:
+    """`load_checkpoint` of a Source."""
+    chosen = None
     try:
         chosen = pick_format(read, format)
         if first_stage is not None:
@@ -46,10 +51,15 @@ def load_checkpoint(
         plan = chosen.plan(read)
         model = fill(read, plan)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        where = "" if str(read.path) in str(error) else f"{read.path} ({read.config_path or 'no config'}): "
-        known = chosen.name if chosen else "any known format"
-        kind = "" if isinstance(error, ValueError) else f"does not fit {known}: {type(error).__name__}: "
-        raise ValueError(f"{where}{kind}{error}") from error
+        told = str(error)
+        if isinstance(error, KeyError):
+            told = f"there is no {told}"
+        elif not isinstance(error, ValueError):
+            last = "{}={!r} of the config is".format(*read.config.last) if read.config.last else "its tensors are"
+            told = f"{last} not what it must be ({told})"
+        if str(read.path) not in told:
+            told = f"{read.path} ({read.config_path or 'no config'}): {told}"
+        raise ValueError(f"as {chosen.name}, {told}" if chosen else told) from error
     return model, chosen, read
 
 

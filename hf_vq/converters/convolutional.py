@@ -60,16 +60,13 @@ def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) 
     """
     stem, in_channels, *_ = shape_of(tensors, "encoder.conv_in.weight", 4)
     latent_channels = shape_of(tensors, "encoder.conv_out.weight", 4)[0]
-    stages, layers = count(tensors, "encoder.down"), count(tensors, "encoder.down.0.block")
+    stages, layers = max(1, count(tensors, "encoder.down")), count(tensors, "encoder.down.0.block")
     widths = [shape_of(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)]
     decoder_widths = [shape_of(tensors, f"decoder.up.{i}.block.0.conv1.weight", 4)[0] for i in range(stages)]
     attention = [f"encoder.down.{i}.attn.0.q.weight" in tensors for i in range(stages)]
-    for stage, there in enumerate(attention):
-        if (f"decoder.up.{stage}.attn.0.q.weight" in tensors) != there:
-            raise ValueError(f"encoder.down.{stage} and decoder.up.{stage} must both have attention, or neither")
-    middle = "encoder.mid.attn_1.q.weight" in tensors
-    if ("decoder.mid.attn_1.q.weight" in tensors) != middle:
-        raise ValueError("encoder.mid and decoder.mid must both have attention (attn_1), or neither")
+    for stage in range(stages):
+        _check_both(tensors, f"encoder.down.{stage}.attn.0.q.weight", f"decoder.up.{stage}.attn.0.q.weight")
+    middle = _check_both(tensors, "encoder.mid.attn_1.q.weight", "decoder.mid.attn_1.q.weight")
     for width in {stem, *widths, *decoder_widths}:
         if width % 32:
             raise ValueError(f"the norms have 32 groups, but a stage has {width} channels")
@@ -99,6 +96,15 @@ def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) 
         "latent_channels": latent_channels,
         "stem_channels": None if stem == widths[0] else stem,
     }
+
+
+def _check_both(tensors, *names):
+    """Whether tensors of encoder and decoder are there; one alone is an error."""
+    there = [name for name in names if name in tensors]
+    if len(there) == 1:
+        lacking = names[1 - names.index(there[0])]
+        raise ValueError(f"attention is in both of encoder and decoder or in none: there is {there[0]}, no {lacking}")
+    return bool(there)
 
 
 def vq_model_arguments(network: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Model files of others: what a file holds, told by its bytes, read without running anything in it."""
 
-import math
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,20 +114,6 @@ def find_tensors(content: Any, path: str | Path) -> tuple[dict[str, torch.Tensor
     return tensors, rest
 
 
-def check_finite(tensors: dict, path: str | Path, numbers: bool = False) -> None:
-    """Warn where NaN or infinity is among the tensors.
-
-    Args:
-        tensors: dict of tensors, nested or not; other leaves are passed over.
-        path: of the file, for the message.
-        numbers: look at plain floats too.
-    """
-    broken = [name for name, leaf in _leaves(tensors) if not _is_finite(leaf, numbers)]
-    if broken:
-        more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
-        warnings.warn(f"{path} holds NaN or infinity in {', '.join(broken[:8])}{more}", UserWarning, stacklevel=2)
-
-
 def _recognise(path, head):
     size = path.stat().st_size
     if not head:
@@ -195,17 +179,3 @@ def _locate(content, depth=0):
             return [wrapper, *inner]
     bare = any(isinstance(value, torch.Tensor) for value in content.values())
     return [] if bare or not (content or depth) else None
-
-
-def _leaves(tree, prefix=""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _is_finite(leaf, numbers):
-    if isinstance(leaf, torch.Tensor):
-        return bool(torch.isfinite(leaf).all())
-    return not (numbers and isinstance(leaf, float)) or math.isfinite(leaf)

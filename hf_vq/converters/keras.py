@@ -57,7 +57,7 @@ def _codebooks(source):
 
 def _recognises_vqvae(source):
     layers = _layers(source)
-    return len(_codebooks(source)) == 1 and any(TRANSPOSED in path for path in layers)
+    return len(_codebooks(source)) <= 1 and len(layers) > 1 and any(TRANSPOSED in path for path in layers)
 
 
 def _recognises_pixelcnn(source):
@@ -71,7 +71,10 @@ def plan_vqvae(source: Source) -> Plan:
     layers = _layers(source)
     encoder = [layer for path, layer in layers.items() if TRANSPOSED not in path]
     decoder = [layer for path, layer in layers.items() if TRANSPOSED in path]
-    codebook = _codebooks(source)[0]
+    codebooks = _codebooks(source)
+    if len(codebooks) != 1:
+        raise ValueError(f"there must be one matrix, the codebook of the vector quantizer; there are {codebooks}")
+    codebook = codebooks[0]
     dim, size = source.tensors[codebook].shape
     if len(encoder) < 2 or len(decoder) != len(encoder):
         raise ValueError(

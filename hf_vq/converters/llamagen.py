@@ -19,7 +19,7 @@ def _recognises(source):
 def plan_llamagen(source: Source) -> Plan:
     tensors, config = source.tensors, source.config
     told = config.get("model_args", config)
-    stages = count(tensors, "encoder.conv_blocks")
+    stages = max(1, count(tensors, "encoder.conv_blocks"))
     stem, in_channels, *_ = shape_of(tensors, "encoder.conv_in.weight", 4)
     widths = [shape_of(tensors, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4)[0] for i in range(stages)]
     decoder = [

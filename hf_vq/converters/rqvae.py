@@ -20,7 +20,7 @@ def plan_rqvae(source: Source) -> Plan:
     tensors, arch = source.tensors, source.config.get("arch", source.config)
     told, network_config = arch.get("hparams") or {}, arch.get("ddconfig") or {}
     network = network_arguments(tensors, network_config)
-    stages, num_codebooks = count(tensors, "encoder.down"), count(tensors, "quantizer.codebooks")
+    stages, num_codebooks = count(tensors, "encoder.down"), max(1, count(tensors, "quantizer.codebooks"))
     rows = [shape_of(tensors, f"quantizer.codebooks.{i}.weight", 2) for i in range(num_codebooks)]
     if len(set(rows)) > 1:
         raise ValueError(f"quantizer.codebooks have the shapes {rows}: levels of different sizes are not supported")

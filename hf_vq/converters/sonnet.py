@@ -5,7 +5,7 @@ from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import count, shape_of
 
 ORIGIN = "https://github.com/google-deepmind/sonnet"
-MARK, VALUE = "_vqvae/embeddings", "/.ATTRIBUTES/VARIABLE_VALUE"
+MARK, ENCODER, VALUE = "_vqvae/embeddings", "_encoder/_enc_1/w", "/.ATTRIBUTES/VARIABLE_VALUE"
 PLACES = {
     "downsample.0.conv": "_encoder/_enc_1",
     "downsample.1.conv": "_encoder/_enc_2",
@@ -25,13 +25,12 @@ EMA = {
 
 def _prefix(source):
     """What stands before the names of the model's variables; None where it is not one."""
-    found = [name.removesuffix(VALUE).removesuffix(MARK) for name in source.tensors if MARK in name]
-    return found[0] if len(found) == 1 else None
+    found = {name.partition(mark)[0] for mark in (MARK, ENCODER) for name in source.tensors if mark in name}
+    return found.pop() if len(found) == 1 else None
 
 
 def _recognises(source):
-    prefix = _prefix(source)
-    return prefix is not None and source.starts(f"{prefix}_encoder/_enc_1/w")
+    return _prefix(source) is not None
 
 
 @add_format("sonnet-vqvae", ORIGIN, _recognises)

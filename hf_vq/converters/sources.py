@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_vq.converters.base import FORMATS, Source
-from hf_vq.converters.files import check_finite, find_tensors, read_file
+from hf_vq.converters.base import FORMATS, Config, Source
+from hf_vq.converters.files import find_tensors, read_file
+from hf_vq.registry import AUTOENCODERS
+from hf_vq.saved import INDEX
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
@@ -64,12 +66,12 @@ def _read_files(path, files, config):
         for file, part in zip(files, HALVES, strict=True):
             half, _ = find_tensors(read_file(file).content, file)
             tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
-    check_finite(tensors, files[0])
-    return Source(path, tensors, rest, told, config_path)
+    return Source(path, tensors, rest, Config(told), config_path)
 
 
 def _read_folder(folder, config):
     """The one checkpoint of a known format in a folder."""
+    _refuse_pipeline(folder)
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
     if not found:
         raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
@@ -87,6 +89,19 @@ def _read_folder(folder, config):
         return known[0]
     names = ", ".join(source.path.name for source in known or sources)
     raise ValueError(f"{folder} holds several files of weights, name one of them: {names}")
+
+
+def _refuse_pipeline(folder):
+    """A ValueError for the folder of a pipeline, which names the autoencoder in it."""
+    if not (folder / INDEX).is_file():
+        return
+    index = read_config(folder / INDEX)
+    parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    found = [name for name, class_name in parts.items() if class_name in AUTOENCODERS] or [
+        name for name in ("vqvae", "vqgan", "autoencoder", "movq") if name in parts
+    ]
+    give = f": give its {found[0]}, {folder / found[0]}" if found else f", of {', '.join(parts) or 'nothing'}"
+    raise ValueError(f"{folder} is the folder of a pipeline, {index.get('_class_name')!r}{give}")
 
 
 def _with_its_half(file):

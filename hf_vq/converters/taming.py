@@ -9,20 +9,19 @@ from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 FIRST_STAGE = "first_stage_model."
 IGNORED = ("loss.", "model_ema.", "colorize")  # colorize paints label maps
+CLASSES = {  # formats by the class that a config names; of any other class the tensors decide
+    "IBQ": "ibq", "GumbelVQ": "taming-gumbel",
+    **dict.fromkeys(("VQModel", "VQNoDiscModel", "VQSegmentationModel", "VQModelInterface"), "taming-vqgan"),
+}  # fmt: skip
 
 
 def first_stage(source: Source) -> tuple[Source, dict[str, Any]]:
     """The source without what surrounds a first stage in a latent-diffusion or Net2Net checkpoint."""
     if not source.starts(FIRST_STAGE):
         return source, model_config(source.config)
-    tensors = {
-        name.removeprefix(FIRST_STAGE): tensor
-        for name, tensor in source.tensors.items()
-        if name.startswith(FIRST_STAGE)
-    }
     outer = model_config(source.config)
     config = (outer.get("params") or {}).get("first_stage_config") or {}
-    return Source(source.path, tensors, source.rest, source.config, source.config_path), config
+    return source.part(FIRST_STAGE), config
 
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -39,35 +38,46 @@ def model_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def has_transformer(source: Source) -> bool:
     """Whether the checkpoint holds taming's GPT beside a first stage."""
-    return source.has("transformer.tok_emb.weight", "transformer.pos_emb") and source.starts(FIRST_STAGE)
+    return source.starts(FIRST_STAGE) and source.has("transformer.tok_emb.weight", "transformer.pos_emb")
 
 
-def _is_like_vqgan(source):
+def named_class(config: dict[str, Any]) -> str:
+    """The class, without its module, that a config of `model_config` names; "" where it names none."""
+    return config.get("target", "").rpartition(".")[2]
+
+
+def _is_like_vqgan(source, name, *tensors):
+    """Whether it has these tensors beside a network of taming's, and no config that names another format."""
+    if source.starts("transformer."):  # such a file is a whole pipeline
+        return False
     inner, config = first_stage(source)
-    known = inner.has("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight")
-    known = known and not has_transformer(source)  # such a file is a whole pipeline
-    return inner, config.get("target", ""), known and inner.starts("encoder.down.0.block.0.")
+    return (
+        CLASSES.get(named_class(config), name) == name
+        and inner.starts("encoder.down.0.block.0.")
+        and inner.has("encoder.conv_in.weight", "quant_conv.weight", "post_quant_conv.weight", *tensors)
+    )
 
 
 def _is_vqgan(source):
-    inner, target, known = _is_like_vqgan(source)
-    return known and inner.has("quantize.embedding.weight") and not target.endswith(".IBQ")
+    return _is_like_vqgan(source, "taming-vqgan", "quantize.embedding.weight")
 
 
 def _is_ibq(source):
-    inner, target, known = _is_like_vqgan(source)
-    known = known and inner.has("quantize.embedding.weight") and "quantize.used" not in inner.tensors
-    return known and (target.endswith(".IBQ") or not target)
+    inner, config = first_stage(source)
+    return (
+        "quantize.used" not in inner.tensors
+        and named_class(config) in ("IBQ", "")
+        and _is_like_vqgan(source, "ibq", "quantize.embedding.weight")
+    )
 
 
 def _is_gumbel(source):
-    inner, _, known = _is_like_vqgan(source)
-    return known and inner.has("quantize.proj.weight", "quantize.embed.weight")
+    return _is_like_vqgan(source, "taming-gumbel", "quantize.proj.weight", "quantize.embed.weight")
 
 
-@add_format("taming-vqgan", "https://github.com/CompVis/taming-transformers", _is_vqgan)
+@add_format("taming-vqgan", "https://github.com/CompVis/taming-transformers", _is_vqgan, within=("taming-gpt",))
 def plan_vqgan(source: Source) -> Plan:
-    inner, config = first_stage(source)
+    inner, config = _checked_first_stage(source, "taming-vqgan")
     params = config.get("params") or {}
     size, dim = shape_of(inner.tensors, "quantize.embedding.weight", 2)
     options, quantizer_type = None, "vector"
@@ -91,7 +101,7 @@ def plan_vqgan(source: Source) -> Plan:
 
 @add_format("ibq", "https://github.com/TencentARC/SEED-Voken", _is_ibq)
 def plan_ibq(source: Source) -> Plan:
-    inner, config = first_stage(source)
+    inner, config = _checked_first_stage(source, "ibq")
     params = config.get("params") or {}
     sizes = shape_of(inner.tensors, "quantize.embedding.weight", 2)
     loss = (params.get("lossconfig") or {}).get("params") or {}
@@ -110,7 +120,7 @@ def plan_ibq(source: Source) -> Plan:
 
 @add_format("taming-gumbel", "https://github.com/CompVis/taming-transformers", _is_gumbel)
 def plan_gumbel(source: Source) -> Plan:
-    inner, config = first_stage(source)
+    inner, config = _checked_first_stage(source, "taming-gumbel")
     params = config.get("params") or {}
     sizes = shape_of(inner.tensors, "quantize.embed.weight", 2)
     schedule = (params.get("temperature_scheduler_config") or {}).get("params") or {}
@@ -123,6 +133,14 @@ def plan_gumbel(source: Source) -> Plan:
     names = {part: f"quantize.{part}" for part in ("proj.weight", "proj.bias")}
     names["embedding.weight"] = "quantize.embed.weight"
     return _plan(source, inner, params, sizes, "gumbel", options, names)
+
+
+def _checked_first_stage(source, name):
+    inner, config = first_stage(source)
+    told = CLASSES.get(named_class(config), name)
+    if told != name:
+        raise ValueError(f"the config names the class {config['target']}, which is {told}, not {name}")
+    return inner, config
 
 
 def _plan(source, inner, params, sizes, quantizer_type, options, quantizer_names):

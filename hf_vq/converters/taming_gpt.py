@@ -12,6 +12,7 @@ from hf_vq.converters.taming import (
     first_stage,
     has_transformer,
     model_config,
+    named_class,
     plan_gumbel,
     plan_ibq,
     plan_vqgan,
@@ -44,7 +45,7 @@ def _plan_first_stage(source):
     inner, config = first_stage(source)
     if inner.has("quantize.embed.weight"):
         return plan_gumbel(source)
-    return (plan_ibq if config.get("target", "").endswith(".IBQ") else plan_vqgan)(source)
+    return (plan_ibq if named_class(config) == "IBQ" else plan_vqgan)(source)
 
 
 def _plan_prior(source, autoencoder):

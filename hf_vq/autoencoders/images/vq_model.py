@@ -139,6 +139,12 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
         decoder_block_out_channels: tuple[int, ...] | None = None,
     ):
         check_reconstruction(reconstruction_loss, reconstruction_weight)
+        for side, types in {"down_block_types": down_block_types, "up_block_types": up_block_types}.items():
+            if isinstance(types, str) or not all(isinstance(one, str) for one in types):
+                raise ValueError(f"{side} must be names of blocks, one for each stage, got {types!r}")
+        for name, word in {"act_fn": act_fn, "norm_type": norm_type}.items():
+            if not isinstance(word, str):
+                raise ValueError(f"{name} must be a word, got {word!r}")
         if decoder_block_out_channels is not None and len(decoder_block_out_channels) != len(block_out_channels):
             raise ValueError(
                 f"decoder_block_out_channels must have {len(block_out_channels)} entries as block_out_channels has, "
