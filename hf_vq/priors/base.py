@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_vq.hub import HubConfigMixin, PushMixin
+from hf_vq.modes import InferenceVerbs
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
@@ -28,7 +29,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class Prior(InputChecks, SingleFileMixin, PushMixin):
+class Prior(InferenceVerbs, InputChecks, SingleFileMixin, PushMixin):
     """A model of codes that draws new ones, whatever the way; stands before `PreTrainedModel` among the bases.
 
     Its `forward(codes, labels=None, return_loss=True, lengths=None, ...)` names its conditions and returns a
@@ -48,6 +49,7 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
     """
 
     registry_kind = "prior"
+    inference_verbs = ("sample", "log_prob", "check_likelihood", "generate")
     main_input_name = "codes"
     # A loss is a mean over real codes. Where all grids are full, the mean over accumulated batches is the mean of
     # their means, and Trainer may simply average; where they are not, our trainer weighs them. (What Trainer would

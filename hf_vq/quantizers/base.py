@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
 from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
@@ -31,7 +32,7 @@ class QuantizerOutput(ModelOutput):
     losses: dict[str, torch.Tensor] | None = None
 
 
-class Quantizer(nn.Module):
+class Quantizer(InferenceVerbs, nn.Module):
     """Base of all quantizers: latents (batch, dim, *grid) to codes (batch, *grid) and back.
 
     A subclass works on rows, one per grid position: it defines `_codes` and `_vectors`, and `_quantize` where
@@ -60,6 +61,7 @@ class Quantizer(nn.Module):
     nonfinite_rows: torch.Tensor
     _one: torch.Tensor
     registry_kind = "quantizer"
+    inference_verbs = ("tokenize", "detokenize")
     quantizer_type: str | None = None
     can_be_level = True
     num_levels = 1
