@@ -306,10 +306,22 @@ def test_a_wrong_checkpoint_names_file_and_key_and_writes_nothing(broken, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_nan_weights_warn(broken, tmp_path):
+def test_weights_that_are_no_numbers_are_refused_by_name(broken, tmp_path):
     path = broken(lambda weights: weights["encoder.conv_in.bias"].fill_(float("nan")))
-    with pytest.warns(UserWarning, match=r"model\.safetensors.*encoder\.conv_in\.bias"):
+    with (
+        pytest.warns(UserWarning, match=r"model\.safetensors.*encoder\.conv_in\.bias"),
+        pytest.raises(ValueError, match=r"model\.safetensors: encoder\.conv_in\.bias holds NaN"),
+    ):
         convert(path, tmp_path / "out")
+    for dtype, word in ((torch.int32, "int32"), (torch.bool, "bool"), (torch.complex64, "complex64")):
+        path = broken(lambda weights, dtype=dtype: cast(weights, "encoder.conv_in.weight", dtype))
+        with pytest.raises(ValueError, match=rf"model\.safetensors: encoder\.conv_in\.weight is stored as {word}"):
+            convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def cast(weights, name, dtype):
+    weights[name] = weights[name].to(dtype)
 
 
 def test_vqgan_without_config_is_ambiguous_and_a_format_decides(broken, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import warn_renamed, warn_user, with_new_names
+from hf_vq.saved import check_class, check_folder
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
+from hf_vq.weights import CheckedWeights, check_loaded, missing_names
 
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+HUB_ARGUMENTS = (*PROCESSOR_ARGUMENTS, "proxies")
 
 
 class RenamedConfig(FrozenDict):
@@ -45,7 +49,7 @@ class RenamedConfig(FrozenDict):
         return self[name] if name in self._renamed else super().get(name, default)
 
 
-class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
+class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
@@ -66,8 +70,10 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
 
-    def finish_loading(self, missing: list[str]) -> None:
-        """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
+    def check_loaded(self, missing: Iterable[str], path: str | Path, unsaved: bool = False) -> None:
+        """Completes a model that was loaded; arguments and errors as of `hf_vq.weights.check_loaded`."""
+        missing = set(missing)
+        check_loaded(self, missing, path, lambda: type(self).from_config(dict(self.config)), unsaved)
         for prefix, module in self.named_modules():
             if isinstance(module, Quantizer):
                 start = prefix + "."
@@ -75,11 +81,26 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        model.finish_loading(info["missing_keys"])
-        model.load_processor(pretrained_model_name_or_path, **kwargs)
+        """As diffusers, but nothing is left to chance.
+
+        Raises:
+            ValueError: a folder or repository of another class, or weights that are missing, no floating-point numbers
+                or not finite; named.
+        """
+        path, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        check_folder(path, kwargs.get("subfolder"), cls)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        check_class(path, cls.load_config(path, **hub), cls)
+        model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        model.check_loaded(missing_names(info), path)
+        model.load_processor(path, **kwargs)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+        if isinstance(config, dict):
+            check_class("config", config, cls)
+        return super().from_config(config, **kwargs)
 
     @property
     def processor(self) -> Any:

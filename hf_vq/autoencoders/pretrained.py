@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import warn_renamed, with_new_names
+from hf_vq.weights import CheckedWeights, missing_names
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")  # a folder of transformers' Trainer
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
@@ -77,7 +78,7 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
 
-class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]  # our push writes the card too
+class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # type: ignore[misc]  # our push writes the card too
     """An autoencoder as a transformers model; `autoencoder` is the diffusers ModelMixin itself.
 
     It loads and saves the same folder: `config.json` and `diffusion_pytorch_model.safetensors`.
@@ -105,7 +106,8 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
             owner, _, leaf = name.rpartition(".")
             module = model.autoencoder.get_submodule(owner)
             setattr(module, leaf, getattr(module, leaf).to(dtype))
-        model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
+        missing = [name.removeprefix("autoencoder.") for name in missing_names(info)]
+        model.autoencoder.check_loaded(missing, pretrained_model_name_or_path, unsaved=True)
         model.autoencoder.load_processor(pretrained_model_name_or_path, **kwargs)
         return (model, info) if output_loading_info else model
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hf_vq.weights import check_dtype, is_finite
+
 FORMATS: dict[str, "Format"] = {}
 
 
@@ -181,10 +183,15 @@ def _fill_model(source, plan, taken):
                 f"{source.path}: {theirs} gives shape {tuple(tensor.shape)}, but {name} of {type(model).__name__} "
                 f"needs {tuple(expected.shape)}"
             )
+        check_dtype(", ".join(sorted(latest)) or name, tensor.dtype, expected, source.path)
         weights[name] = tensor.to(expected.dtype).contiguous()
+        if not is_finite(weights[name]):
+            raise ValueError(
+                f"{source.path}: {', '.join(sorted(latest)) or name} holds NaN or infinity (in {tensor.dtype})"
+            )
     model.load_state_dict(weights, strict=False)
     if missing:
-        model.finish_loading(missing)
+        model.check_loaded(missing, source.path)
     return model.eval()
 
 

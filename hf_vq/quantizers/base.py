@@ -191,9 +191,23 @@ class Quantizer(InferenceVerbs, nn.Module):
         raise ValueError(f"{type(self).__name__} has no learned codebook to resize to {codebook_size}")
 
     @torch.no_grad()
+    def derive_buffers(self, missing: set[str]) -> set[str]:
+        """Fills buffers that a loaded file lacks and that follow from the rest, in place; called after all is loaded.
+
+        A subclass with a buffer that older files lack fills it here, and adds what its base returns.
+
+        Args:
+            missing: names of parameters and buffers of this quantizer, those of its parts among them.
+
+        Returns:
+            The names that it filled. Loading refuses files that lack any other parameter or saved buffer.
+        """
+        for name in missing & {"nonfinite_rows", "_one"}:  # not saved: transformers leaves them without values
+            self._buffers[name].fill_(name == "_one")
+        return missing & {"nonfinite_rows", "_one"}
+
     def finish_loading(self, missing: list[str]) -> None:
-        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
-        self.nonfinite_rows.zero_()  # transformers leaves buffers that are not saved uninitialised
+        """Called after a checkpoint was loaded and completed, with the names of this quantizer's tensors it lacked."""
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).

@@ -15,6 +15,7 @@ from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.surgery import CodebookSurgery
 
+AVERAGES = {"cluster_size", "embedding_sum", "ema_steps"}  # buffers, of which a quantizer has some
 GRADIENTS = ("straight_through", "rotation", "bypass")
 
 
@@ -123,14 +124,16 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
             self._update(*pending)
 
     @torch.no_grad()
-    def finish_loading(self, missing: list[str]) -> None:
+    def derive_buffers(self, missing: set[str]) -> set[str]:
         """A codebook without averages (a stock checkpoint) gets those that stand for it."""
-        super().finish_loading(missing)
-        if "embedding.weight" in missing:
-            return
-        self.initialized, self._pending = True, None
-        if missing:
+        averages = missing & AVERAGES
+        if averages and "embedding.weight" not in missing:
             self._start_averages(torch.ones(self.codebook_size, device=self.embedding.weight.device))
+        return super().derive_buffers(missing) | averages
+
+    def finish_loading(self, missing: list[str]) -> None:
+        super().finish_loading(missing)
+        self.initialized, self._pending = True, None
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared, codebook = self._comparable(rows), self.codebook
