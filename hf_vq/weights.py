@@ -1,15 +1,20 @@
 """Weights that enter a model: all there, floating-point, finite; what a file lacks is derived or refused by name."""
 
+import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+PUSH_OPTIONS = ("commit_message", "private", "create_pr", "token", "repo_id", "safe_serialization")
 SHOWN = 6  # names in a message
 LONG_NAMES = {"bf": "bfloat", "f": "float", "i": "int", "u": "uint", "c": "complex"}
 
@@ -127,11 +132,53 @@ class CheckedWeights:
         return super()._load_pretrained_model(model, state_dict, files, *args, **options)  # type: ignore[misc]
 
 
+@contextmanager
+def naming_unknown_types(path: Any, subfolder: str | None = None) -> Iterator[None]:
+    """Within the `with` block: an error of transformers on a type that it does not know names tensor and file."""
+    try:
+        yield
+    except ValueError as error:
+        files = sorted(Path(str(path), subfolder or "").glob("*.safetensors")) if "unknown dtype" in str(error) else []
+        for file, name, dtype in _stored_dtypes(None, files):
+            check_dtype(name, dtype, torch.zeros(()), file)
+        raise
+
+
 def listed(names: Iterable[str]) -> str:
     """Some names, and how many more there are."""
     names = sorted(names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def check_save_options(save_directory: Any, options: dict[str, Any], stock: Callable) -> None:
+    """Raise an error for what `save_pretrained` cannot do, before it writes anything.
+
+    Args:
+        save_directory: a folder, which need not exist.
+        options: keywords; `safe_serialization` is taken out.
+        stock: the library's own `save_pretrained`, whose options are known, and those of a push.
+    """
+    known = {*inspect.signature(stock).parameters, *PUSH_OPTIONS} - {"self", "save_directory", "kwargs"}
+    variant = options.get("variant")
+    if os.path.isfile(save_directory):
+        raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
+    safe = options.pop("safe_serialization", True)
+    if safe is not True and safe is not None:
+        raise ValueError(f"safe_serialization={safe!r}: weights are saved as safetensors, never as a pickle")
+    if options.get("use_flashpack"):
+        raise ValueError("use_flashpack=True: weights are saved as safetensors")
+    if variant is not None and (not isinstance(variant, str) or not re.fullmatch(r"[\w-]+", variant)):
+        raise ValueError(f"variant must be a word for a file name, such as 'fp16', got {variant!r}")
+    size = options.get("max_shard_size", "10GB")
+    if size is not None:
+        if not isinstance(size, str) and (type(size) is not int or size < 1):
+            raise ValueError(
+                f"max_shard_size must be a number of bytes above 0, or a text such as '5GB', got {size!r}"
+            )
+        split_torch_state_dict_into_shards({}, max_shard_size=size)  # a ValueError for a text that is no size
+    for name in sorted(options.keys() - known):
+        raise TypeError(f"save_pretrained has no option {name!r}; it has {', '.join(sorted(known))}")
 
 
 def buffer_names(model: nn.Module) -> set[str]:

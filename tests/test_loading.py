@@ -1,12 +1,14 @@
 """What loading refuses: folders of another class, weights that are missing, no numbers, or not finite."""
 
 import json
+import warnings
 
 import diffusers
 import pytest
 import torch
 import transformers
 from diffusers.configuration_utils import register_to_config
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 import hf_vq
@@ -287,3 +289,118 @@ def test_other_floating_point_types_load(dtype, tmp_path):
             torch.equal(tensor.double(), model.state_dict()[name].to(dtype).double())
             for name, tensor in getattr(loaded, "autoencoder", loaded).state_dict().items()
         )
+
+
+def save_with_averages(model, folder):
+    EMAModel(model.parameters(), model_cls=type(model), model_config=model.config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["VQVAE", "VQModel", "SignalCodec"])
+def test_averages_of_diffusers_never_come_back_with_a_random_codebook(name, tmp_path):
+    model, sample = test_autoencoders.make(name)
+    kept_in_buffers = "embedding.weight" in " ".join(key for key, _ in model.named_buffers())
+    if not kept_in_buffers:  # all that matters is a parameter
+        save_with_averages(model, tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+        loaded.save_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"EMAModel saves parameters only.*quantizer\.embedding\.weight"):
+        save_with_averages(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model.save_pretrained(tmp_path / "old")  # as EMAModel left them with older versions
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    state = EMAModel(model.parameters()).state_dict()
+    config |= {key: value for key, value in state.items() if key != "shadow_params"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"old was saved by EMAModel.*quantizer\.embedding\.weight"):
+        type(model).from_pretrained(tmp_path / "old")
+
+
+def unstarted_warnings(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    return result, sum("has never started" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("kind", ["ema", "vector", "residual", "product"])
+def test_a_codebook_that_never_started_says_so(kind, debias, tmp_path):
+    options = {"zero_debias": True} if debias and kind == "ema" else {}
+    model = PictureCodec(2, (2, 2), 8, 4, quantizer_type=kind, quantizer_config=options)
+    sample = torch.randn(4, 2, 8, 8)
+    assert unstarted_warnings(lambda: model.save_pretrained(tmp_path))[1] == 1
+    for options in ({}, {"low_cpu_mem_usage": False}):
+        loaded, count = unstarted_warnings(lambda options=options: PictureCodec.from_pretrained(tmp_path, **options))
+        assert count == 1
+        assert not loaded.codebook_initialized
+        assert all(torch.equal(buffer, model.get_buffer(name)) for name, buffer in loaded.named_buffers())
+    assert unstarted_warnings(lambda: transformers.AutoModel.from_pretrained(tmp_path))[1] == 1
+    codes, count = unstarted_warnings(lambda: loaded.tokenize(sample))
+    assert count == 1
+    assert torch.equal(codes, unstarted_warnings(lambda: model.tokenize(sample))[0])
+
+    def train():  # which starts it, and says nothing
+        loaded.train()(sample)
+        loaded.save_pretrained(tmp_path)
+        again = PictureCodec.from_pretrained(tmp_path)
+        return again, again.tokenize(sample)
+
+    (again, _), count = unstarted_warnings(train)
+    assert count == 0
+    assert again.codebook_initialized
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "drop-in", "user's", "face", "prior", "Llama", "pipeline"])
+def test_wrong_options_of_saving_are_refused_before_anything_is_written(kind, tmp_path):
+    model = {
+        "autoencoder": lambda: test_autoencoders.make("VQVAE")[0],
+        "drop-in": lambda: test_autoencoders.make("VQModel")[0],
+        "user's": lambda: make_codec(PictureCodec),
+        "face": lambda: hf_vq.VQVAEForAutoModel.from_autoencoder(test_autoencoders.make("VQVAE")[0]),
+        "prior": lambda: test_priors.FAMILIES["pixelcnn gated"][0],
+        "Llama": lambda: test_priors.FAMILIES["class and text"][0],
+        "pipeline": lambda: test_pipelines.BUILD["VQPipeline"](),
+    }[kind]()
+    for options, error in (
+        ({"safe_serialization": False}, ValueError),
+        ({"max_shard_size": "five"}, ValueError),
+        ({"max_shard_size": 0}, ValueError),
+        ({"variant": "../up"}, ValueError),
+        ({"nonsense": 1}, TypeError),
+    ):
+        with pytest.raises(error, match=next(iter(options)) if options != {"max_shard_size": "five"} else "five"):
+            model.save_pretrained(tmp_path / "new", **options)
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        model.save_pretrained(tmp_path / "file")
+    model.save_pretrained(tmp_path / "new", safe_serialization=True)
+    assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["VQVAE", "VQModel", "SignalCodec"])
+def test_what_stock_accepts_when_it_loads_plainly(name, dtype, tmp_path):
+    model, sample = test_autoencoders.make(name)
+    model.save_pretrained(tmp_path)
+    options = {} if dtype is None else {"torch_dtype": dtype}
+    for loaded in (
+        type(model).from_pretrained(tmp_path, low_cpu_mem_usage=False, **options),
+        AutoVQModel.from_pretrained(tmp_path, low_cpu_mem_usage=False, **options),
+    ):
+        usual = type(model).from_pretrained(tmp_path, **options)
+        assert loaded.dtype == (dtype or torch.float32)
+        for key, tensor in usual.state_dict().items():
+            assert tensor.dtype == loaded.state_dict()[key].dtype
+            assert torch.equal(tensor, loaded.state_dict()[key])
+        assert torch.equal(loaded.tokenize(sample.to(loaded.dtype)), usual.tokenize(sample.to(usual.dtype)))
+
+
+def test_other_sizes_load_where_the_caller_says_so(tmp_path):
+    model, _ = test_autoencoders.make("VQModel")
+    model.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True, "num_vq_embeddings": 6}
+    assert diffusers.VQModel.from_pretrained(tmp_path, **options).config.num_vq_embeddings == 6
+    assert hf_vq.VQModel.from_pretrained(tmp_path, **options).codebook_size == 6

@@ -61,6 +61,8 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
             return_dict: a `TokenizerOutput`, with what the way back needs besides codes.
             options: `num_levels`, of a residual quantizer: take only so many levels.
         """
+        if not torch.compiler.is_compiling():
+            self.warn_unless_started()
         sample, masks = self.without_padding(self.as_sample(sample), padding_mask)
         sample, scales = self.normalize(sample, padding_mask)
         codes = self.tokenize_sample(sample, masks, **options)

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import warn_renamed, with_new_names
-from hf_vq.weights import CheckedWeights, missing_names
+from hf_vq.weights import CheckedWeights, check_save_options, missing_names, naming_unknown_types
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")  # a folder of transformers' Trainer
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
@@ -100,7 +100,9 @@ class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # ty
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        path, base = pretrained_model_name_or_path, super()
+        with naming_unknown_types(path, kwargs.get("subfolder")):
+            loaded: Any = base.from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer
             owner, _, leaf = name.rpartition(".")
@@ -119,6 +121,9 @@ class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # ty
         return cls(make_config(**{name: autoencoder.config[name] for name in fields}), autoencoder)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
+        for name in ("state_dict", "save_peft_format", "save_original_format"):  # Trainer gives the first, the same
+            kwargs.pop(name, None)
         self.autoencoder.save_pretrained(save_directory, *args, **kwargs)
         weights = Path(save_directory, SAFETENSORS_WEIGHTS_NAME)
         if CHECKPOINT.fullmatch(Path(save_directory).name) and weights.is_file():

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -14,6 +15,7 @@ from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
 from hf_vq.saved import CONFIG, INDEX, check_class, check_folder, read_json
+from hf_vq.weights import check_save_options
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline as _Pipeline
@@ -77,6 +79,11 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         check_class(path, cls.load_config(pretrained_model_name_or_path, **hub), cls)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
+        check_save_options(save_directory, kwargs, DiffusionPipeline.save_pretrained)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:

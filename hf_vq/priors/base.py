@@ -15,7 +15,7 @@ from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
 from hf_vq.single_file import SingleFileMixin
-from hf_vq.weights import CheckedWeights, check_loaded, missing_names
+from hf_vq.weights import CheckedWeights, check_loaded, check_save_options, missing_names, naming_unknown_types
 
 
 @dataclass
@@ -107,10 +107,18 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
                 or not finite; named.
         """
         base: Any = super()
-        model, info = base.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        with naming_unknown_types(pretrained_model_name_or_path, kwargs.get("subfolder")):
+            loaded = base.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = missing_names(info)
         check_loaded(model, missing, pretrained_model_name_or_path, lambda: type(model)(model.config), unsaved=True)
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
+        base: Any = super()
+        check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
+        base.save_pretrained(save_directory, *args, **kwargs)
 
     def check_loaded(self, missing: Iterable[str], path: str | Path) -> None:
         """Completes a prior that a converter filled; arguments and errors as of `hf_vq.weights.check_loaded`."""

@@ -101,6 +101,11 @@ class Quantizer(InferenceVerbs, nn.Module):
         """Bits that the codes of one grid position can carry."""
         return self.num_levels * math.log2(self.codebook_size)
 
+    @property
+    def started(self) -> bool:
+        """Whether the codes are learned ones, or need no learning; a codebook to start, before it has, is random."""
+        return bool(self.initialized)
+
     def forward(
         self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None, **options: Any
     ) -> QuantizerOutput:
