@@ -12,6 +12,7 @@ from hf_vq.autoencoders.pretrained import make_face
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
 from hf_vq.registry import AUTOENCODERS, PRIORS, subscribe
+from hf_vq.saved import check_folder, how_to_load, saved_name
 
 HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
@@ -31,11 +32,13 @@ class AutoVQModel:
             ValueError: the config names a class that is not registered.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        check_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), AutoVQModel)
         config = VQVAE.load_config(pretrained_model_name_or_path, **hub)
         name = config.get("_class_name")
         if name not in AUTOENCODERS:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds {name!r}, which is none of {sorted(AUTOENCODERS)}; {HINT}"
+                f"{pretrained_model_name_or_path} holds {saved_name(config)!r}, which is none of "
+                f"{sorted(AUTOENCODERS)}; {HINT if name else how_to_load(config)}"
             )
         return AUTOENCODERS[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
 
@@ -52,6 +55,7 @@ class AutoVQPrior:
             ValueError: the config names a model that is no registered prior.
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        check_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), AutoVQPrior)
         config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
         if PRIOR_SECTION in config:
             return TransformerPrior.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -59,8 +63,8 @@ class AutoVQPrior:
         del classes[TransformerPriorConfig.model_type]  # a Llama without that section
         if config.get("model_type") not in classes:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds {config.get('model_type')!r}, which is none of "
-                f"{sorted(classes)}; {HINT}"
+                f"{pretrained_model_name_or_path} holds {saved_name(config)!r}, which is none of "
+                f"{sorted(classes)}; {how_to_load(config) if '_class_name' in config else HINT}"
             )
         return classes[config["model_type"]].from_pretrained(pretrained_model_name_or_path, **kwargs)
 

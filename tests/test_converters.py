@@ -311,10 +311,10 @@ def test_a_wrong_checkpoint_names_file_and_key_and_writes_nothing(broken, tmp_pa
     [
         (torch.tensor([float("nan")]), "NaN"),
         (torch.tensor([float("-inf")]), "infinity"),
-        (torch.tensor([1e300], dtype=torch.float64), "beyond torch.float32"),
-        (torch.tensor([1], dtype=torch.int32), "floating-point numbers, got torch.int32"),
-        (torch.tensor([True]), "floating-point numbers, got torch.bool"),
-        (torch.tensor([1j]), "floating-point numbers, got torch.complex64"),
+        (torch.tensor([1e300], dtype=torch.float64), "infinity .in torch.float64"),
+        (torch.tensor([1], dtype=torch.int32), "int32"),
+        (torch.tensor([True]), "bool"),
+        (torch.tensor([1j]), "complex64"),
     ],
 )
 def test_weights_that_are_no_numbers_are_refused_by_name(broken, tmp_path, tensor, words):

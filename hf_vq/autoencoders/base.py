@@ -12,21 +12,26 @@ from hf_vq.autoencoders.contract import check_autoencoder
 from hf_vq.autoencoders.folders import SavedFolder
 from hf_vq.autoencoders.grids import Geometry, mean_distance
 from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
+from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers import Quantizer
 from hf_vq.quantizers.base import QuantizerOutput
 
 RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
 
-class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
+class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
     """For a diffusers ModelMixin around a `quantizer`, with any number of axes of space.
 
     A subclass gives `space_dims`, `downsample_factor`, `encode` and `decode`. A hierarchy has `quantizers` and
     `downsample_factors`, coarse to fine, and its own `tokenize_sample` and `decode_codes`; its codes are tuples in
     that order.
+
+    `tokenize`, `detokenize` and `reconstruction_log_prob` run in evaluation mode, and leave every module in the mode
+    that it had: codes depend on nothing else in the batch, and nothing in the model moves.
     """
 
     registry_kind = "autoencoder"
+    inference_verbs = ("tokenize", "detokenize", "reconstruction_log_prob")
     quantizer: Any  # of one with a single grid
     encode: Callable
     decode: Callable
@@ -56,6 +61,8 @@ class AutoencoderMixin(Geometry, CodebookControl, SavedFolder):
             return_dict: a `TokenizerOutput`, with what the way back needs besides codes.
             options: `num_levels`, of a residual quantizer: take only so many levels.
         """
+        if not torch.compiler.is_compiling():
+            self.warn_unless_started()
         sample, masks = self.without_padding(self.as_sample(sample), padding_mask)
         sample, scales = self.normalize(sample, padding_mask)
         codes = self.tokenize_sample(sample, masks, **options)

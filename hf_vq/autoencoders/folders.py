@@ -1,25 +1,39 @@
 """Saved folders of autoencoders, which diffusers and transformers both read."""
 
+import copy
 import json
-import os
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
+from torch import nn
 
 from hf_vq.hosts import ModelHost
 from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import warn_renamed, warn_user, with_new_names
+from hf_vq.saved import check_class, check_folder
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
+from hf_vq.weights import CheckedWeights, buffer_names, check_loaded, check_save_options, derive, listed, missing_names
 
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+HUB_ARGUMENTS = (*PROCESSOR_ARGUMENTS, "proxies")
+AVERAGE = {
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+}  # what EMAModel writes into a config
 
 
 class RenamedConfig(FrozenDict):
@@ -45,7 +59,48 @@ class RenamedConfig(FrozenDict):
         return self[name] if name in self._renamed else super().get(name, default)
 
 
-class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
+class KeptInFloat32:
+    """Names of the modules that diffusers keeps in float32; none while it loads plainly, which it does not combine."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> list[str] | None:
+        return None if _plainly.get() else ["quantize", "quantizer"]
+
+
+_plainly: ContextVar[bool] = ContextVar("_plainly", default=False)
+
+
+@contextmanager
+def loading_plainly(plain: bool) -> Iterator[None]:
+    """Within the `with` block: diffusers accepts `low_cpu_mem_usage=False`, in this thread."""
+    token = _plainly.set(plain)
+    try:
+        yield
+    finally:
+        _plainly.reset(token)
+
+
+def check_averaged(model: Any, config: Any, path: str | Path | None = None) -> None:
+    """Raise a ValueError for a model that diffusers' `EMAModel` saves or saved, where it has state in buffers.
+
+    EMAModel keeps parameters alone, and saves them in a model that is new otherwise.
+
+    Args:
+        model: the autoencoder.
+        config: of the model, as in the file.
+        path: of the folder that is loaded; None: it is being saved.
+    """
+    if not config.keys() >= AVERAGE:
+        return
+    lost = derive(copy.deepcopy(model), buffer_names(model))
+    if lost:
+        what = "EMAModel saves parameters only" if path is None else f"{path} was saved by EMAModel: parameters only"
+        raise ValueError(
+            f"{what}, but {type(model).__name__} has learned {listed(lost)}, no parameters; save the model itself, "
+            "after average.copy_to(model.parameters())"
+        )
+
+
+class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     """Loading and saving of an autoencoder; stands before `ModelMixin, ConfigMixin` among the bases.
 
     Class attributes:
@@ -56,9 +111,10 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
 
     face_type: str | None = None
     modality: str | None = None
+    quantizers: Sequence[Quantizer]
     _processor: Any = None
     in_channels: int
-    _keep_in_fp32_modules = ["quantize", "quantizer"]
+    _keep_in_fp32_modules = KeptInFloat32()
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -66,20 +122,53 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
 
-    def finish_loading(self, missing: list[str]) -> None:
-        """Called with the names of the tensors that a loaded checkpoint lacked: quantizers derive theirs."""
+    def check_loaded(self, missing: Iterable[str], path: str | Path, unsaved: bool = False) -> None:
+        """Completes a model that was loaded; arguments and errors as of `hf_vq.weights.check_loaded`."""
+        missing = set(missing)
+        check_loaded(self, missing, path, lambda: type(self).from_config(dict(self.config)), unsaved)
         for prefix, module in self.named_modules():
             if isinstance(module, Quantizer):
                 start = prefix + "."
                 module.finish_loading([name.removeprefix(start) for name in missing if name.startswith(start)])
+        self.warn_unless_started()
+
+    def warn_unless_started(self) -> None:
+        """Warns where a codebook has never started: its codes are those of random vectors."""
+        if not all(quantizer.started for quantizer in self.quantizers):
+            warn_user(
+                f"the codebook of this {type(self).__name__} has never started: its codes are those of random "
+                "vectors, until a training step or initialize_codebook(sample)"
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        model.finish_loading(info["missing_keys"])
-        model.load_processor(pretrained_model_name_or_path, **kwargs)
+        """As diffusers, but nothing is left to chance.
+
+        Raises:
+            ValueError: a folder or repository of another class, or weights that are missing, no floating-point numbers
+                or not finite; named.
+        """
+        path, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        check_folder(path, kwargs.get("subfolder"), cls)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        config = cls.load_config(path, **hub)
+        check_class(path, config, cls)
+        plain = kwargs.get("low_cpu_mem_usage") is False
+        dtype = (kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)) if plain else (None, None)
+        with loading_plainly(plain):
+            model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        if dtype[1] or dtype[0]:
+            nn.Module.to(model, dtype[1] or dtype[0])  # which leaves quantizers in float32; diffusers' own warns
+        check_averaged(model, config, path)
+        model.check_loaded(missing_names(info), path)
+        model.load_processor(path, **kwargs)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+        if isinstance(config, dict):
+            check_class("config", config, cls)
+        return super().from_config(config, **kwargs)
 
     @property
     def processor(self) -> Any:
@@ -135,13 +224,25 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
         variant: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """As diffusers, but a file where the folder should be is an error."""
-        if os.path.isfile(save_directory):
-            raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")
+        """As diffusers; what it cannot do is an error before anything is written.
+
+        Raises:
+            NotADirectoryError: a file is where the folder should be.
+            TypeError: an option that diffusers does not know.
+            ValueError: an option at a value that is not supported, such as `safe_serialization=False`; buffers that
+                diffusers' `EMAModel` does not keep.
+        """
+        check_save_options(
+            save_directory,
+            options := {"variant": variant, "max_shard_size": max_shard_size, **kwargs},
+            ModelMixin.save_pretrained,
+        )
+        check_averaged(self, self.config)
         shards = split_torch_state_dict_into_shards(self.state_dict(), max_shard_size=max_shard_size)
         name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
         self._weights_name = _add_variant(name, variant)
-        super().save_pretrained(save_directory, max_shard_size=max_shard_size, variant=variant, **kwargs)
+        self.warn_unless_started()
+        super().save_pretrained(save_directory, **options)
 
     def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
         super().save_config(save_directory, **kwargs)

@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import warn_renamed, with_new_names
+from hf_vq.weights import CheckedWeights, check_save_options, missing_names, naming_unknown_types
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")  # a folder of transformers' Trainer
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
@@ -77,7 +78,7 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
         return {name: getattr(self, name) for name in names}
 
 
-class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]  # our push writes the card too
+class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # type: ignore[misc]  # our push writes the card too
     """An autoencoder as a transformers model; `autoencoder` is the diffusers ModelMixin itself.
 
     It loads and saves the same folder: `config.json` and `diffusion_pytorch_model.safetensors`.
@@ -99,13 +100,16 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        path, base = pretrained_model_name_or_path, super()
+        with naming_unknown_types(path, kwargs.get("subfolder")):
+            loaded: Any = base.from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer
             owner, _, leaf = name.rpartition(".")
             module = model.autoencoder.get_submodule(owner)
             setattr(module, leaf, getattr(module, leaf).to(dtype))
-        model.autoencoder.finish_loading([name.removeprefix("autoencoder.") for name in info["missing_keys"]])
+        missing = [name.removeprefix("autoencoder.") for name in missing_names(info)]
+        model.autoencoder.check_loaded(missing, pretrained_model_name_or_path, unsaved=True)
         model.autoencoder.load_processor(pretrained_model_name_or_path, **kwargs)
         return (model, info) if output_loading_info else model
 
@@ -117,6 +121,9 @@ class AutoencoderForAutoModel(PushMixin, PreTrainedModel):  # type: ignore[misc]
         return cls(make_config(**{name: autoencoder.config[name] for name in fields}), autoencoder)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
+        for name in ("state_dict", "save_peft_format", "save_original_format"):  # Trainer gives the first, the same
+            kwargs.pop(name, None)
         self.autoencoder.save_pretrained(save_directory, *args, **kwargs)
         weights = Path(save_directory, SAFETENSORS_WEIGHTS_NAME)
         if CHECKPOINT.fullmatch(Path(save_directory).name) and weights.is_file():

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_vq.weights import check_dtype, is_finite
+
 FORMATS: dict[str, "Format"] = {}
 
 
@@ -247,7 +249,6 @@ def _fill_model(source, plan, taken):
         if tensor is None:
             missing.append(name)
             continue
-        _check_values(source, latest, name, tensor, expected)
         if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
             tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
         if tensor.shape != expected.shape:
@@ -256,23 +257,16 @@ def _fill_model(source, plan, taken):
                 f"{source.path}: {theirs} gives shape {tuple(tensor.shape)}, but {name} of {type(model).__name__} "
                 f"needs {tuple(expected.shape)}"
             )
+        check_dtype(", ".join(sorted(latest)) or name, tensor.dtype, expected, source.path)
         weights[name] = tensor.to(expected.dtype).contiguous()
+        if not is_finite(weights[name]):
+            raise ValueError(
+                f"{source.path}: {', '.join(sorted(latest)) or name} holds NaN or infinity (in {tensor.dtype})"
+            )
     model.load_state_dict(weights, strict=False)
     if missing:
-        model.finish_loading(missing)
+        model.check_loaded(missing, source.path)
     return model.eval()
-
-
-def _check_values(source, theirs, name, tensor, expected):
-    """A ValueError for a tensor whose numbers cannot be those of our tensor of that name."""
-    told = f"{source.path}: {', '.join(sorted(theirs)) or name}"
-    if expected.is_floating_point():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{told} must be floating-point numbers, got {tensor.dtype}")
-        if not torch.isfinite(tensor.to(expected.dtype)).all():
-            raise ValueError(f"{told} holds NaN, infinity or numbers beyond {expected.dtype}")
-    elif tensor.dtype.is_complex or not torch.equal(tensor.to(expected.dtype), tensor):
-        raise ValueError(f"{told} must be integers, got {tensor.dtype} with fractions")
 
 
 def drop_ones(shape: Sequence[int]) -> list[int]:

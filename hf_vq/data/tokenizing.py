@@ -67,24 +67,20 @@ def tokenize_dataset(
     identity = tokenizer_identity(autoencoder, path)
     plans = {split: _plan(autoencoder, dataset, shard_size, identity) for split, dataset in splits.items()}
     folder = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
-    device, was_training = next(autoencoder.parameters()).device, autoencoder.training
-    autoencoder.eval()
-    try:
-        for split, dataset in splits.items():
-            shards = list(_shards(folder, split, len(dataset), shard_size))
-            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
-                for target, rows in shards:
-                    if not target.exists():
-                        loader: DataLoader = DataLoader(
-                            Subset(dataset, rows),
-                            batch_size,
-                            num_workers=num_workers,
-                            collate_fn=collator_for(autoencoder, dataset, whole=True),
-                        )
-                        _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
-                    progress.update(len(rows))
-    finally:
-        autoencoder.train(was_training)
+    device = next(autoencoder.parameters()).device
+    for split, dataset in splits.items():
+        shards = list(_shards(folder, split, len(dataset), shard_size))
+        with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
+            for target, rows in shards:
+                if not target.exists():
+                    loader: DataLoader = DataLoader(
+                        Subset(dataset, rows),
+                        batch_size,
+                        num_workers=num_workers,
+                        collate_fn=collator_for(autoencoder, dataset, whole=True),
+                    )
+                    _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
+                progress.update(len(rows))
     return {split: len(dataset) for split, dataset in splits.items()}
 
 

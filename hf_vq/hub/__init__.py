@@ -2,8 +2,9 @@
 
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
-from hf_vq.hub.folders import CONVERSION, PRIOR_SECTION, PROCESSOR, is_model_file, read_folder
+from hf_vq.hub.folders import CONVERSION, PROCESSOR, is_model_file, read_folder
 from hf_vq.hub.push import PushMixin, push_folder
+from hf_vq.saved import PRIOR_SECTION
 
 __all__ = [
     "CONVERSION",

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -13,6 +14,8 @@ from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
+from hf_vq.saved import CONFIG, INDEX, check_class, check_folder, read_json
+from hf_vq.weights import check_save_options
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline as _Pipeline
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 else:
     _Config = _Pipeline = object
 
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 STOCK = ("diffusers", "transformers")  # libraries whose components stay as they are
 
 
@@ -40,6 +44,15 @@ class HubConfigMixin(_Config):
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Does nothing: after loading with trust, transformers would copy our source file into every saved folder."""
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """As transformers; a folder of another class is a ValueError that names it."""
+        owner = getattr(cls, "autoencoder_class", None) or cls
+        check_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), owner)
+        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_class(pretrained_model_name_or_path, found, owner)
+        return found, rest
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         name = type(self).__name__
         self.auto_map = auto_map(AutoConfig=name)
@@ -56,6 +69,21 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     files of the repository, which stock runs when trusted. Our own class reads the same index as `hf_vq`'s classes,
     runs no file of the repository and needs no trust.
     """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As diffusers; a folder or repository of another class is a ValueError that names it."""
+        path = Path(str(pretrained_model_name_or_path))
+        if (path / CONFIG).is_file() and not (path / INDEX).is_file():
+            check_class(path, read_json(path / CONFIG), cls)
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        check_class(path, cls.load_config(pretrained_model_name_or_path, **hub), cls)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
+        check_save_options(save_directory, kwargs, DiffusionPipeline.save_pretrained)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:

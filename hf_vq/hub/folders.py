@@ -10,14 +10,13 @@ from safetensors import SafetensorError, safe_open
 
 from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import modality_of
-from hf_vq.saved import CONFIG, INDEX, config_kind, folder_kind, read_json
+from hf_vq.saved import CONFIG, INDEX, PRIOR_SECTION, config_kind, folder_kind, read_json
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
 MODEL_FILES = (
     CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
-PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 CONVERSION = "conversion.json"  # where converted weights come from
 RUN_FILES = ("report.json", "evaluation.json", CONVERSION, "*.yaml", *PICTURES)
 

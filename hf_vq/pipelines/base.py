@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 
 from hf_vq.hub import HubPipelineMixin
 from hf_vq.modalities import Modality
+from hf_vq.modes import InferenceVerbs
 from hf_vq.priors.inputs import first, map_tensors
 from hf_vq.registry import MODALITIES
 
@@ -37,10 +38,11 @@ class SamplePipelineOutput(BaseOutput):
     samples: torch.Tensor
 
 
-class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
+class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
     registry_kind = "pipeline"
+    inference_verbs = ("__call__",)
     autoencoder: Any  # any of ours
     config: Any
 
@@ -55,6 +57,9 @@ class CodesPipeline(HubPipelineMixin, DiffusionPipeline):
                 f"the constructor of {cls.__name__} must take autoencoder, and prior or several named such as "
                 f"top_prior; it takes {', '.join(list(components)[1:])}"
             )
+
+    def inference_modules(self) -> list[torch.nn.Module]:
+        return [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hf_vq.hub import HubConfigMixin, PushMixin
+from hf_vq.modes import InferenceVerbs
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
 from hf_vq.single_file import SingleFileMixin
+from hf_vq.weights import CheckedWeights, check_loaded, check_save_options, missing_names, naming_unknown_types
 
 
 @dataclass
@@ -28,7 +31,7 @@ class PriorOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-class Prior(InputChecks, SingleFileMixin, PushMixin):
+class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMixin):
     """A model of codes that draws new ones, whatever the way; stands before `PreTrainedModel` among the bases.
 
     Its `forward(codes, labels=None, return_loss=True, lengths=None, ...)` names its conditions and returns a
@@ -48,6 +51,7 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
     """
 
     registry_kind = "prior"
+    inference_verbs = ("sample", "log_prob", "check_likelihood", "generate")
     main_input_name = "codes"
     # A loss is a mean over real codes. Where all grids are full, the mean over accumulated batches is the mean of
     # their means, and Trainer may simply average; where they are not, our trainer weighs them. (What Trainer would
@@ -91,6 +95,34 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
             raise TypeError(f"{name} must define grid_dims, the axes of a grid of codes")
         if cls.forward is PreTrainedModel.forward:
             raise TypeError(f"{name} must define forward(codes, labels=None, return_loss=True, lengths=None, ...)")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As transformers, but nothing is left to chance.
+
+        Raises:
+            ValueError: a folder or repository of another class, or weights that are missing, no floating-point numbers
+                or not finite; named.
+        """
+        base: Any = super()
+        with naming_unknown_types(pretrained_model_name_or_path, kwargs.get("subfolder")):
+            loaded = base.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        missing = missing_names(info)
+        check_loaded(model, missing, pretrained_model_name_or_path, lambda: type(model)(model.config), unsaved=True)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
+        base: Any = super()
+        check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
+        base.save_pretrained(save_directory, *args, **kwargs)
+
+    def check_loaded(self, missing: Iterable[str], path: str | Path) -> None:
+        """Completes a prior that a converter filled; arguments and errors as of `hf_vq.weights.check_loaded`."""
+        check_loaded(self, missing, path, lambda: type(self)(self.config))
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
 from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
@@ -31,7 +32,7 @@ class QuantizerOutput(ModelOutput):
     losses: dict[str, torch.Tensor] | None = None
 
 
-class Quantizer(nn.Module):
+class Quantizer(InferenceVerbs, nn.Module):
     """Base of all quantizers: latents (batch, dim, *grid) to codes (batch, *grid) and back.
 
     A subclass works on rows, one per grid position: it defines `_codes` and `_vectors`, and `_quantize` where
@@ -60,6 +61,7 @@ class Quantizer(nn.Module):
     nonfinite_rows: torch.Tensor
     _one: torch.Tensor
     registry_kind = "quantizer"
+    inference_verbs = ("tokenize", "detokenize")
     quantizer_type: str | None = None
     can_be_level = True
     num_levels = 1
@@ -98,6 +100,11 @@ class Quantizer(nn.Module):
     def bits_per_token(self) -> float:
         """Bits that the codes of one grid position can carry."""
         return self.num_levels * math.log2(self.codebook_size)
+
+    @property
+    def started(self) -> bool:
+        """Whether the codes are learned ones, or need no learning; a codebook to start, before it has, is random."""
+        return bool(self.initialized)
 
     def forward(
         self, latents: torch.Tensor, padding_mask: torch.Tensor | None = None, **options: Any
@@ -189,9 +196,23 @@ class Quantizer(nn.Module):
         raise ValueError(f"{type(self).__name__} has no learned codebook to resize to {codebook_size}")
 
     @torch.no_grad()
+    def derive_buffers(self, missing: set[str]) -> set[str]:
+        """Fills buffers that a loaded file lacks and that follow from the rest, in place; called after all is loaded.
+
+        A subclass with a buffer that older files lack fills it here, and adds what its base returns.
+
+        Args:
+            missing: names of parameters and buffers of this quantizer, those of its parts among them.
+
+        Returns:
+            The names that it filled. Loading refuses files that lack any other parameter or saved buffer.
+        """
+        for name in missing & {"nonfinite_rows", "_one"}:  # not saved: transformers leaves them without values
+            self._buffers[name].fill_(name == "_one")
+        return missing & {"nonfinite_rows", "_one"}
+
     def finish_loading(self, missing: list[str]) -> None:
-        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
-        self.nonfinite_rows.zero_()  # transformers leaves buffers that are not saved uninitialised
+        """Called after a checkpoint was loaded and completed, with the names of this quantizer's tensors it lacked."""
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).

@@ -15,6 +15,7 @@ from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.surgery import CodebookSurgery
 
+AVERAGES = {"cluster_size", "embedding_sum", "ema_steps"}  # buffers, of which a quantizer has some
 GRADIENTS = ("straight_through", "rotation", "bypass")
 
 
@@ -89,8 +90,8 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         self.normalize, self.gradient = normalize, gradient
         self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
         self.entropy_offset, self.diversity = entropy_offset, diversity
-        self.initialized = not kmeans_init
-        self._pending = None
+        self.kmeans_init, self.initialized = bool(kmeans_init), not kmeans_init
+        self._pending, self._loaded_unstarted = None, False
 
     def first_codebook(self) -> torch.Tensor:
         """A random codebook, (codebook_size, code_dim): Sonnet's variance scaling."""
@@ -123,14 +124,17 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
             self._update(*pending)
 
     @torch.no_grad()
-    def finish_loading(self, missing: list[str]) -> None:
+    def derive_buffers(self, missing: set[str]) -> set[str]:
         """A codebook without averages (a stock checkpoint) gets those that stand for it."""
-        super().finish_loading(missing)
-        if "embedding.weight" in missing:
-            return
-        self.initialized, self._pending = True, None
-        if missing:
+        averages = missing & AVERAGES
+        if averages and "embedding.weight" not in missing:
             self._start_averages(torch.ones(self.codebook_size, device=self.embedding.weight.device))
+        return super().derive_buffers(missing) | averages
+
+    def finish_loading(self, missing: list[str]) -> None:
+        super().finish_loading(missing)
+        if not self._loaded_unstarted:  # as torch, too, may have loaded it
+            self._take_as_loaded()
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared, codebook = self._comparable(rows), self.codebook
@@ -180,7 +184,26 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
         if prefix + "embedding.weight" in state_dict:
-            self.initialized, self._pending = True, None
+            self._take_as_loaded()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.initialized and "cluster_size" in self._buffers:  # a codebook that has not started says so by it
+            destination[prefix + "cluster_size"] = torch.zeros_like(self.cluster_size)
+
+    @torch.no_grad()
+    def _take_as_loaded(self):
+        """A codebook that was loaded has started, unless the file says that it had not, by codes that nothing uses."""
+        use, self._pending = self._buffers.get("cluster_size"), None
+        known = self.kmeans_init and use is not None and use.device.type != "meta"
+        self._loaded_unstarted = known and not use.any()
+        self.initialized = not self._loaded_unstarted
+        if self._loaded_unstarted:
+            self._start_fresh()
+
+    def _start_fresh(self):
+        """Averages of a codebook that has not started, as they are in a new one."""
+        self.cluster_size.fill_(1)
 
     @torch.no_grad()
     def _record(self, rows, codes, valid):

@@ -48,6 +48,10 @@ class CompositeQuantizer(Quantizer):
         return all(part.initialized for part in self.levels)
 
     @property
+    def started(self) -> bool:
+        return all(part.started for part in self.levels)
+
+    @property
     def bits_per_token(self) -> float:
         return self.num_levels * self.levels[0].bits_per_token / self.levels[0].num_levels
 

@@ -52,6 +52,10 @@ class EMAVectorQuantizer(CodebookQuantizer):
         if zero_debias:
             self.register_buffer("ema_steps", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def started(self) -> bool:
+        return super().started and not (self.zero_debias and int(self.ema_steps) == 0)
+
     def _losses(self, rows, quantized, passed, valid):
         commitment = masked_mse(rows, quantized.detach(), valid)
         return self.beta * commitment, {"commitment": commitment}
@@ -76,6 +80,10 @@ class EMAVectorQuantizer(CodebookQuantizer):
             self.cluster_size.copy_(torch.where(dead, average * started, self.cluster_size))
             self.embedding_sum.copy_(torch.where(dead[:, None], fresh * average * started, self.embedding_sum))
         self.embedding.weight.copy_(F.normalize(codebook, dim=1) if self.normalize else codebook)
+
+    def _start_fresh(self):
+        if not self.zero_debias:  # whose averages start at zero
+            super()._start_fresh()
 
     def _start_averages(self, counts):
         self.cluster_size.copy_(counts)

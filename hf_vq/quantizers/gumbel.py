@@ -67,6 +67,12 @@ class GumbelQuantizer(Quantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._due = False
 
+    @torch.no_grad()
+    def derive_buffers(self, missing: set[str]) -> set[str]:
+        if "steps" in missing:  # of a file without them, such as DALL-E's: training starts anew
+            self.steps.zero_()
+        return super().derive_buffers(missing) | missing & {"steps"}
+
     @property
     def temperature(self) -> torch.Tensor:
         """Temperature of the next training step, ()."""

@@ -68,6 +68,10 @@ class RemappedQuantizer(Quantizer):
         return self.base.initialized
 
     @property
+    def started(self) -> bool:
+        return self.base.started
+
+    @property
     def codebook_updates(self) -> str:
         return self.base.codebook_updates
 

@@ -1,10 +1,12 @@
-"""What makes a checkpoint count: a manifest, written last, that names every file with its size.
+"""What makes a checkpoint count: a manifest, written last, that names every file with its size and SHA-256.
 
 Both trainers share this one idea. A folder without a manifest, or whose files do not match it, was interrupted while
-it was written (or damaged later): it is skipped, and the skip is said aloud.
+it was written: it is skipped, and the skip is said aloud. Before a run resumes, the hashes are compared, too: a file
+that has changed since is an error, since weights that nobody trained would go on in silence.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -37,12 +39,14 @@ def write_text(path: str | Path, text: str) -> None:
 def seal(folder: str | Path, step: int) -> None:
     """Declare a checkpoint complete: flush its files to disk, then write the manifest that lists them."""
     folder = Path(folder)
-    sizes = {}
+    sizes, hashes = {}, {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    write_text(folder / MANIFEST, json.dumps({"step": step, "files": sizes}, indent=2) + "\n")
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        sizes[name] = path.stat().st_size
+    write_text(folder / MANIFEST, json.dumps({"step": step, "files": sizes, "sha256": hashes}, indent=2) + "\n")
 
 
 def unseal(folder: str | Path) -> None:
@@ -63,10 +67,10 @@ def why_incomplete(folder: str | Path) -> str | None:
     if folder.name.endswith(PARTIAL_SUFFIX):
         return "it was interrupted while it was written"
     try:
-        sizes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        sizes = _read_manifest(folder)["files"]
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was interrupted while it was written, or comes from elsewhere"
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    except ValueError:
         return f"its {MANIFEST} cannot be read"
     for name, size in sizes.items():
         path = folder / name
@@ -75,6 +79,40 @@ def why_incomplete(folder: str | Path) -> str | None:
         if path.stat().st_size != size:
             return f"its file {name} has {path.stat().st_size} bytes instead of {size}"
     return None
+
+
+def _read_manifest(folder: Path) -> dict:
+    """The manifest of a checkpoint; a ValueError where it is none."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        sizes, hashes = manifest["files"], manifest.get("sha256")
+        whole = isinstance(sizes, dict) and (hashes is None or hashes.keys() == sizes.keys())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is no manifest") from error
+    named = FOLDER_NAME.fullmatch(folder.name)
+    if not whole or type(manifest.get("step")) is not int or (named and int(named[1]) != manifest["step"]):
+        raise ValueError(f"{folder / MANIFEST} contradicts itself")
+    return manifest
+
+
+def check_unchanged(folder: str | Path) -> None:
+    """Compare the files of a complete checkpoint with the hashes in its manifest; one of older versions has none.
+
+    Raises:
+        ValueError: names the first file that has changed, and what to do.
+    """
+    folder = Path(folder)
+    for name, expected in (_read_manifest(folder).get("sha256") or {}).items():
+        with open(folder / name, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            older = [path.name for _, path in list_checkpoints(folder.parent) if why_incomplete(path) is None]
+            older = older[: older.index(folder.name)] if folder.name in older else older
+            advice = f"resume from an older one ({', '.join(reversed(older))})" if older else "start anew, elsewhere"
+            raise ValueError(
+                f"checkpoint {str(folder)!r} cannot be resumed: its file {name} has changed since it was written "
+                f"(SHA-256 {found[:12]} instead of {str(expected)[:12]}); {advice}"
+            )
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
@@ -108,7 +146,8 @@ def resolve_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Pat
         The path of a complete checkpoint, or None to start anew.
 
     Raises:
-        ValueError: nothing complete to resume from, or a start anew in a folder that already holds checkpoints.
+        ValueError: nothing complete to resume from, a file of the checkpoint that has changed since it was written, or
+            a start anew in a folder that already holds checkpoints.
     """
     if not resume_from_checkpoint:
         existing = [path.name for _, path in list_checkpoints(output_dir) if not path.name.endswith(PARTIAL_SUFFIX)]
@@ -125,11 +164,13 @@ def resolve_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Pat
                 f"resume_from_checkpoint=True, but output_dir={str(output_dir)!r} has no complete checkpoint: "
                 "start anew, in another folder"
             )
+        check_unchanged(path)
         return path
     path = Path(resume_from_checkpoint)
     reason = why_incomplete(path) if path.is_dir() else "there is no such folder"
     if reason is not None:
         raise ValueError(f"resume_from_checkpoint={str(path)!r} cannot be resumed: {reason}")
+    check_unchanged(path)
     return path
 
 

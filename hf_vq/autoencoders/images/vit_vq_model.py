@@ -65,9 +65,17 @@ class Transformer(nn.Module):
 
     def __init__(self, grid: tuple[int, int], dim: int, depth: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
+        self.grid = grid
         self.register_buffer("position_embedding", sine_cosine_table(*grid, dim)[None])
         self.blocks = nn.ModuleList(Block(dim, heads, head_dim, mlp_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
+
+    @torch.no_grad()
+    def derive_buffers(self, missing: set[str]) -> set[str]:
+        """As of a quantizer: older files may lack the places, which are what they always are."""
+        if "position_embedding" in missing:
+            self.position_embedding.copy_(sine_cosine_table(*self.grid, self.position_embedding.shape[-1])[None])
+        return missing & {"position_embedding"}
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         # (transformers loads the buffers of a half-precision model in float32)

@@ -214,7 +214,9 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         self.patches.start_at_principal_directions(self._inputs(sample), groups, self.quantizer.bits_per_token, real)
         started = super().initialize_codebook(sample, padding_mask)
         if started and self.pixel_distribution is not None:
-            locations = [self._locations(self.vectors(self.tokenize(part))) for part in sample.split(16)]
+            locations = [
+                self._locations(self.vectors(self.tokenize_sample(part, (None,)))) for part in sample.split(16)
+            ]
             error = torch.cat(locations) - sample
             if padding_mask is not None:
                 error = error.movedim(1, -1)[padding_mask]  # (values, channels)

@@ -1,0 +1,406 @@
+"""What loading refuses: folders of another class, weights that are missing, no numbers, or not finite."""
+
+import json
+import warnings
+
+import diffusers
+import pytest
+import torch
+import transformers
+from diffusers.configuration_utils import register_to_config
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+import hf_vq
+from hf_vq import AutoVQModel, AutoVQPrior
+from hf_vq.registry import AUTOENCODERS
+
+from .contracts import test_autoencoders, test_pipelines, test_priors
+from .quantizer_variants import VARIANTS
+from .registering import register_for_now
+from .tiny_codecs import PictureCodec, make_codec, register_codecs
+from .tiny_priors import RasterConvPrior
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def classes_of_the_users(monkeypatch):
+    register_codecs(monkeypatch)
+    register_for_now(monkeypatch, test_priors.ToyMaskedPrior, RasterConvPrior, test_pipelines.SignalPipeline)
+
+
+def change(folder, edit):
+    """Edit the tensors of a saved folder, a dict."""
+    file = next(folder / name for name in WEIGHTS if (folder / name).exists())
+    weights = load_file(file)
+    edit(weights)
+    save_file(weights, file, {"format": "pt"})
+
+
+def loaders(name):
+    face = getattr(hf_vq, f"{name}ForAutoModel")
+    return [AUTOENCODERS[name], AutoVQModel, face, transformers.AutoModel]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One small folder of every kind."""
+    root = tmp_path_factory.mktemp("folders")
+    hf_vq.VQVAE(hidden_channels=8, codebook_size=8, codebook_dim=4).save_pretrained(root / "VQVAE")
+    hf_vq.VQModel(**test_autoencoders.SMALL["VQModel"]).save_pretrained(root / "VQModel")
+    for name, family in (("PixelCNN", "pixelcnn gated"), ("GPTPrior", "gpt"), ("TransformerPrior", "class and text")):
+        test_priors.FAMILIES[family][0].save_pretrained(root / name)
+    test_pipelines.BUILD["VQPipeline"]().save_pretrained(root / "VQPipeline")
+    return root
+
+
+WRONG = {  # what loads, and the class of the folder that it cannot be
+    "autoencoder": ("VQModel", "VQVAE", "AutoVQModel"),
+    "drop-in": ("VQVAE", "VQModel", "AutoVQModel"),
+    "autoencoder of a prior": ("VQVAE", "PixelCNN", "AutoVQPrior"),
+    "autoencoder of a pipeline": ("VQVAE", "VQPipeline", "DiffusionPipeline"),
+    "face": ("VQModelForAutoModel", "VQVAE", "AutoVQModel"),
+    "face's config": ("VQVAEConfig", "VQModel", "AutoVQModel"),
+    "prior": ("GPTPrior", "PixelCNN", "AutoVQPrior"),
+    "prior of a Llama": ("PixelCNN", "TransformerPrior", "AutoVQPrior"),
+    "Llama of a prior": ("TransformerPrior", "GPTPrior", "AutoVQPrior"),
+    "prior's config": ("PixelCNNConfig", "GPTPrior", "AutoVQPrior"),
+    "prior of an autoencoder": ("PixelCNN", "VQVAE", "AutoVQModel"),
+    "prior of a pipeline": ("PixelCNN", "VQPipeline", "DiffusionPipeline"),
+    "pipeline": ("VQVAE2Pipeline", "VQPipeline", "VQPipeline.from_pretrained"),
+    "pipeline of an autoencoder": ("VQPipeline", "VQVAE", "AutoVQModel"),
+    "auto": ("AutoVQModel", "PixelCNN", "AutoVQPrior"),
+    "auto of a pipeline": ("AutoVQModel", "VQPipeline", "DiffusionPipeline"),
+    "auto prior": ("AutoVQPrior", "VQVAE", "AutoVQModel"),
+    "auto prior of a pipeline": ("AutoVQPrior", "VQPipeline", "DiffusionPipeline"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_folder_of_another_class_is_refused(folders, case):
+    wanted, saved, loader = WRONG[case]
+    with pytest.raises(ValueError, match=rf"{saved}.* holds .*{saved}.*{loader}") as error:
+        getattr(hf_vq, wanted).from_pretrained(folders / saved)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_class_is_a_subclass_of_loads_and_the_reverse_does_not(tmp_path, monkeypatch):
+    class Special(PictureCodec):
+        pass
+
+    register_for_now(monkeypatch, Special)
+    make_codec(PictureCodec).save_pretrained(tmp_path / "base")
+    assert type(Special.from_pretrained(tmp_path / "base")) is Special
+    Special().save_pretrained(tmp_path / "special")
+    with pytest.raises(ValueError, match="holds a Special, not a PictureCodec"):
+        PictureCodec.from_pretrained(tmp_path / "special")
+    with pytest.raises(ValueError, match="config holds a Special"):
+        PictureCodec.from_config(json.loads((tmp_path / "special" / "config.json").read_text()))
+
+
+def test_stock_libraries_load_what_they_did(folders):
+    assert type(diffusers.VQModel.from_pretrained(folders / "VQModel")) is diffusers.VQModel
+    assert type(transformers.AutoModel.from_pretrained(folders / "VQVAE").autoencoder) is hf_vq.VQVAE
+    assert type(transformers.AutoModelForCausalLM.from_pretrained(folders / "TransformerPrior")).__name__ in (
+        "LlamaForCausalLM", "TransformerPrior",
+    )  # fmt: skip
+
+
+@test_autoencoders.every
+def test_autoencoders_load_whole_or_not_at_all(name, tmp_path):
+    """Every tensor: what can be derived is, by each way of loading; all else is refused by name."""
+    model, sample = test_autoencoders.make(name)
+    model.train()(sample)
+    model.eval().save_pretrained(tmp_path)
+    state, derived = model.state_dict(), set()
+    for tensor in state:
+        leaf = tensor.rpartition(".")[2]
+        if leaf in ("cluster_size", "embedding_sum", "steps", "position_embedding", "num_batches_tracked"):
+            derived.add(tensor)
+    change(tmp_path, lambda weights: [weights.pop(tensor) for tensor in derived])
+    for loader in loaders(name):
+        loaded = loader.from_pretrained(tmp_path)
+        loaded = getattr(loaded, "autoencoder", loaded)
+        for part, tensor in loaded.named_buffers():
+            if part.endswith("position_embedding"):
+                assert torch.equal(tensor, state[part])
+            if part.endswith("steps"):
+                assert tensor == 0
+            if part.endswith("cluster_size"):
+                assert tensor.eq(1).all()
+            if part.endswith("embedding_sum"):
+                torch.testing.assert_close(tensor, state[part.replace("embedding_sum", "embedding.weight")])
+        grids = zip(hf_vq.as_grids(loaded.tokenize(sample)), hf_vq.as_grids(model.tokenize(sample)), strict=True)
+        assert all(torch.equal(one, other) for one, other in grids)
+    codebook = [tensor for tensor in state if "embedding.weight" in tensor and "quant" in tensor][:1]
+    first = sorted(set(state) - derived - set(codebook))[0]
+    for gone in (first, *codebook):
+        kept = {}
+        change(tmp_path, lambda weights, gone=gone, kept=kept: kept.update({gone: weights.pop(gone)}))
+        for loader in loaders(name):
+            with pytest.raises(ValueError, match=f"lacks {gone.replace('.', '[.]')} of"):
+                loader.from_pretrained(tmp_path)
+        change(tmp_path, lambda weights, kept=kept: weights.update(kept))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_tensor_of_every_quantizer_is_derived_or_refused(variant, tmp_path):
+    kind, size, config = VARIANTS[variant]
+    model = PictureCodec(1, (2, 2), size, 6, quantizer_type=kind, quantizer_config=config)
+    model.train()(torch.randn(8, 1, 12, 12))
+    model.save_pretrained(tmp_path)
+    right = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("quantizer.")}
+    for name in right:
+        change(tmp_path, lambda weights, name=name: weights.pop(name))
+        try:
+            loaded = transformers.AutoModel.from_pretrained(tmp_path).autoencoder
+            tensor = loaded.state_dict()[name]
+            assert name.rpartition(".")[2] in ("cluster_size", "embedding_sum", "ema_steps", "steps")
+            assert tensor.isfinite().all()
+            assert tensor.double().abs().max() < 100
+        except ValueError as error:
+            assert f"lacks {name} of" in str(error)  # noqa: PT017
+            with pytest.raises(ValueError, match="lacks"):
+                PictureCodec.from_pretrained(tmp_path)
+        change(tmp_path, lambda weights, name=name: weights.update({name: right[name]}))
+
+
+@test_priors.every
+def test_priors_load_whole_or_not_at_all(name, tmp_path):
+    prior, *_ = test_priors.make(name)
+    prior.save_pretrained(tmp_path)
+    names = list(prior.state_dict())
+    for gone in (names[0], names[-1]):
+        kept = {}
+        change(tmp_path, lambda weights, gone=gone, kept=kept: kept.update({gone: weights.pop(gone)}))
+        for loader in (type(prior), AutoVQPrior, transformers.AutoModel):
+            if loader is transformers.AutoModel and prior.config.model_type == "llama":
+                continue  # without hf_vq's class, stock's own
+            with pytest.raises(ValueError, match=f"lacks {gone.replace('.', '[.]')} of"):
+                loader.from_pretrained(tmp_path)
+        change(tmp_path, lambda weights, kept=kept: weights.update(kept))
+    loaded, info = type(prior).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert all(torch.equal(tensor, prior.state_dict()[key]) for key, tensor in loaded.state_dict().items())
+
+
+def test_code_vectors_of_a_prior_are_not_made_up(tmp_path):
+    prior, *_ = test_priors.FAMILIES["rq classes"]
+    prior.save_pretrained(tmp_path)
+    change(tmp_path, lambda weights: weights.pop("code_vectors"))
+    with pytest.raises(ValueError, match="lacks code_vectors of RQTransformer"):
+        transformers.AutoModel.from_pretrained(tmp_path)
+
+
+class Remembering(PictureCodec):
+    """A user's codec with buffers of its own: a mask that is not saved, and one with infinities that is."""
+
+    @register_to_config
+    def __init__(self, channels=2, strides=(2, 2), reconstruction_loss="mse", reconstruction_weight=1.0):
+        super().__init__(channels, strides)
+        self.register_buffer("ramp", torch.arange(4.0), persistent=False)
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+
+def test_buffers_of_a_users_model_are_those_of_its_constructor(tmp_path, monkeypatch):
+    register_for_now(monkeypatch, Remembering)
+    Remembering().save_pretrained(tmp_path)
+    for loader in (Remembering, transformers.AutoModel):
+        loaded = loader.from_pretrained(tmp_path)
+        loaded = getattr(loaded, "autoencoder", loaded)
+        assert torch.equal(loaded.ramp, torch.arange(4.0))
+        assert loaded.mask[0, 1] == -torch.inf
+    change(tmp_path, lambda weights: weights["mask"].fill_(torch.inf))
+    with pytest.raises(ValueError, match="mask of Remembering holds NaN or infinity"):
+        Remembering.from_pretrained(tmp_path)
+    change(tmp_path, lambda weights: weights.pop("mask"))
+    with pytest.raises(ValueError, match="lacks mask of Remembering"):
+        transformers.AutoModel.from_pretrained(tmp_path)
+
+
+def spoil(value, dtype):
+    def edit(weights, name):
+        weights[name] = weights[name].to(dtype) if dtype else weights[name].float()
+        if value is not None:
+            weights[name].view(-1)[-1] = value
+
+    return edit
+
+
+SPOILS = {
+    "NaN": (spoil(torch.nan, None), "NaN or infinity"),
+    "infinity": (spoil(torch.inf, None), "NaN or infinity"),
+    "NaN in half precision": (spoil(torch.nan, torch.bfloat16), "NaN or infinity"),
+    "integers": (spoil(None, torch.int32), "is stored as int32"),
+    "bytes": (spoil(None, torch.uint8), "is stored as uint8"),
+    "bool": (spoil(None, torch.bool), "is stored as bool"),
+    "complex": (spoil(None, torch.complex64), "is stored as complex64"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+@pytest.mark.parametrize("name", ["VQVAE", "VQModel", "SignalCodec"])
+def test_weights_that_are_no_numbers_are_refused_by_name(name, kind, tmp_path):
+    model, _ = test_autoencoders.make(name)
+    model.save_pretrained(tmp_path)
+    edit, words = SPOILS[kind]
+    parameter = next(iter(dict(model.named_parameters())))
+    codebook = next(key for key in model.state_dict() if key.endswith("embedding.weight"))
+    for spoiled in (parameter, codebook):
+        kept = {spoiled: model.state_dict()[spoiled]}
+        change(tmp_path, lambda weights, spoiled=spoiled: edit(weights, spoiled))
+        for loader in loaders(name):
+            with pytest.raises(ValueError, match=rf"(: {spoiled}|{spoiled} of).*{words}|{spoiled} {words}"):
+                loader.from_pretrained(tmp_path)
+        change(tmp_path, lambda weights, kept=kept: weights.update(kept))
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+@pytest.mark.parametrize("name", ["pixelcnn gated", "class and text", test_priors.TOY])
+def test_weights_of_priors_that_are_no_numbers_are_refused_by_name(name, kind, tmp_path):
+    prior, *_ = test_priors.make(name)
+    prior.save_pretrained(tmp_path)
+    edit, words = SPOILS[kind]
+    spoiled = next(iter(prior.state_dict()))
+    change(tmp_path, lambda weights: edit(weights, spoiled))
+    for loader in (type(prior), AutoVQPrior):
+        with pytest.raises(ValueError, match=f"{spoiled}.*{words}"):
+            loader.from_pretrained(tmp_path)
+
+
+def test_pipelines_refuse_the_weights_that_their_parts_refuse(folders, tmp_path):
+    pipe = test_pipelines.BUILD["VQPipeline"]()
+    pipe.save_pretrained(tmp_path)
+    name = next(iter(pipe.prior.state_dict()))
+    change(tmp_path / "prior", lambda weights: weights[name].fill_(torch.nan))
+    with pytest.raises(ValueError, match=f"prior: {name} of PixelCNN holds NaN"):
+        type(pipe).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_load(dtype, tmp_path):
+    model, _ = test_autoencoders.make("VQVAE")
+    model.save_pretrained(tmp_path)
+    change(tmp_path, lambda weights: weights.update({n: t.to(dtype) for n, t in weights.items()}))
+    for loader in loaders("VQVAE"):
+        loaded = loader.from_pretrained(tmp_path)
+        assert all(
+            torch.equal(tensor.double(), model.state_dict()[name].to(dtype).double())
+            for name, tensor in getattr(loaded, "autoencoder", loaded).state_dict().items()
+        )
+
+
+def save_with_averages(model, folder):
+    EMAModel(model.parameters(), model_cls=type(model), model_config=model.config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["VQVAE", "VQModel", "SignalCodec"])
+def test_averages_of_diffusers_never_come_back_with_a_random_codebook(name, tmp_path):
+    model, sample = test_autoencoders.make(name)
+    kept_in_buffers = "embedding.weight" in " ".join(key for key, _ in model.named_buffers())
+    if not kept_in_buffers:  # all that matters is a parameter
+        save_with_averages(model, tmp_path)
+        loaded = type(model).from_pretrained(tmp_path)
+        assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+        loaded.save_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"EMAModel saves parameters only.*quantizer\.embedding\.weight"):
+        save_with_averages(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model.save_pretrained(tmp_path / "old")  # as EMAModel left them with older versions
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    state = EMAModel(model.parameters()).state_dict()
+    config |= {key: value for key, value in state.items() if key != "shadow_params"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"old was saved by EMAModel.*quantizer\.embedding\.weight"):
+        type(model).from_pretrained(tmp_path / "old")
+
+
+def unstarted_warnings(call):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    return result, sum("has never started" in str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("kind", ["ema", "vector", "residual", "product"])
+def test_a_codebook_that_never_started_says_so(kind, debias, tmp_path):
+    options = {"zero_debias": True} if debias and kind == "ema" else {}
+    model = PictureCodec(2, (2, 2), 8, 4, quantizer_type=kind, quantizer_config=options)
+    sample = torch.randn(4, 2, 8, 8)
+    assert unstarted_warnings(lambda: model.save_pretrained(tmp_path))[1] == 1
+    for options in ({}, {"low_cpu_mem_usage": False}):
+        loaded, count = unstarted_warnings(lambda options=options: PictureCodec.from_pretrained(tmp_path, **options))
+        assert count == 1
+        assert not loaded.codebook_initialized
+        assert all(torch.equal(buffer, model.get_buffer(name)) for name, buffer in loaded.named_buffers())
+    assert unstarted_warnings(lambda: transformers.AutoModel.from_pretrained(tmp_path))[1] == 1
+    codes, count = unstarted_warnings(lambda: loaded.tokenize(sample))
+    assert count == 1
+    assert torch.equal(codes, unstarted_warnings(lambda: model.tokenize(sample))[0])
+
+    def train():  # which starts it, and says nothing
+        loaded.train()(sample)
+        loaded.save_pretrained(tmp_path)
+        again = PictureCodec.from_pretrained(tmp_path)
+        return again, again.tokenize(sample)
+
+    (again, _), count = unstarted_warnings(train)
+    assert count == 0
+    assert again.codebook_initialized
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "drop-in", "user's", "face", "prior", "Llama", "pipeline"])
+def test_wrong_options_of_saving_are_refused_before_anything_is_written(kind, tmp_path):
+    model = {
+        "autoencoder": lambda: test_autoencoders.make("VQVAE")[0],
+        "drop-in": lambda: test_autoencoders.make("VQModel")[0],
+        "user's": lambda: make_codec(PictureCodec),
+        "face": lambda: hf_vq.VQVAEForAutoModel.from_autoencoder(test_autoencoders.make("VQVAE")[0]),
+        "prior": lambda: test_priors.FAMILIES["pixelcnn gated"][0],
+        "Llama": lambda: test_priors.FAMILIES["class and text"][0],
+        "pipeline": lambda: test_pipelines.BUILD["VQPipeline"](),
+    }[kind]()
+    for options, error in (
+        ({"safe_serialization": False}, ValueError),
+        ({"max_shard_size": "five"}, ValueError),
+        ({"max_shard_size": 0}, ValueError),
+        ({"variant": "../up"}, ValueError),
+        ({"nonsense": 1}, TypeError),
+    ):
+        with pytest.raises(error, match=next(iter(options)) if options != {"max_shard_size": "five"} else "five"):
+            model.save_pretrained(tmp_path / "new", **options)
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        model.save_pretrained(tmp_path / "file")
+    model.save_pretrained(tmp_path / "new", safe_serialization=True)
+    assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["VQVAE", "VQModel", "SignalCodec"])
+def test_what_stock_accepts_when_it_loads_plainly(name, dtype, tmp_path):
+    model, sample = test_autoencoders.make(name)
+    model.save_pretrained(tmp_path)
+    options = {} if dtype is None else {"torch_dtype": dtype}
+    for loaded in (
+        type(model).from_pretrained(tmp_path, low_cpu_mem_usage=False, **options),
+        AutoVQModel.from_pretrained(tmp_path, low_cpu_mem_usage=False, **options),
+    ):
+        usual = type(model).from_pretrained(tmp_path, **options)
+        assert loaded.dtype == (dtype or torch.float32)
+        for key, tensor in usual.state_dict().items():
+            assert tensor.dtype == loaded.state_dict()[key].dtype
+            assert torch.equal(tensor, loaded.state_dict()[key])
+        assert torch.equal(loaded.tokenize(sample.to(loaded.dtype)), usual.tokenize(sample.to(usual.dtype)))
+
+
+def test_other_sizes_load_where_the_caller_says_so(tmp_path):
+    model, _ = test_autoencoders.make("VQModel")
+    model.save_pretrained(tmp_path)
+    options = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True, "num_vq_embeddings": 6}
+    assert diffusers.VQModel.from_pretrained(tmp_path, **options).config.num_vq_embeddings == 6
+    assert hf_vq.VQModel.from_pretrained(tmp_path, **options).codebook_size == 6
