@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vq.grids import as_int64
 from hf_vq.processes import sum_over_processes
 
 
@@ -47,7 +48,7 @@ class CodebookUsage(nn.Module):
 
     @torch.no_grad()
     def update(self, codes: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Adds codes, (batch, *grid) or (batch, levels, *grid) int64.
+        """Adds codes, (batch, *grid) or (batch, levels, *grid), of any integer type.
 
         Args:
             mask: (batch, *grid) bool, the cells that count; None: all.
@@ -55,6 +56,7 @@ class CodebookUsage(nn.Module):
         Raises:
             ValueError: codes outside [0, codebook_size), or another number of levels.
         """
+        codes = as_int64("codes", codes)
         if self.num_levels > 1 and (codes.ndim < 2 or codes.shape[1] != self.num_levels):
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):

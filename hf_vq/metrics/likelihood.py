@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hf_vq.grids import as_int64
 from hf_vq.processes import sum_over_processes
 
 
@@ -56,7 +57,7 @@ class CodeLikelihood(nn.Module):
         """Adds codes and their log-likelihoods.
 
         Args:
-            codes: (batch, *grid) int64.
+            codes: (batch, *grid) of any integer type.
             log_prob: (batch,) nats.
             lengths: (batch,) int64, how many positions of an item are real; the others do not count. None: all.
             axis: of the codes, that the lengths are along.
@@ -64,6 +65,7 @@ class CodeLikelihood(nn.Module):
         Raises:
             ValueError: codes outside [0, codebook_size), or not one log-likelihood or length an item.
         """
+        codes = as_int64("codes", codes)
         if log_prob.shape != codes.shape[:1]:
             raise ValueError(f"log_prob must be ({codes.shape[0]},), one value an item, got {tuple(log_prob.shape)}")
         items: float = len(codes)

@@ -9,6 +9,7 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
+from hf_vq.grids import as_grids, codes_as_int64
 from hf_vq.modalities.figures import INK, save_figure
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
@@ -57,14 +58,14 @@ def save_code_maps(
     Args:
         path: the PNG file to write.
         samples: (batch, channels, height, width) float in [-1, 1]; the first 12 are shown.
-        codes: (batch, height, width) int64 in [0, codebook_size), or (batch, levels, height, width), or for a
+        codes: (batch, height, width) integers in [0, codebook_size), or (batch, levels, height, width), or for a
             hierarchy a tuple of them, coarse to fine; the first 4 maps are shown.
         codebook_size: number of codes; a tuple where the grids of a hierarchy differ.
 
     Raises:
         ValueError: not one map of codes a sample, or codes out of range.
     """
-    parts = codes if isinstance(codes, tuple | list) else (codes,)
+    parts = as_grids(codes_as_int64(codes))
     sizes = codebook_size if isinstance(codebook_size, tuple | list) else (codebook_size,) * len(parts)
     maps = []
     for grid, (part, size) in enumerate(zip(parts, sizes, strict=True)):

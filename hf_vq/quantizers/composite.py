@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_vq.quantizers.base import Quantizer, check_codes
+from hf_vq.quantizers.base import Quantizer, read_codes
 from hf_vq.quantizers.registry import make_quantizer
 
 
@@ -101,14 +101,14 @@ class CompositeQuantizer(Quantizer):
         return super()._code_grid(codes[:, 0] if self.num_levels == 1 else codes, latents)
 
     def _code_rows(self, codes):
-        check_codes(codes, self.codebook_size, self.lowest_code)
+        codes = read_codes(codes, self.codebook_size, self.lowest_code)
         if self.num_levels == 1:
-            return codes.reshape(-1, 1).long(), codes.shape
+            return codes.reshape(-1, 1), codes.shape
         if codes.ndim < 2:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
         self._check_levels(codes.shape[1])
         rows = codes.movedim(1, -1)
-        return rows.reshape(-1, codes.shape[1]).long(), rows.shape[:-1]
+        return rows.reshape(-1, codes.shape[1]), rows.shape[:-1]
 
 
 def mean_losses(outputs: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
