@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,19 @@ from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 
+STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
+
 
 def storage_dtype(codebook_size: int) -> np.dtype:
-    """The smallest integer type that holds the codes 0 to codebook_size - 1."""
-    if codebook_size <= 2**8:
-        return np.dtype("uint8")
-    return np.dtype("uint16" if codebook_size <= 2**16 else "int32")
+    """The smallest integer type that holds the codes 0 to codebook_size - 1.
+
+    Raises:
+        ValueError: none does: a codebook of more than 2^63 codes.
+    """
+    for name in STORED:
+        if codebook_size - 1 <= np.iinfo(name).max:
+            return np.dtype(name)
+    raise ValueError(f"codebook_size={codebook_size}: codes beyond 2**63 - 1 fit no integer type of Parquet files")
 
 
 def tokenize_dataset(
@@ -162,13 +169,16 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
 def _tokenize(autoencoder, loader, device):
     """Arrays of a shard's rows: codes (rows, *grid) of every grid, their lengths (rows,) or None, labels or None."""
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
-    parts: list[list[np.ndarray]] = [[] for _ in dtypes]
+    sizes, parts = autoencoder.codebook_sizes, [cast(list[np.ndarray], []) for _ in dtypes]
     lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
     labels: list[int] = []
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
-        for part, grid, dtype in zip(parts, as_grids(codes), dtypes, strict=True):
+        for part, grid, dtype, size in zip(parts, as_grids(codes), dtypes, sizes, strict=True):
+            low, high = (int(extreme) for extreme in grid.aminmax())
+            if low < 0 or high >= size:  # a narrow type would wrap them
+                raise ValueError(f"{type(autoencoder).__name__} gave codes {low} to {high}, of codebook_size={size}")
             part.append(grid.cpu().numpy().astype(dtype))
         if padding:
             for part, length in zip(lengths, _grid_lengths(autoencoder, **padding), strict=True):

@@ -1,5 +1,7 @@
 """Config fields of every prior."""
 
+from typing import ClassVar
+
 from transformers import PreTrainedConfig
 
 from hf_vq.hub import HubConfigMixin
@@ -9,15 +11,21 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     """Config fields of every prior.
 
     Args:
-        codebook_size: number of codes.
+        codebook_size: number of codes, at most `largest_codebook`.
         num_classes: number of classes; 0 is an unconditional prior.
         code_shape: the grid that `sample` draws by default.
         class_dropout_prob: chance that training replaces a class by the null class, whose index is `num_classes`;
             above 0 it makes that class exist, and guidance possible.
 
+    Class attributes:
+        largest_codebook: most codes of a prior whose embeddings and logits have an entry for each; a config whose
+            prior has none may say more.
+
     Raises:
         ValueError: a value is out of its range.
     """
+
+    largest_codebook: ClassVar[int] = 2**24
 
     codebook_size: int = 512
     num_classes: int = 0
@@ -27,6 +35,11 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.codebook_size < 1:
             raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
+        if self.codebook_size > self.largest_codebook:
+            raise ValueError(
+                f"codebook_size={self.codebook_size} is too large for a prior, whose embeddings and logits have an "
+                f"entry for each code (at most {self.largest_codebook}): tokenize with groups or levels of fewer codes"
+            )
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
         if not 0 <= self.class_dropout_prob < 1:

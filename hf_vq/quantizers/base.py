@@ -40,7 +40,7 @@ class Quantizer(nn.Module):
     one commitment loss is not all of its training.
 
     Args:
-        codebook_size: number of codes, of one level where there are several.
+        codebook_size: number of codes, of one level where there are several; at most 2^63.
         dim: width of the latents.
         code_dim: width in which codes are chosen; learned linear maps lead there and back where it is given.
 
@@ -72,6 +72,8 @@ class Quantizer(nn.Module):
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
         check_positive_int(codebook_size=codebook_size, dim=dim)
+        if codebook_size > MOST_CODES:
+            raise ValueError(f"codebook_size must be at most 2**63, since codes are int64, got {codebook_size}")
         if code_dim is not None:
             check_positive_int(code_dim=code_dim)
         self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
@@ -278,6 +280,7 @@ class Quantizer(nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
+MOST_CODES = 2**63
 NONFINITE = "latents hold NaN or infinity: the encoder diverged"
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from hf_vq.quantizers.base import Quantizer, read_codes
 from hf_vq.quantizers.registry import make_quantizer
 
+MOST_VECTORS = 2**24  # that a table of code vectors may have
+
 
 class CompositeQuantizer(Quantizer):
     """Base of quantizers whose parts, `levels`, are quantizers of rows; with one level codes have no axis for it.
@@ -82,8 +84,12 @@ class CompositeQuantizer(Quantizer):
         Where it is the same at all levels, as of one codebook for all, (1, codebook_size, dim).
 
         Raises:
-            ValueError: levels behind a linear map, whose sum is not yet the latents.
+            ValueError: levels behind a linear map, whose sum is not yet the latents, or more codes than a table holds.
         """
+        if self.codebook_size > MOST_VECTORS:
+            raise ValueError(
+                f"codebook_size={self.codebook_size} is too large for a table of code vectors (at most {MOST_VECTORS})"
+            )
         if not isinstance(self.project_out, nn.Identity):
             raise ValueError("codes have no vectors that add up to latents where the quantizer has a code_dim")
         vectors = self._level_vectors(torch.arange(self.codebook_size, device=self._one.device))
