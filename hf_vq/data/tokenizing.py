@@ -1,8 +1,8 @@
 """Tokenize a data set once: write its codes as Parquet shards that know which tokenizer made them."""
 
 import hashlib
-import json
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,9 +11,10 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_vq.data.codes import differing_hash, tokenizer_identity
+from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
+from hf_vq.data.seals import SCHEMA_KEY, read_footer, sealed
+from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 
@@ -143,7 +144,7 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
     if overwrite and not resume and folder.is_dir():
         stale = list(folder.glob("*.parquet"))
         for path in stale:
-            read_metadata(path)  # raises for what is not ours to delete
+            read_footer(path)  # raises for what is not ours to delete
         for path in stale:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,9 +160,10 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
             raise ValueError(f"cannot resume: {present} is not one of the shards of this run")
         found = read_metadata(present)
         for key, value in expected[present].items():
-            same = differing_hash(found[key], value) is None if key == "tokenizer" else found[key] == value
+            mine: Any = found.get(key)
+            same = differing_hash(mine, value) is None if key == "tokenizer" and mine else mine == value
             if not same:
-                raise ValueError(f"cannot resume: {present} was made with {key}={found[key]}, this run has {value}")
+                raise ValueError(f"cannot resume: {present} was made with {key}={mine}, this run has {value}")
     return folder
 
 
@@ -216,9 +218,15 @@ def _write_shard(target, plan, codes, lengths, labels):
     if labels is not None and plan["class_names"] is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels
+    match = cast(re.Match, SHARD_NAME.fullmatch(target.name))
+    arrays = dict(zip(column_names(plan), codes, strict=True)) | {
+        name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)
+    }
+    told = sealed(plan, match["split"], int(match["number"]), arrays)
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: json.dumps(plan, sort_keys=True).encode()}
+    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: told}
     partial = target.with_name(target.name + ".partial")
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
     os.replace(partial, target)
