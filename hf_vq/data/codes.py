@@ -106,7 +106,7 @@ def _pick_grid(plan, grid, folder):
 
 def check_tokenizer(identity: dict[str, str], autoencoder: Tokenizer, folder: str | Path) -> None:
     """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`."""
-    given = tokenizer_identity(autoencoder)
+    given = tokenizer_identity(autoencoder, rounded=False)
     key = differing_hash(identity, given)
     if key is not None:
         raise ValueError(

@@ -18,17 +18,18 @@ HALVES = (torch.float16, torch.bfloat16)
 CASTS = [(), *[(one,) for one in HALVES], HALVES, HALVES[::-1]]
 
 
-def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -> dict[str, str]:
+def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None, rounded: bool = True) -> dict[str, str]:
     """Tell which tokenizer made some codes.
 
     Args:
         autoencoder: the model; its state is hashed tensor by tensor, so that saving it again changes nothing.
         path: where it came from, for people; default the path it was loaded from.
+        rounded: also hash what the weights are in half precision, which takes several times as long.
 
     Returns:
         dict with `class`, `path`, `config_sha256` (of the options that are not at their defaults), `weights_sha256`
-        and `codes_sha256`, of those options and weights that codes depend on; and `rounded_sha256`, by which
-        `makes_codes` knows the tokenizer again in half precision.
+        and `codes_sha256`, of those options and weights that codes depend on; and with `rounded`, `rounded_sha256`, by
+        which `makes_codes` knows the tokenizer again in half precision.
     """
     autoencoder = _plain(autoencoder)
     config = _options(autoencoder)
@@ -42,7 +43,7 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "weights_sha256": weights.hexdigest(),
         "codes_sha256": codes.hexdigest(),
-        "rounded_sha256": " ".join(_rounded(autoencoder, CASTS)),
+        **({"rounded_sha256": " ".join(_rounded(autoencoder, CASTS))} if rounded else {}),
     }
 
 
@@ -91,20 +92,27 @@ def _rounded(autoencoder, variants):
 
     First with the quantizers as they are, as our models are cast, then with theirs cast too.
     """
-    options, stays = _options(autoencoder), _prefixes_of_quantizers(autoencoder)
-    digests = {(casts, all_of_it): _start(autoencoder, options) for all_of_it in (False, True) for casts in variants}
+    stays = _prefixes_of_quantizers(autoencoder)
+    others, quantizers = ({casts: hashlib.sha256() for casts in [(), *variants]} for _ in range(2))
     for name, tensor in _tensors(autoencoder):
         if autoencoder.only_decodes(name):
             continue
-        for (casts, all_of_it), digest in digests.items():
+        for casts, digest in (quantizers if name.startswith(stays) else others).items():
             values = tensor
             if tensor.is_floating_point():
-                for dtype in casts if all_of_it or not name.startswith(stays) else ():
+                for dtype in casts:
                     values = values.to(dtype)
                 values = values.float()
             digest.update(f"{name} {tuple(values.shape)}".encode())
             digest.update(_bytes(values))
-    return list(dict.fromkeys(digest.hexdigest()[:16] for digest in digests.values()))  # enough to tell models apart
+    start = _start(autoencoder, _options(autoencoder)).digest()
+    found = [
+        hashlib.sha256(start + others[casts].digest() + quantizers[theirs].digest()).hexdigest()[:16]
+        for all_of_it in (False, True)
+        for casts in variants
+        for theirs in [casts if all_of_it else ()]
+    ]
+    return list(dict.fromkeys(found))  # 16 digits are enough to tell models apart
 
 
 def _plain(autoencoder: Any) -> Any:

@@ -206,7 +206,7 @@ def check_tokenizers(parts: Mapping[str, Any]) -> None:
         if hashes not in answers:
             answers[hashes] = makes_codes(autoencoder, *hashes)
         if answers[hashes] is False:
-            identity = tokenizer_identity(autoencoder)
+            identity = tokenizer_identity(autoencoder, rounded=False)
             raise ValueError(
                 f"{name} was trained on the codes of another tokenizer: its codes_sha256 is {told}, that of the "
                 f"autoencoder, a {identity['class']}, is {identity['codes_sha256']}. Where you know that the "
