@@ -377,11 +377,11 @@ CODES = torch.zeros(2, 5, 7, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("match", "options", "call"),
     [
-        ("codes must be int64", {}, lambda prior: prior(CODES.float())),
+        ("codes must be integers", {}, lambda prior: prior(CODES.float())),
         ("codes must be .* 2 grid axes", {}, lambda prior: prior(CODES[0])),
         (r"codes must be in \[0, 11\), got 11", {}, lambda prior: prior(CODES + 11)),
         (r"codes must be in \[0, 11\), got -1", {}, lambda prior: prior.log_prob(CODES - 1)),
-        ("labels must be int64 of the shape", {}, lambda prior: prior(CODES, labels=CODES[:1])),
+        ("labels must have the shape", {}, lambda prior: prior(CODES, labels=CODES[:1])),
         (r"labels must be in .* got 12", {}, lambda prior: prior(CODES, labels=CODES + 12)),
         ("no classes", {}, lambda prior: prior(CODES, class_labels=torch.tensor([0, 0]))),
         ("no classes", {}, lambda prior: prior.sample(class_labels=[0])),

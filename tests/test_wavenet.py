@@ -339,7 +339,7 @@ FRAMES, SCALED = torch.zeros(2, 4, 6), {"upsample_scales": [2], "local_channels"
 @pytest.mark.parametrize(
     ("match", "variant", "kind", "call"),
     [
-        ("codes must be int64", "plain", "codes", lambda p: p(WAVES)),
+        ("codes must be integers", "plain", "codes", lambda p: p(WAVES)),
         (r"codes must be in \[0, 11\), got 11", "plain", "codes", lambda p: p(CODES + 11)),
         ("waveforms must be floats", "plain", "waveforms", lambda p: p(CODES)),
         (r"waveforms must be \(batch, length\)", "plain", "waveforms", lambda p: p(WAVES[0])),

@@ -12,6 +12,7 @@ from hf_vq.autoencoders.contract import check_autoencoder
 from hf_vq.autoencoders.folders import SavedFolder
 from hf_vq.autoencoders.grids import Geometry, mean_distance
 from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
+from hf_vq.grids import codes_as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers import Quantizer
 from hf_vq.quantizers.base import QuantizerOutput
@@ -100,13 +101,15 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
         grid decodes without it.
 
         Args:
-            codes: (batch, *grid) or (batch, levels, *grid); of a hierarchy a tuple of them, coarse to fine.
+            codes: (batch, *grid) or (batch, levels, *grid) of any integer type, such as Parquet files hold; of a
+                hierarchy a tuple of them, coarse to fine.
             scales: as `tokenize` gave them, of a model that normalises its input.
             length: as `tokenize` gave it: the sample ends there, shorter ones of the batch are 0 from there on.
 
         Raises:
             ValueError: codes, scales or a length that do not fit.
         """
+        codes = codes_as_int64(codes)
         if length is not None:
             length = self.check_length(length, codes)
         sample = self.denormalize(self.decode_codes(codes), scales)

@@ -181,7 +181,8 @@ def save_pictures(model: Any, modality: Any, dataset: Any, report: dict[str, Any
         usage = usage_metric(model).to(device)
         for batch in torch.utils.data.DataLoader(dataset, 64):
             usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
-        save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu())
+        size = sum(model.codebook_sizes) * model.num_levels
+        save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu(), size)
     with optional("loss_curve.png"):
         save_loss_curve(folder / "loss_curve.png", report["history"])
 

@@ -32,7 +32,7 @@ from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
-from hf_vq.training.prior import PriorTrainingArguments, train_prior
+from hf_vq.training.prior import PriorTrainingArguments, remember_tokenizer, train_prior
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -170,6 +170,10 @@ def load_initial(options: PriorOptions, given: dict[str, Any], codes: CodesDatas
             f"and {codes.num_classes}"
         )
     prior.config.code_shape = tuple(codes.code_shape)
+    before = getattr(prior.config, "codes_sha256", None)
+    remember_tokenizer(prior, codes)
+    if before not in (None, codes.tokenizer.get("codes_sha256")):
+        say(f"note: init_from={options.init_from} was trained on the codes of another tokenizer; now it learns these.")
     return prior
 
 

@@ -1,8 +1,5 @@
 """Codes of a tokenized data set: Parquet shards that know which tokenizer made them, and the data set for a prior."""
 
-import hashlib
-import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,45 +8,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hf_vq.data.shards import column_names, find_shards, read_column, read_metadata
+from hf_vq.data.folders import check_shards
+from hf_vq.data.identity import differing_hash, tokenizer_identity
+from hf_vq.data.seals import Shard
+from hf_vq.data.shards import column_names, read_column
+from hf_vq.data.shards import read_metadata as read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.renaming import with_new_names
-
-
-def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -> dict[str, str]:
-    """Tell which tokenizer made some codes.
-
-    Args:
-        autoencoder: the model; its state is hashed tensor by tensor, so that saving it again changes nothing.
-        path: where it came from, for people; default the path it was loaded from.
-
-    Returns:
-        dict with `class`, `path`, `config_sha256` (of the options that are not at their defaults), `weights_sha256`
-        and `codes_sha256`, of those options and weights that codes depend on.
-    """
-    defaults = {name: option.default for name, option in inspect.signature(type(autoencoder)).parameters.items()}
-    former = {new: old for old, new in autoencoder.renamed_options().items()}  # a new name makes no other tokenizer
-    config = {
-        former.get(key, key): value
-        for key, value in dict(autoencoder.config).items()
-        if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
-    }  # an option that a later version adds changes nothing where it is at its default
-    weights = hashlib.sha256()
-    encoding = {name: value for name, value in config.items() if name not in autoencoder.decoder_options}
-    codes = hashlib.sha256(json.dumps(encoding, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        described = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
-            digest.update(described)
-            digest.update(content)
-    return {
-        "class": type(autoencoder).__name__,
-        "path": str(path or autoencoder.config.get("_name_or_path") or ""),
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
-        "weights_sha256": weights.hexdigest(),
-        "codes_sha256": codes.hexdigest(),
-    }
 
 
 def load_codes(
@@ -77,31 +42,51 @@ def load_codes(
         `CodesDataset`.
 
     Raises:
-        ValueError: no such folder, split or grid, missing shards, or codes of another tokenizer.
+        ValueError: no such folder, split or grid; codes of another tokenizer than the given one; or a shard, which is
+            named, that is missing, damaged or does not belong to the others: every file is looked at.
     """
     if level is not None:
         grid = with_new_names(
             {"level": level} | ({} if grid is None else {"grid": grid}), {"level": "grid"}, "load_codes"
         )["grid"]
-    paths = find_shards(folder, split)
-    plan = read_metadata(paths[0])
+    shards = check_shards(folder, split)
+    plan = shards[0].plan
     if tokenizer is not None:
         check_tokenizer(plan["tokenizer"], tokenizer, folder)
     wanted = [_pick_grid(plan, grid, folder)]
     if context:
         wanted += [_pick_grid(plan, index, folder) for index in range(grid or 0)]
-    own, *coarser = (cast(np.ndarray, read_column(paths, name, shape, memory_map)) for name, _, shape in wanted)
+    own, *coarser = (cast(np.ndarray, read_column(shards, name, shape, memory_map)) for name, _, shape in wanted)
+    for (name, size, _), codes in zip(wanted, [own, *coarser], strict=True):
+        _check_values(shards, name, codes, 0, size)
+    labels = read_column(shards, "class_labels") if plan["class_names"] is not None else None
+    _check_values(shards, "class_labels", labels, 0, len(plan["class_names"] or ()))
+    name, shape = column_names(plan, "lengths")[grid or 0], wanted[0][2]
+    lengths = read_column(shards, name)
+    _check_values(shards, name, lengths, 1, shape[len(shape) + 1 - len(plan["sample_shape"])] + 1)
     return CodesDataset(
         own,
-        read_column(paths, "class_labels") if plan["class_names"] is not None else None,
+        labels,
         codebook_size=wanted[0][1],
         class_names=plan["class_names"],
         sample_shape=tuple(plan["sample_shape"]),
         tokenizer=plan["tokenizer"],
         context_codes=coarser,
         context_codebook_sizes=[size for _, size, _ in wanted[1:]],
-        lengths=read_column(paths, column_names(plan, "lengths")[grid or 0]),
+        lengths=lengths,
     )
+
+
+def _check_values(shards: Sequence[Shard], name: str, values: np.ndarray | None, low: int, high: int) -> None:
+    """Raise a ValueError that names the first shard with values outside [low, high)."""
+    if values is None:
+        return
+    ends = np.cumsum([shard.rows for shard in shards])
+    for shard, part in zip(shards, np.split(values, ends[:-1]), strict=True):
+        if part.size and not low <= int(part.min()) <= int(part.max()) < high:
+            raise ValueError(
+                f"{shard.path}: {name} of {int(part.min())} to {int(part.max())} are out of range, [{low}, {high})"
+            )
 
 
 def _pick_grid(plan, grid, folder):
@@ -119,18 +104,9 @@ def _pick_grid(plan, grid, folder):
     return names[grid], plan["codebook_size"][grid], plan["code_shape"][grid]
 
 
-def differing_hash(one: dict[str, str], other: dict[str, str]) -> str | None:
-    """Which entry shows that two `tokenizer_identity` are of tokenizers that make different codes; None: none does.
-
-    Where one of them has no `codes_sha256`, as older files have not, decoders count too.
-    """
-    hashes = ["codes_sha256"] if {"codes_sha256"} <= one.keys() & other.keys() else ["config_sha256", "weights_sha256"]
-    return next((key for key in ["class", *hashes] if one[key] != other[key]), None)
-
-
 def check_tokenizer(identity: dict[str, str], autoencoder: Tokenizer, folder: str | Path) -> None:
     """Raise a ValueError unless the given autoencoder makes the codes of this `tokenizer_identity`."""
-    given = tokenizer_identity(autoencoder)
+    given = tokenizer_identity(autoencoder, rounded=False)
     key = differing_hash(identity, given)
     if key is not None:
         raise ValueError(

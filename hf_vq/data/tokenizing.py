@@ -1,28 +1,36 @@
 """Tokenize a data set once: write its codes as Parquet shards that know which tokenizer made them."""
 
 import hashlib
-import json
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from hf_vq.data.codes import differing_hash, tokenizer_identity
+from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
+from hf_vq.data.seals import SCHEMA_KEY, read_footer, sealed
+from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 
+STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
+
 
 def storage_dtype(codebook_size: int) -> np.dtype:
-    """The smallest integer type that holds the codes 0 to codebook_size - 1."""
-    if codebook_size <= 2**8:
-        return np.dtype("uint8")
-    return np.dtype("uint16" if codebook_size <= 2**16 else "int32")
+    """The smallest integer type that holds the codes 0 to codebook_size - 1.
+
+    Raises:
+        ValueError: none does: a codebook of more than 2^63 codes.
+    """
+    for name in STORED:
+        if codebook_size - 1 <= np.iinfo(name).max:
+            return np.dtype(name)
+    raise ValueError(f"codebook_size={codebook_size}: codes beyond 2**63 - 1 fit no integer type of Parquet files")
 
 
 def tokenize_dataset(
@@ -132,7 +140,7 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
     if overwrite and not resume and folder.is_dir():
         stale = list(folder.glob("*.parquet"))
         for path in stale:
-            read_metadata(path)  # raises for what is not ours to delete
+            read_footer(path)  # raises for what is not ours to delete
         for path in stale:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +156,10 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
             raise ValueError(f"cannot resume: {present} is not one of the shards of this run")
         found = read_metadata(present)
         for key, value in expected[present].items():
-            same = differing_hash(found[key], value) is None if key == "tokenizer" else found[key] == value
+            mine: Any = found.get(key)
+            same = differing_hash(mine, value) is None if key == "tokenizer" and mine else mine == value
             if not same:
-                raise ValueError(f"cannot resume: {present} was made with {key}={found[key]}, this run has {value}")
+                raise ValueError(f"cannot resume: {present} was made with {key}={mine}, this run has {value}")
     return folder
 
 
@@ -158,13 +167,16 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
 def _tokenize(autoencoder, loader, device):
     """Arrays of a shard's rows: codes (rows, *grid) of every grid, their lengths (rows,) or None, labels or None."""
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
-    parts: list[list[np.ndarray]] = [[] for _ in dtypes]
+    sizes, parts = autoencoder.codebook_sizes, [cast(list[np.ndarray], []) for _ in dtypes]
     lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
     labels: list[int] = []
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
-        for part, grid, dtype in zip(parts, as_grids(codes), dtypes, strict=True):
+        for part, grid, dtype, size in zip(parts, as_grids(codes), dtypes, sizes, strict=True):
+            low, high = (int(extreme) for extreme in grid.aminmax())
+            if low < 0 or high >= size:  # a narrow type would wrap them
+                raise ValueError(f"{type(autoencoder).__name__} gave codes {low} to {high}, of codebook_size={size}")
             part.append(grid.cpu().numpy().astype(dtype))
         if padding:
             for part, length in zip(lengths, _grid_lengths(autoencoder, **padding), strict=True):
@@ -202,9 +214,15 @@ def _write_shard(target, plan, codes, lengths, labels):
     if labels is not None and plan["class_names"] is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels
+    match = cast(re.Match, SHARD_NAME.fullmatch(target.name))
+    arrays = dict(zip(column_names(plan), codes, strict=True)) | {
+        name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)
+    }
+    told = sealed(plan, match["split"], int(match["number"]), arrays)
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: json.dumps(plan, sort_keys=True).encode()}
+    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: told}
     partial = target.with_name(target.name + ".partial")
-    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
     os.replace(partial, target)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_vq.processes import sum_over_processes
+from hf_vq.grids import as_int64
+from hf_vq.metrics.counts import CodeCounts
 
 
 @dataclass
@@ -18,7 +19,8 @@ class CodebookUsageOutput:
         usage: share of the codes that occurred, in [0, 1].
         perplexity: exp of the entropy of the codes, in [1, codebook_size].
         dead_codes: how many codes never occurred.
-        counts: (codebook_size,) int64, how often each occurred; (num_levels, codebook_size) with levels.
+        counts: (codebook_size,) int64, how often each occurred; (num_levels, codebook_size) with levels. Of a codebook
+            of more than 2^20 codes, those that occurred alone, in order, one level after the other in one row.
     """
 
     usage: float | list[float]
@@ -30,24 +32,27 @@ class CodebookUsageOutput:
 class CodebookUsage(nn.Module):
     """Counts codes over an epoch; the result depends neither on the batch size nor on the number of processes.
 
+    Of a large codebook it keeps the codes that occurred alone: memory does not grow with `codebook_size`.
+
     Args:
         codebook_size: number of codes.
         num_levels: more than one for residual quantizers, whose codes are (batch, levels, *grid).
     """
 
-    counts: torch.Tensor
+    levels: Any  # nn.ModuleList of CodeCounts
 
     def __init__(self, codebook_size: int, num_levels: int = 1):
         super().__init__()
         self.codebook_size, self.num_levels = codebook_size, num_levels
-        self.register_buffer("counts", torch.zeros(num_levels, codebook_size, dtype=torch.int64))
+        self.levels = nn.ModuleList(CodeCounts(codebook_size) for _ in range(num_levels))
 
     def reset(self) -> None:
-        self.counts.zero_()
+        for level in self.levels:
+            level.reset()
 
     @torch.no_grad()
     def update(self, codes: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Adds codes, (batch, *grid) or (batch, levels, *grid) int64.
+        """Adds codes, (batch, *grid) or (batch, levels, *grid), of any integer type.
 
         Args:
             mask: (batch, *grid) bool, the cells that count; None: all.
@@ -55,27 +60,26 @@ class CodebookUsage(nn.Module):
         Raises:
             ValueError: codes outside [0, codebook_size), or another number of levels.
         """
+        codes = as_int64("codes", codes)
         if self.num_levels > 1 and (codes.ndim < 2 or codes.shape[1] != self.num_levels):
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
-        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"codes must be in [0, {self.codebook_size}), got {codes.min().item()} to {codes.max().item()}"
-            )
-        levels = codes.movedim(1, 0) if self.num_levels > 1 else codes[None]
-        for counts, level in zip(self.counts, levels, strict=True):
-            counted = level.reshape(-1) if mask is None else level[mask]
-            counts += torch.bincount(counted, minlength=self.codebook_size).to(counts.device)
+        for counts, level in zip(self.levels, codes.movedim(1, 0) if self.num_levels > 1 else [codes], strict=True):
+            counts.add(level.reshape(-1) if mask is None else level[mask])
 
     @torch.no_grad()
     def compute(self) -> CodebookUsageOutput:
         """The use of all codes counted since `reset`, on all processes."""
-        counts = sum_over_processes(self.counts.clone())
-        share = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
-        perplexity = torch.special.entr(share).sum(dim=1).exp().tolist()
-        dead = (counts == 0).sum(dim=1).tolist()
-        usage = [1 - d / self.codebook_size for d in dead]
+        levels, size = [level.compute() for level in self.levels], self.codebook_size
+        if self.levels[0].dense:
+            counts = torch.stack(levels)
+            perplexity, dead = _perplexity(counts).tolist(), (counts == 0).sum(dim=1).tolist()
+            usage = [1 - d / size for d in dead]
+        else:
+            counts = torch.cat(levels)
+            perplexity, dead = [_perplexity(level).item() for level in levels], [size - len(level) for level in levels]
+            usage = [len(level) / size for level in levels]  # 1 minus so many dead ones' share would be 0
         if self.num_levels == 1:
-            return CodebookUsageOutput(usage[0], perplexity[0], dead[0], counts[0])
+            return CodebookUsageOutput(usage[0], perplexity[0], dead[0], levels[0])
         return CodebookUsageOutput(usage, perplexity, dead, counts)
 
 
@@ -114,6 +118,12 @@ class HierarchyUsage(nn.Module):
             dead_codes=[value for output in outputs for value in _as_list(output.dead_codes)],
             counts=torch.cat([output.counts.flatten() for output in outputs]),
         )
+
+
+def _perplexity(counts):
+    """exp of the entropy along the last axis."""
+    share = counts.double() / counts.sum(dim=-1, keepdim=True).clamp_min(1)
+    return torch.special.entr(share).sum(dim=-1).exp()
 
 
 def _as_list(value):

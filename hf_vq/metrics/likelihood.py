@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hf_vq.grids import as_int64
+from hf_vq.metrics.counts import CodeCounts
 from hf_vq.processes import sum_over_processes
 
 
@@ -36,17 +38,16 @@ class CodeLikelihood(nn.Module):
         sample_shape: (channels, *space) of the samples behind the codes, for `bits_per_dim`.
     """
 
-    counts: torch.Tensor
     sums: torch.Tensor
 
     def __init__(self, codebook_size: int, sample_shape: tuple[int, ...] | None = None):
         super().__init__()
         self.sample_shape = sample_shape
-        self.register_buffer("counts", torch.zeros(codebook_size, dtype=torch.float64))
+        self.counts = CodeCounts(codebook_size)
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # items (of a short one its share), nats
 
     def reset(self) -> None:
-        self.counts.zero_()
+        self.counts.reset()
         self.sums.zero_()
 
     @torch.no_grad()
@@ -56,7 +57,7 @@ class CodeLikelihood(nn.Module):
         """Adds codes and their log-likelihoods.
 
         Args:
-            codes: (batch, *grid) int64.
+            codes: (batch, *grid) of any integer type.
             log_prob: (batch,) nats.
             lengths: (batch,) int64, how many positions of an item are real; the others do not count. None: all.
             axis: of the codes, that the lengths are along.
@@ -64,6 +65,7 @@ class CodeLikelihood(nn.Module):
         Raises:
             ValueError: codes outside [0, codebook_size), or not one log-likelihood or length an item.
         """
+        codes = as_int64("codes", codes)
         if log_prob.shape != codes.shape[:1]:
             raise ValueError(f"log_prob must be ({codes.shape[0]},), one value an item, got {tuple(log_prob.shape)}")
         items: float = len(codes)
@@ -73,9 +75,7 @@ class CodeLikelihood(nn.Module):
             places = torch.arange(codes.shape[axis], device=codes.device)
             items = lengths.sum().item() / codes.shape[axis]
             codes = codes.movedim(axis, 1)[places < lengths[:, None]]
-        if codes.min() < 0 or codes.max() >= len(self.counts):
-            raise ValueError(f"codes must be in [0, {len(self.counts)}), got {codes.min()} to {codes.max()}")
-        self.counts += torch.bincount(codes.reshape(-1), minlength=len(self.counts)).to(self.counts)
+        self.counts.add(codes.reshape(-1))
         nats = -log_prob.double().sum()
         self.sums += torch.stack([torch.full_like(nats, items), nats]).to(self.sums.device)
 
@@ -86,7 +86,7 @@ class CodeLikelihood(nn.Module):
         Raises:
             ValueError: nothing was added.
         """
-        counts = sum_over_processes(self.counts.clone())
+        counts = self.counts.compute().double()
         items, nats = sum_over_processes(self.sums.clone()).tolist()
         if items == 0:
             raise ValueError("no codes were added")

@@ -4,6 +4,8 @@ from math import log1p
 
 import torch
 
+from hf_vq.grids import as_int64
+
 
 def mu_law_encode(waveforms: torch.Tensor, codebook_size: int = 256) -> torch.Tensor:
     """Compress amplitudes by the mu-law and round them to codes (ITU-T G.711; https://arxiv.org/abs/1609.03499, 2.2).
@@ -36,7 +38,7 @@ def mu_law_decode(codes: torch.Tensor, codebook_size: int = 256) -> torch.Tensor
     """Amplitudes of mu-law codes, the inverse of `mu_law_encode` up to rounding; encoding them gives the codes again.
 
     Args:
-        codes: int64 in [0, codebook_size), any shape.
+        codes: of any integer type, in [0, codebook_size), any shape.
         codebook_size: number of codes, at least 2.
 
     Returns:
@@ -46,8 +48,7 @@ def mu_law_decode(codes: torch.Tensor, codebook_size: int = 256) -> torch.Tensor
         ValueError: codes of another type or out of range, or fewer than 2 codes.
     """
     _check_size(codebook_size)
-    if codes.dtype != torch.int64:
-        raise ValueError(f"codes must be int64, got {codes.dtype}")
+    codes = as_int64("codes", codes)
     if ((codes < 0) | (codes >= codebook_size)).any():
         raise ValueError(f"codes must be in [0, {codebook_size}), got {codes.min().item()} to {codes.max().item()}")
     mu = codebook_size - 1

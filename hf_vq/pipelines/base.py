@@ -11,6 +11,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from hf_vq.data.identity import makes_codes, tokenizer_identity
 from hf_vq.hub import HubPipelineMixin
 from hf_vq.modalities import Modality
 from hf_vq.modes import InferenceVerbs
@@ -71,6 +72,29 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
             class_names = dict(enumerate(class_names))
         names = None if class_names is None else {str(label): name for label, name in class_names.items()}
         self.register_to_config(class_names=names)
+
+    def register_modules(self, **modules: Any) -> None:
+        """As diffusers, for components that belong together.
+
+        Raises:
+            ValueError: a prior that was trained on the codes of another autoencoder.
+        """
+        check_tokenizers({**self._parts(), **modules})
+        vars(self)["_registering"] = True  # one after the other, old ones and new ones are mixed
+        try:
+            super().register_modules(**modules)
+        finally:
+            del vars(self)["_registering"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        parts = self._parts()
+        if name in parts and "_registering" not in vars(self):
+            check_tokenizers({**parts, name: value})
+        super().__setattr__(name, value)
+
+    def _parts(self):
+        """The models, by component name."""
+        return {name: part for name, part in vars(self).items() if name == "autoencoder" or name.endswith("prior")}
 
     @property
     def modality(self) -> Modality | None:
@@ -169,6 +193,30 @@ def check_prior(name: str, prior: Any, codebook_size: int | tuple[int, ...], gri
         raise ValueError(
             f"{name} models codes with {prior.grid_dims} axes, but those of the autoencoder have {grid_dims}"
         )
+
+
+def check_tokenizers(parts: Mapping[str, Any]) -> None:
+    """Raise a ValueError for the first prior that was trained on the codes of another autoencoder.
+
+    Args:
+        parts: `autoencoder`, and priors by component name. A prior that does not know its tokenizer, of an older
+            version or converted, goes with any.
+    """
+    answers: dict[tuple, bool | None] = {}
+    for name, prior in parts.items():
+        told = getattr(getattr(prior, "config", None), "codes_sha256", None)
+        if name == "autoencoder" or told is None or parts.get("autoencoder") is None:
+            continue
+        autoencoder, hashes = parts["autoencoder"], (told, getattr(prior.config, "rounded_codes_sha256", None))
+        if hashes not in answers:
+            answers[hashes] = makes_codes(autoencoder, *hashes)
+        if answers[hashes] is False:
+            identity = tokenizer_identity(autoencoder, rounded=False)
+            raise ValueError(
+                f"{name} was trained on the codes of another tokenizer: its codes_sha256 is {told}, that of the "
+                f"autoencoder, a {identity['class']}, is {identity['codes_sha256']}. Where you know that the "
+                f"codes mean the same, set codes_sha256 to None in the config of {name}"
+            )
 
 
 def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

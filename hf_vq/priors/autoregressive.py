@@ -69,7 +69,7 @@ class AutoregressivePrior(Prior):
         """Logits of every code from the codes drawn before it, and their loss.
 
         Args:
-            codes: (batch, *grid) int64.
+            codes: (batch, *grid) of any integer type.
             class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
             labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
@@ -163,7 +163,7 @@ class AutoregressivePrior(Prior):
         """Log-probability of whole grids, in eval mode and without gradients.
 
         Args:
-            codes: (batch, *grid) int64.
+            codes: (batch, *grid) of any integer type.
             lengths: (batch,) int64, real positions of each item along the first axis of space; None: all.
             conditions: those of `forward`, such as `class_labels` (batch,) int64 where the prior has classes.
 
@@ -208,9 +208,9 @@ class AutoregressivePrior(Prior):
             guidance_scale: classifier-free guidance; 1 is none. Needs the null class (`class_dropout_prob` > 0).
             guidance_steps: guide only that many codes from the first on; None guides all.
             generator: a generator on the CPU or the model's device, or one per grid.
-            known_codes: (batch, *grid) int64, read where `known_mask` is True: these codes are kept. Later positions
-                follow them; earlier ones, drawn before, do not know of them. What all grids know from the first
-                position on is not drawn at all: transformers take it in one pass.
+            known_codes: (batch, *grid) of any integer type, read where `known_mask` is True: these codes are kept.
+                Later positions follow them; earlier ones, drawn before, do not know of them. What all grids know from
+                the first position on is not drawn at all: transformers take it in one pass.
             known_mask: (batch, *grid) bool.
             progress_bar: wraps the loop over positions, such as `tqdm` or a pipeline's `progress_bar`.
             conditions: those of `forward`, such as `class_labels` (batch,) of a prior with classes, where
@@ -256,7 +256,7 @@ class AutoregressivePrior(Prior):
         """`sample` with checked options: the loop over positions. `options` are those of `tokens.draw`."""
         tokens, code_shape = self.tokens, self._check_code_shape(code_shape)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
-        self._check_known(known, known_mask, (batch_size, *code_shape))
+        known = self._check_known(known, known_mask, (batch_size, *code_shape))
 
         guided = guidance_scale != 1
         if guided and not self.can_guide:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_vq.grids import as_int64
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import check_values
 
@@ -83,11 +84,8 @@ class Condition:
         return item.get(self.name) if self.taken else None
 
     def check_integers(self, value: Any) -> torch.Tensor:
-        """A tensor of whole numbers; a `ValueError` for anything else."""
-        value = torch.as_tensor(value)
-        if value.is_floating_point() or value.dtype == torch.bool:
-            raise ValueError(f"{self.name} must be integers, got {value.dtype}")
-        return value
+        """An int64 tensor of whole numbers of any type; a `ValueError` for anything else."""
+        return as_int64(self.name, torch.as_tensor(value))
 
 
 class LabelCondition(Condition):
@@ -189,7 +187,7 @@ class FeatureCondition(Condition):
 
 
 class ContextCondition(Condition):
-    """Codes of the coarser grids, `context_codes`: a tuple of (batch, height, width) int64, coarse to fine.
+    """Codes of the coarser grids, `context_codes`: a tuple of (batch, height, width) of any integers, coarse to fine.
 
     Args:
         codebook_sizes: of the coarser grids, coarse to fine; () is none.
@@ -213,11 +211,11 @@ class ContextCondition(Condition):
             got = len(value) if isinstance(value, tuple | list) else type(value).__name__
             raise ValueError(f"context_codes must be a tuple of {len(sizes)} grids, coarse to fine, got {got}")
         previous: tuple[int, ...] = (1, 1)
+        value = tuple(as_int64(f"context_codes[{index}]", codes) for index, codes in enumerate(value))
         for index, (codes, size) in enumerate(zip(value, sizes, strict=True)):
             name = f"context_codes[{index}]"
-            if not isinstance(codes, torch.Tensor) or codes.dtype != torch.int64 or codes.ndim != 3:
-                got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else codes
-                raise ValueError(f"{name} must be int64 (batch, height, width), got {got}")
+            if codes.ndim != 3:
+                raise ValueError(f"{name} must be (batch, height, width), got {tuple(codes.shape)}")
             if codes.numel() == 0 or codes.shape[0] != (batch_size or codes.shape[0]):
                 raise ValueError(f"{name} must have {batch_size} grids that are not empty, got {tuple(codes.shape)}")
             grid = tuple(codes.shape[1:])
@@ -227,7 +225,7 @@ class ContextCondition(Condition):
             batch_size, previous = codes.shape[0], grid
         if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")
-        return tuple(value)
+        return value
 
 
 def check_magnitude(name: str, values: torch.Tensor, largest: float = 1.0) -> None:

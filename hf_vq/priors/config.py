@@ -1,5 +1,7 @@
 """Config fields of every prior."""
 
+from typing import ClassVar
+
 from transformers import PreTrainedConfig
 
 from hf_vq.hub import HubConfigMixin
@@ -9,24 +11,39 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     """Config fields of every prior.
 
     Args:
-        codebook_size: number of codes.
+        codebook_size: number of codes, at most `largest_codebook`.
         num_classes: number of classes; 0 is an unconditional prior.
         code_shape: the grid that `sample` draws by default.
         class_dropout_prob: chance that training replaces a class by the null class, whose index is `num_classes`;
             above 0 it makes that class exist, and guidance possible.
+        codes_sha256, rounded_codes_sha256: which tokenizer made the codes that it was trained on, as training writes
+            it; pipelines refuse another one. None: not known.
+
+    Class attributes:
+        largest_codebook: most codes of a prior whose embeddings and logits have an entry for each; a config whose
+            prior has none may say more.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
+    largest_codebook: ClassVar[int] = 2**24
+
     codebook_size: int = 512
     num_classes: int = 0
     code_shape: tuple[int, ...] | list[int] | None = None
     class_dropout_prob: float = 0.0
+    codes_sha256: str | None = None
+    rounded_codes_sha256: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.codebook_size < 1:
             raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
+        if self.codebook_size > self.largest_codebook:
+            raise ValueError(
+                f"codebook_size={self.codebook_size} is too large for a prior, whose embeddings and logits have an "
+                f"entry for each code (at most {self.largest_codebook}): tokenize with groups or levels of fewer codes"
+            )
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
         if not 0 <= self.class_dropout_prob < 1:
@@ -38,6 +55,12 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
             if any(size < 1 for size in self.code_shape):
                 raise ValueError(f"code_shape must have sizes of at least 1, got {self.code_shape}")
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict:
+        """As transformers; what is not known of the tokenizer is not written."""
+        told = super().to_diff_dict()
+        unknown = [name for name in ("codes_sha256", "rounded_codes_sha256") if told.get(name) is None]
+        return {name: value for name, value in told.items() if name not in unknown}
 
     @property
     def num_class_embeddings(self) -> int:

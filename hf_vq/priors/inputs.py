@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_vq.grids import as_int64
 from hf_vq.hosts import PriorHost
 
 IGNORED = -100  # a target that takes no part in the loss, as everywhere in transformers
@@ -36,6 +37,7 @@ class InputChecks(PriorHost):
             TypeError: a condition that this prior does not take.
             ValueError: an argument is missing, out of range or of the wrong shape.
         """
+        codes, labels = self.read_codes("codes", codes), self.read_codes("labels", labels)
         if lengths is not None and codes.ndim == 1 + self.grid_dims and codes.numel():
             padding = ~self.real_places(self.check_lengths(lengths, codes), codes)
             codes = codes.masked_fill(padding, 0)
@@ -46,8 +48,12 @@ class InputChecks(PriorHost):
         conditions = self.check_conditions(conditions, codes.shape[0], tuple(codes.shape[1:]))
         return codes, labels, self.drop_conditions(conditions)
 
+    def read_codes(self, name: str, codes: Any) -> Any:
+        """Codes of any integer type as int64, where the elements of this prior are codes; None stays None."""
+        return codes if codes is None or self.tokens.dtype.is_floating_point else as_int64(name, codes)
+
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
-        """Raise a `ValueError` unless codes (and targets) are int64 (batch, *grid) in [0, codebook_size)."""
+        """Raise a `ValueError` unless codes (and targets) that were read are (batch, *grid) in [0, codebook_size)."""
         self.tokens.check(codes, labels, self.grid_dims)
 
     def check_lengths(self, lengths: torch.Tensor | Sequence[int], codes: torch.Tensor) -> torch.Tensor:
@@ -56,13 +62,11 @@ class InputChecks(PriorHost):
         Raises:
             ValueError: they are no whole numbers, not one per item, or not from 1 to the size of their axis.
         """
-        lengths = torch.as_tensor(lengths)
-        if lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"lengths must be integers, got {lengths.dtype}")
+        lengths = as_int64("lengths", torch.as_tensor(lengths))
         if lengths.shape != codes.shape[:1]:
             raise ValueError(f"lengths must be ({len(codes)},), got {tuple(lengths.shape)}")
         check_values("lengths", lengths, codes.shape[1 + self.has_levels] + 1, lowest=1)
-        return lengths.to(codes.device, torch.int64)
+        return lengths.to(codes.device)
 
     def real_places(self, lengths: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Which places are within the lengths (batch,), a mask of the shape of codes (batch, *grid)."""
@@ -142,14 +146,19 @@ class InputChecks(PriorHost):
             raise ValueError(f"code_shape must be {self.grid_dims} sizes of at least 1, got {tuple(code_shape)}")
         return tuple(code_shape)
 
-    def _check_known(self, known: torch.Tensor | None, mask: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    def _check_known(
+        self, known: torch.Tensor | None, mask: torch.Tensor | None, shape: tuple[int, ...]
+    ) -> torch.Tensor | None:
+        """Known elements as the model takes them, checked."""
         if known is None and mask is None:
-            return
+            return None
         if known is None or mask is None:
             raise ValueError(f"{self.tokens.known_name} and known_mask go together: one of them is missing")
         if mask.dtype != torch.bool or mask.shape != shape:
             raise ValueError(f"known_mask must be torch.bool {shape}, got {mask.dtype} {tuple(mask.shape)}")
+        known = self.read_codes(self.tokens.known_name, known)
         self.tokens.check_known(known, mask, shape)
+        return known
 
 
 def first(value: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -25,7 +25,10 @@ class Tokens(Protocol):
     draws: int
 
     def check(self, grids: torch.Tensor, labels: torch.Tensor | None, grid_dims: int) -> None:
-        """Raise a `ValueError` unless grids (batch, *grid), and targets where given, are such elements."""
+        """Raise a `ValueError` unless grids (batch, *grid), and targets where given, are such elements.
+
+        Codes come as int64, whatever integers were given: the prior has read them.
+        """
 
     def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
         """Raise a `ValueError` unless known elements of this shape are such where the mask is True."""
@@ -55,23 +58,18 @@ class CodeTokens:
         self.codebook_size = codebook_size
 
     def check(self, grids: torch.Tensor, labels: torch.Tensor | None, grid_dims: int) -> None:
-        if grids.dtype != torch.int64:
-            raise ValueError(f"codes must be int64, got {grids.dtype}")
         if grids.ndim != 1 + grid_dims or grids.numel() == 0:
             raise ValueError(f"codes must be (batch, *grid) with {grid_dims} grid axes, got {tuple(grids.shape)}")
         check_values("codes", grids, self.codebook_size)
         if labels is None:
             return
-        if labels.dtype != torch.int64 or labels.shape != grids.shape:
-            raise ValueError(
-                f"labels must be int64 of the shape of codes {tuple(grids.shape)}, "
-                f"got {labels.dtype} {tuple(labels.shape)}"
-            )
+        if labels.shape != grids.shape:
+            raise ValueError(f"labels must have the shape of codes {tuple(grids.shape)}, got {tuple(labels.shape)}")
         check_values("labels", labels.masked_fill(labels == IGNORED, 0), self.codebook_size)
 
     def check_known(self, known: torch.Tensor, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
-        if known.dtype != torch.int64 or known.shape != shape:
-            raise ValueError(f"known_codes must be torch.int64 {shape}, got {known.dtype} {tuple(known.shape)}")
+        if known.shape != shape:
+            raise ValueError(f"known_codes must be {shape}, got {tuple(known.shape)}")
         check_values("known_codes", known.masked_fill(~mask, 0), self.codebook_size)
 
     def nats(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str = "none") -> torch.Tensor:

@@ -19,7 +19,7 @@ from hf_vq.registry import register
 
 PRIOR_FIELDS = (
     "codebook_size", "num_classes", "code_shape", "class_dropout_prob", "grid_dims", "num_levels", "num_text_tokens",
-    "prompt_length", "prompt_dropout_prob",
+    "prompt_length", "prompt_dropout_prob", "codes_sha256", "rounded_codes_sha256",
 )  # fmt: skip
 DERIVED = ("vocab_size", "head_dim", "max_position_embeddings")
 FIXED = ("hidden_act", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id")

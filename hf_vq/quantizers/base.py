@@ -1,6 +1,7 @@
 """What every quantizer answers, and what every quantizer needs: rows, projections, state that stays float32."""
 
 import contextlib
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_vq.grids import as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
 from hf_vq.quantizers.gradients import masked_mse, straight_through
@@ -39,7 +41,7 @@ class Quantizer(InferenceVerbs, nn.Module):
     one commitment loss is not all of its training.
 
     Args:
-        codebook_size: number of codes, of one level where there are several.
+        codebook_size: number of codes, of one level where there are several; at most 2^63.
         dim: width of the latents.
         code_dim: width in which codes are chosen; learned linear maps lead there and back where it is given.
 
@@ -72,6 +74,8 @@ class Quantizer(InferenceVerbs, nn.Module):
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
         check_positive_int(codebook_size=codebook_size, dim=dim)
+        if codebook_size > MOST_CODES:
+            raise ValueError(f"codebook_size must be at most 2**63, since codes are int64, got {codebook_size}")
         if code_dim is not None:
             check_positive_int(code_dim=code_dim)
         self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
@@ -79,6 +83,11 @@ class Quantizer(InferenceVerbs, nn.Module):
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "detokenize" in vars(cls):  # one with a way of its own gets codes as the others do
+            cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
 
     @classmethod
     def check_contract(cls) -> None:
@@ -148,7 +157,7 @@ class Quantizer(InferenceVerbs, nn.Module):
             return self._code_grid(self._codes(rows, **options), latents)
 
     def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes to quantized latents (batch, dim, *grid).
+        """Codes, of any integer type, to quantized latents (batch, dim, *grid).
 
         Raises:
             ValueError: codes that are no integers, outside [0, codebook_size), or with too many levels.
@@ -271,8 +280,8 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     def _code_rows(self, codes):
         """Checked codes as (n,) or (n, levels), and the shape (batch, *grid)."""
-        check_codes(codes, self.codebook_size)
-        return codes.reshape(-1).long(), codes.shape
+        codes = read_codes(codes, self.codebook_size)
+        return codes.reshape(-1), codes.shape
 
     def _apply(self, fn, recurse=True):
         """Moves to a device, never to half precision: averages and codebooks stay at least float32.
@@ -292,6 +301,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
+MOST_CODES = 2**63
 NONFINITE = "latents hold NaN or infinity: the encoder diverged"
 
 
@@ -301,6 +311,14 @@ class ExactLinear(nn.Linear):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         wide = widest_float(rows.device)
         return nn.functional.linear(rows.to(wide), self.weight.to(wide), self.bias.to(wide)).to(rows.dtype)
+
+
+def _of_any_integers(detokenize):
+    @functools.wraps(detokenize)
+    def reading(self, codes, *arguments, **options):
+        return detokenize(self, as_int64("codes", codes), *arguments, **options)
+
+    return reading
 
 
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
@@ -315,11 +333,11 @@ def to_grid(rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     return rows.view(latents.shape[0], *latents.shape[2:], rows.shape[1]).movedim(-1, 1).to(latents.dtype)
 
 
-def check_codes(codes: torch.Tensor, codebook_size: int, lowest: int = 0) -> None:
-    """Codes must be integers in [lowest, codebook_size)."""
-    if codes.is_floating_point() or codes.dtype == torch.bool:
-        raise ValueError(f"codes must be integers, got {codes.dtype}")
-    if codes.numel() and not (codes.min() >= lowest and codes.max() < codebook_size):
+def read_codes(codes: torch.Tensor, codebook_size: int, lowest: int = 0) -> torch.Tensor:
+    """Codes of any integer type as int64; a ValueError unless they are integers in [lowest, codebook_size)."""
+    codes = as_int64("codes", codes)
+    if codes.numel() and not (codes.min() >= lowest and codes.max() <= codebook_size - 1):  # the size may be 2**63
         raise ValueError(
             f"codes must be in [{lowest}, {codebook_size}), got {codes.min().item()} to {codes.max().item()}"
         )
+    return codes

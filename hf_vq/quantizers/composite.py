@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_vq.quantizers.base import Quantizer, check_codes
+from hf_vq.quantizers.base import Quantizer, read_codes
 from hf_vq.quantizers.registry import make_quantizer
+
+MOST_VECTORS = 2**24  # that a table of code vectors may have
 
 
 class CompositeQuantizer(Quantizer):
@@ -86,8 +88,12 @@ class CompositeQuantizer(Quantizer):
         Where it is the same at all levels, as of one codebook for all, (1, codebook_size, dim).
 
         Raises:
-            ValueError: levels behind a linear map, whose sum is not yet the latents.
+            ValueError: levels behind a linear map, whose sum is not yet the latents, or more codes than a table holds.
         """
+        if self.codebook_size > MOST_VECTORS:
+            raise ValueError(
+                f"codebook_size={self.codebook_size} is too large for a table of code vectors (at most {MOST_VECTORS})"
+            )
         if not isinstance(self.project_out, nn.Identity):
             raise ValueError("codes have no vectors that add up to latents where the quantizer has a code_dim")
         vectors = self._level_vectors(torch.arange(self.codebook_size, device=self._one.device))
@@ -105,14 +111,14 @@ class CompositeQuantizer(Quantizer):
         return super()._code_grid(codes[:, 0] if self.num_levels == 1 else codes, latents)
 
     def _code_rows(self, codes):
-        check_codes(codes, self.codebook_size, self.lowest_code)
+        codes = read_codes(codes, self.codebook_size, self.lowest_code)
         if self.num_levels == 1:
-            return codes.reshape(-1, 1).long(), codes.shape
+            return codes.reshape(-1, 1), codes.shape
         if codes.ndim < 2:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got shape {tuple(codes.shape)}")
         self._check_levels(codes.shape[1])
         rows = codes.movedim(1, -1)
-        return rows.reshape(-1, codes.shape[1]).long(), rows.shape[:-1]
+        return rows.reshape(-1, codes.shape[1]), rows.shape[:-1]
 
 
 def mean_losses(outputs: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

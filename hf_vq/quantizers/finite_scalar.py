@@ -82,7 +82,8 @@ class FiniteScalarQuantizer(Quantizer):
 
     def _digits(self):
         """What one level of each channel adds to the code, (channels,)."""
-        return self._levels.cumprod(0) // self._levels
+        places = [math.prod(self.levels_per_dim[:channel]) for channel in range(len(self.levels_per_dim))]
+        return torch.tensor(places, device=self._one.device)
 
     def _quantize(self, rows, valid, counted, batch_size):
         bounded = self._scale(self.squash(rows))

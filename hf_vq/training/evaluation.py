@@ -10,6 +10,7 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from hf_vq.data.identity import tokenizer_of
 from hf_vq.data.padding import collator_for, is_stream, padding_of
 from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import HierarchyUsage
@@ -102,11 +103,18 @@ def evaluate_prior(
         False where the truth is at most so many nats. A code is a token: `nats_per_token` is `nats_per_code`.
 
     Raises:
-        ValueError: an empty data set, a prior without a likelihood, or one whose network sees what it predicts.
+        ValueError: an empty data set, codes of another tokenizer than the prior's, a prior without a likelihood, or
+            one whose network sees what it predicts.
     """
     check_likelihood_kind(prior)
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
+    told, found = getattr(prior.config, "codes_sha256", None), tokenizer_of(dataset).get("codes_sha256")
+    if told is not None and found not in (None, told):
+        raise ValueError(
+            f"the prior was trained on the codes of another tokenizer: its codes_sha256 is {told}, that of the codes "
+            f"to evaluate on {found}"
+        )
     device = prior.device
     with torch.no_grad(), evaluating(prior):
         likelihood = CodeLikelihood(prior.config.codebook_size, sample_shape).to(device)

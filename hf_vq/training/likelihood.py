@@ -13,6 +13,7 @@ from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.modes import evaluating
+from hf_vq.pipelines.base import check_tokenizers
 from hf_vq.processes import sum_over_processes
 from hf_vq.registry import MODALITIES
 from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood
@@ -121,8 +122,8 @@ def evaluate_likelihood(
         `decoder_bits_per_dim`, `nats_per_sample`, `num_samples`, and `protocol`, which says how they were measured.
 
     Raises:
-        ValueError: an empty data set, samples of different lengths, not one prior a grid, or a prior without a
-            likelihood.
+        ValueError: an empty data set, samples of different lengths, not one prior a grid, a prior without a
+            likelihood, or one that was trained on the codes of another autoencoder.
     """
     if len(dataset) == 0:
         raise ValueError("the data set to evaluate on is empty")
@@ -133,6 +134,8 @@ def evaluate_likelihood(
         raise ValueError(f"priors must be {len(sizes)}, one for each grid of codes, coarse to fine; got {len(priors)}")
     for prior in priors or ():
         check_likelihood_kind(prior)
+    names = [f"priors[{grid}], prior" for grid in range(len(sizes))]
+    check_tokenizers({"autoencoder": autoencoder, **dict(zip(names, priors or (), strict=False))})
     shape = tuple(sample_of(dataset[0]).shape)
     device = autoencoder.device
     with torch.no_grad(), evaluating(autoencoder):

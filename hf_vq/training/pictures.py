@@ -9,14 +9,19 @@ import torch
 
 from hf_vq.modalities.figures import ACCENT, INK, MUTED, SECOND, save_figure
 
+MOST_BARS = 2**14  # a bar for each of more codes takes minutes to draw
 
-def save_usage_histogram(path: str | Path, counts: torch.Tensor | Sequence[int]) -> None:
+
+def save_usage_histogram(
+    path: str | Path, counts: torch.Tensor | Sequence[int], codebook_size: int | None = None
+) -> None:
     """How often each code occurs, most used first, against even use.
 
     Args:
         path: the PNG file to write.
         counts: (codebook_size,) ints; those of levels, one after the other or (levels, codebook_size), are shown
-            together.
+            together. Codes that never occur may be left out where `codebook_size` is given.
+        codebook_size: number of codes, of all levels together; None: as many as counts.
 
     Raises:
         ValueError: no code occurs at all.
@@ -27,11 +32,15 @@ def save_usage_histogram(path: str | Path, counts: torch.Tensor | Sequence[int])
     counts = counts.flatten()
     share = counts.sort(descending=True).values / counts.sum()
     used, perplexity = int((counts > 0).sum()), torch.special.entr(share).sum().exp().item()
-    size = len(share)
+    size, shown = codebook_size or len(share), len(share)
     figure, axes = _new_axes(7.2, 3.6)
-    axes.bar(np.arange(1, size + 1), 100 * share.numpy(), width=0.85 if size <= 64 else 1.0, color=ACCENT)
+    ranks, percent = np.arange(1, shown + 1), 100 * share.numpy()
+    if shown <= MOST_BARS:
+        axes.bar(ranks, percent, width=0.85 if shown <= 64 else 1.0, color=ACCENT)
+    else:
+        axes.fill_between(ranks, percent, step="mid", color=ACCENT)
     axes.axhline(100 / size, color=SECOND, linewidth=1.2, linestyle="--", label=f"even use: {100 / size:.3g} %")
-    axes.set_xlim(0.25, size + 0.75)
+    axes.set_xlim(0.25, shown + 0.75)
     axes.set_xlabel("code, most used first")
     axes.set_ylabel("share of all codes (%)")
     axes.set_title(f"{used} of {size} codes in use, perplexity {perplexity:.1f}", loc="left")

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.training.checkpoints import (
     abandon_newer,
     prepare_output_dir,
@@ -96,12 +97,13 @@ def train_prior(
         the rest of `evaluate_prior`), `history`, `best`, `wall_time_seconds`, `settings`.
 
     Raises:
-        ValueError: data that does not fit the prior, a network that sees the codes that it predicts, an output folder
-            or a checkpoint that cannot be used.
+        ValueError: data that does not fit the prior or is of two tokenizers, a network that sees the codes that it
+            predicts, an output folder or a checkpoint that cannot be used.
         DivergenceError: the loss became NaN or infinite.
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
         _check_dataset(prior, dataset)
+    remember_tokenizer(prior, train_dataset, eval_dataset)
     check_likelihood(prior, train_dataset)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
@@ -244,6 +246,24 @@ class PriorTrainer(LengthsTrainer):
             wall_time=time.monotonic() - self.started,
             device=self.args.device,
         )
+
+
+def remember_tokenizer(prior: Any, dataset: Any, eval_dataset: Any = None) -> None:
+    """Tell a prior's config which tokenizer made the codes that it learns; it stays as it is where that is not known.
+
+    Raises:
+        ValueError: the two data sets hold codes of different tokenizers.
+    """
+    identity, other = tokenizer_of(dataset), tokenizer_of(eval_dataset)
+    key = differing_hash(identity, other) if identity and other else None
+    if key is not None:
+        raise ValueError(
+            f"the codes to evaluate on were made by another tokenizer than those to train on: {key} is {other[key]}, "
+            f"not {identity[key]}"
+        )
+    if identity:
+        prior.config.codes_sha256 = identity.get("codes_sha256")
+        prior.config.rounded_codes_sha256 = identity.get("rounded_sha256")
 
 
 def check_likelihood(prior: Any, dataset: Any) -> None:
