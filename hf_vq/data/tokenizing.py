@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from hf_vq.arguments import checked
 from hf_vq.data.codes import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
 from hf_vq.data.shards import SCHEMA_KEY, column_names, read_metadata
@@ -25,6 +26,7 @@ def storage_dtype(codebook_size: int) -> np.dtype:
     return np.dtype("uint16" if codebook_size <= 2**16 else "int32")
 
 
+@checked
 def tokenize_dataset(
     autoencoder: Tokenizer,
     dataset: Any,

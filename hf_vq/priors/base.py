@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_vq.arguments import check_own
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.inputs import InputChecks
@@ -59,6 +60,7 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        check_own(cls, "sample")
         if cls.sample is Prior.sample:
             raise TypeError(f"{cls.__name__} must define sample(batch_size=None, code_shape=None, *, generator, ...)")
         if cls.likelihood not in ("exact", "bound", None):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_vq.arguments import check_own, checked
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
 from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
@@ -67,6 +68,11 @@ class Quantizer(nn.Module):
     codebook_updates = "forward"
     stock_compatible = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_own(cls, "__init__")
+
+    @checked
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
         check_positive_int(codebook_size=codebook_size, dim=dim)

@@ -13,6 +13,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_vq.arguments import checked
 from hf_vq.autoencoders.images.tiles import WholeSampleNorms, tiled
 from hf_vq.hosts import ModelHost
 
@@ -76,6 +77,7 @@ class TilingMixin(ModelHost):
         """The LocalParts of the network."""
         raise NotImplementedError(f"{type(self).__name__} has no tiling")
 
+    @checked
     def enable_tiling(self, tile_sample_size: int = 256, exact: bool = False) -> None:
         """Encodes and decodes tile by tile: full-resolution activations are held for one tile at a time.
 
