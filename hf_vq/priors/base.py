@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from hf_vq.arguments import check_own
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.priors.conditions import Condition, class_condition
+from hf_vq.priors.embedding import sum_in_float32
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
 from hf_vq.single_file import SingleFileMixin
@@ -93,6 +94,11 @@ class Prior(InputChecks, SingleFileMixin, PushMixin):
             raise TypeError(f"{name} must define grid_dims, the axes of a grid of codes")
         if cls.forward is PreTrainedModel.forward:
             raise TypeError(f"{name} must define forward(codes, labels=None, return_loss=True, lengths=None, ...)")
+
+    def post_init(self) -> None:
+        """As transformers, called at the end of a constructor; gradients of embeddings are then summed in float32."""
+        super().post_init()
+        sum_in_float32(self)
 
     @property
     def device(self) -> torch.device:

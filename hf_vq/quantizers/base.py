@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from hf_vq.arguments import check_own, checked
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
-from hf_vq.quantizers.gradients import masked_mse, straight_through
+from hf_vq.quantizers.gradients import masked_mse, straight_through, widened
 from hf_vq.quantizers.nearest import widest_float
 
 
@@ -230,7 +230,7 @@ class Quantizer(nn.Module):
         if latents.ndim < 2 or latents.shape[1] != self.dim:
             raise ValueError(f"latents must be (batch, {self.dim}, *grid), got shape {tuple(latents.shape)}")
         rows = latents.movedim(1, -1).reshape(-1, self.dim).contiguous()
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = widened(rows)
         valid = self._check_mask(latents, padding_mask)
         if valid is not None:
             rows = torch.where(valid[:, None], rows, 0)
@@ -296,7 +296,10 @@ def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
 
 
 def to_grid(rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Rows (n, dim) back to the shape and dtype of `latents`."""
+    """Rows (n, dim) back to the shape and dtype of `latents`; what float16 cannot hold becomes its largest number."""
+    if latents.dtype == torch.float16:
+        largest = torch.finfo(latents.dtype).max
+        rows = rows.clamp(-largest, largest)
     return rows.view(latents.shape[0], *latents.shape[2:], rows.shape[1]).movedim(-1, 1).to(latents.dtype)
 
 
