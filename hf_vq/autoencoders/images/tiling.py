@@ -13,7 +13,6 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_vq.arguments import checked
 from hf_vq.autoencoders.images.tiles import WholeSampleNorms, tiled
 from hf_vq.hosts import ModelHost
 
@@ -77,7 +76,6 @@ class TilingMixin(ModelHost):
         """The LocalParts of the network."""
         raise NotImplementedError(f"{type(self).__name__} has no tiling")
 
-    @checked
     def enable_tiling(self, tile_sample_size: int = 256, exact: bool = False) -> None:
         """Encodes and decodes tile by tile: full-resolution activations are held for one tile at a time.
 
@@ -97,7 +95,7 @@ class TilingMixin(ModelHost):
                 resolution.
         """
         factor = self.downsample_factor
-        if not isinstance(tile_sample_size, int) or tile_sample_size < 1 or tile_sample_size % factor:
+        if type(tile_sample_size) is not int or tile_sample_size < 1 or tile_sample_size % factor:
             raise ValueError(
                 f"tile_sample_size must be a positive multiple of {factor}, the downsampling; got {tile_sample_size!r}"
             )
