@@ -15,6 +15,8 @@ VARIANTS = {
     "vector projected": ("vector", 12, {"code_dim": 3}),
     "vector entropy": ("vector", 12, {"entropy_weight": 0.1, "entropy_temperature": 1.0}),
     "vector transform": ("vector", 12, {"code_transform": True}),
+    "vector transform of wider": ("vector", 12, {"code_transform": True, "frozen_codebook_dim": 16}),
+    "vector transform projected": ("vector", 12, {"code_transform": True, "frozen_codebook_dim": 2, "code_dim": 4}),
     "ema": ("ema", 12, {}),
     "ema cosine": ("ema", 12, {"normalize": True}),
     "ema entropy": ("ema", 12, {"entropy_weight": 0.1, "entropy_temperature": 1.0}),

@@ -21,6 +21,7 @@ FLOORS = (
     {"modalities"},
     {"quantizers", "networks", "losses", "metrics", "data", "hub"},
     {
+        "arguments",
         "grids",
         "hosts",
         "modes",

@@ -245,8 +245,20 @@ BAD_INPUT = {
         "hidden_channels",
         "train autoencoder a.yaml --output out --model_config.hidden_channels many",
     ),
+    "model option that is no number": (
+        "input_scale must be a finite number, got nan",
+        "train autoencoder a.yaml --output out --model_config.input_scale .nan",
+    ),
+    "training option that is no number": (
+        "learning_rate must be a finite number, got nan",
+        "train autoencoder a.yaml --output out --learning_rate nan",
+    ),
+    "sampling option that is no number": (
+        "temperature must be a finite number, got inf",
+        "sample quickstart/pipeline --output out.png --temperature inf",
+    ),
     "prior option of a wrong type": (
-        "prior_config does not fit PixelCNN",
+        "hidden_channels must be an integer, got 'many'",
         "train prior p.yaml --codes quickstart/codes --output out --prior_config.hidden_channels many",
     ),
     "bad model argument": (

@@ -154,6 +154,14 @@ def test_bits_per_token(variant):
             {"quantizer_type": "vector", "quantizer_config": {"code_transform": True, "kmeans_init": True}},
             "kmeans_init",
         ),
+        (
+            {"quantizer_type": "vector", "quantizer_config": {"frozen_codebook_dim": 8}},
+            "frozen_codebook_dim=8 needs code_transform=True",
+        ),
+        (
+            {"quantizer_type": "vector", "quantizer_config": {"code_transform": True, "frozen_codebook_dim": 0}},
+            "frozen_codebook_dim must be a positive integer, got 0",
+        ),
         ({"quantizer_type": "finite_scalar"}, "levels_per_dim"),
         ({"quantizer_type": "finite_scalar", "quantizer_config": {"levels_per_dim": [3, 3]}}, "9 codes.*4"),
         ({"quantizer_type": "lookup_free", "codebook_size": 12}, "power of two.*12"),

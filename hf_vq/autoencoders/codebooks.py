@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_vq.arguments import checked
 from hf_vq.hosts import ModelHost
 from hf_vq.quantizers import Quantizer
 
@@ -43,6 +44,7 @@ class CodebookControl(ModelHost):
         for quantizer in self.quantizers:
             quantizer.update_codebook()
 
+    @checked
     def resize_codebook(self, codebook_size: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Changes the number of codes: the most used stay, new ones split them. Make a new optimizer after it.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import diffusers
@@ -16,6 +17,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 
+from hf_vq.arguments import check_arguments
 from hf_vq.hosts import ModelHost
 from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
@@ -212,7 +214,11 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
 
     def register_to_config(self, **kwargs: Any) -> None:
         renamed, owner = self.renamed_options(), type(self).__name__
-        super().register_to_config(**with_new_names(kwargs, renamed, owner))
+        values = with_new_names(kwargs, renamed, owner)
+        for base in type(self).__mro__:  # the arguments are the config, whichever class of a family takes them
+            if isinstance(vars(base).get("__init__"), FunctionType):
+                check_arguments(vars(base)["__init__"], values)
+        super().register_to_config(**values)
         if renamed:
             vars(self)["_internal_dict"] = RenamedConfig(self.config, renamed, owner)
 

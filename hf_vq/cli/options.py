@@ -12,6 +12,7 @@ from typing import Any, cast, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from hf_vq.arguments import check_fields
 from hf_vq.renaming import with_new_names
 
 NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
@@ -156,7 +157,10 @@ def parse_options(
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
-    return (*parser.parse_dict(values), values)
+    parsed = parser.parse_dict(values)
+    for options in parsed:
+        check_fields(options)
+    return (*parsed, values)
 
 
 def write_recipe(path: str | Path, given: dict[str, Any]) -> None:

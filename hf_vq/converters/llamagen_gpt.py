@@ -3,6 +3,7 @@
 import math
 import re
 
+from hf_vq.arguments import check_argument
 from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.llamagen import ORIGIN
 from hf_vq.converters.shapes import check_agrees, count, shape_of
@@ -103,6 +104,7 @@ def _heads(told, layers, width, rows):
 def _classes(told, rows):
     """Number of classes and their dropout; without a config the last row is the null class, as in all public files."""
     dropped = told.get("class_dropout_prob", 0.1)
+    check_argument("class_dropout_prob", dropped, float)
     if not 0 <= dropped < 1:
         raise ValueError(f"class_dropout_prob must be in [0, 1), got {dropped!r}")
     classes = rows - (dropped > 0)

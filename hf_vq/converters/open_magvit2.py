@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hf_vq.arguments import check_argument
 from hf_vq.autoencoders import MAGVIT2Model
 from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
@@ -87,6 +88,8 @@ def open_magvit2_config(tensors: dict[str, torch.Tensor], config: dict[str, Any]
     check_agrees(config, "", n_embed=2**dim, embed_dim=dim)
     weights = config.get("lossconfig", {}).get("params", {})
     sample, batch = (config.get(f"{term}_weight", 1.0) for term in ("sample_minimization", "batch_maximization"))
+    check_argument("sample_minimization_weight", sample, float)
+    check_argument("batch_maximization_weight", batch, float)
     if sample <= 0:
         raise ValueError(f"sample_minimization_weight must be above 0, got {sample!r}")
     return {

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from hf_vq.arguments import checked
 from hf_vq.data.decoding import check_complete, decode, is_lossless, read_header
 from hf_vq.data.slices import is_slice, slice_rows, split_name
 from hf_vq.data.sources import (
@@ -27,6 +28,7 @@ from hf_vq.data.sources import (
 CACHE_BYTES = 512 * 2**20
 
 
+@checked
 def load_images(
     source: str | Path | list | tuple,
     *,

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from hf_vq.arguments import checked
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
 from hf_vq.data.seals import SCHEMA_KEY, read_footer, sealed
@@ -33,6 +34,7 @@ def storage_dtype(codebook_size: int) -> np.dtype:
     raise ValueError(f"codebook_size={codebook_size}: codes beyond 2**63 - 1 fit no integer type of Parquet files")
 
 
+@checked
 def tokenize_dataset(
     autoencoder: Tokenizer,
     dataset: Any,

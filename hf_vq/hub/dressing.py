@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from hf_vq.arguments import check_field
 from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
@@ -38,7 +39,14 @@ def write_shim(folder: str | os.PathLike, owner: type, *names: str) -> None:
 
 
 class HubConfigMixin(_Config):
-    """For a transformers config, before `PreTrainedConfig`: saved folders load in stock `AutoModel` with trust."""
+    """For a transformers config, before `PreTrainedConfig`: saved folders load in stock `AutoModel` with trust.
+
+    Its fields are what they are annotated as, also where they are set later.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_field(type(self), type(self).attribute_map.get(name, name), value)
+        super().__setattr__(name, value)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vq.arguments import checked
 from hf_vq.grids import as_int64
 from hf_vq.metrics.counts import CodeCounts
 
@@ -41,6 +42,7 @@ class CodebookUsage(nn.Module):
 
     levels: Any  # nn.ModuleList of CodeCounts
 
+    @checked
     def __init__(self, codebook_size: int, num_levels: int = 1):
         super().__init__()
         self.codebook_size, self.num_levels = codebook_size, num_levels
@@ -93,6 +95,7 @@ class HierarchyUsage(nn.Module):
 
     parts: Any  # nn.ModuleList of CodebookUsage
 
+    @checked
     def __init__(self, codebook_sizes: Sequence[int], num_levels: int = 1):
         super().__init__()
         self.parts = nn.ModuleList(CodebookUsage(size, num_levels) for size in codebook_sizes)

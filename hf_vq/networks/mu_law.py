@@ -4,9 +4,11 @@ from math import log1p
 
 import torch
 
+from hf_vq.arguments import checked
 from hf_vq.grids import as_int64
 
 
+@checked
 def mu_law_encode(waveforms: torch.Tensor, codebook_size: int = 256) -> torch.Tensor:
     """Compress amplitudes by the mu-law and round them to codes (ITU-T G.711; https://arxiv.org/abs/1609.03499, 2.2).
 
@@ -34,6 +36,7 @@ def mu_law_encode(waveforms: torch.Tensor, codebook_size: int = 256) -> torch.Te
     return ((compressed + 1) / 2 * mu + 0.5).floor().to(torch.int64)
 
 
+@checked
 def mu_law_decode(codes: torch.Tensor, codebook_size: int = 256) -> torch.Tensor:
     """Amplitudes of mu-law codes, the inverse of `mu_law_encode` up to rounding; encoding them gives the codes again.
 

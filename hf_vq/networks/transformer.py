@@ -8,6 +8,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_vq.arguments import checked
+
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda inputs: inputs * torch.sigmoid(1.702 * inputs)}
 IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -123,6 +125,7 @@ class Transformer(nn.Module):
 
     blocks: Any  # nn.ModuleList of TransformerBlock
 
+    @checked
     def __init__(
         self,
         num_layers: int,
@@ -171,6 +174,7 @@ class Transformer(nn.Module):
         return hidden
 
 
+@checked
 def check_transformer(
     num_layers: int,
     hidden_size: int,

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_vq.arguments import checked
+
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 MODES = ("nearest", "bilinear", "bicubic")
 
@@ -28,6 +30,7 @@ class FeatureUpsampler(nn.Module):
         ValueError: a value is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         channels: int,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_vq.arguments import checked
 from hf_vq.networks.causal import CausalConv1d
 
 HALF_VARIANCE = 0.5**0.5  # keeps the variance of a sum of two
@@ -106,6 +107,7 @@ class WaveNetStack(nn.Module):
 
     layers: Any  # nn.ModuleList of WaveNetLayer
 
+    @checked
     def __init__(
         self,
         residual_channels: int,

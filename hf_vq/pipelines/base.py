@@ -11,11 +11,14 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from hf_vq.arguments import check_arguments, check_own
 from hf_vq.data.identity import makes_codes, tokenizer_identity
 from hf_vq.hub import HubPipelineMixin
 from hf_vq.modalities import Modality
 from hf_vq.modes import InferenceVerbs
+from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.inputs import first, map_tensors
+from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.registry import MODALITIES
 
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
@@ -23,6 +26,8 @@ OPTION_DEFAULTS = {
     "temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0, "guidance_steps": None,
     "known_codes": None, "known_mask": None,
 }  # fmt: skip
+
+RANGED = ("temperature", "top_k", "top_p", "guidance_scale", "guidance_steps")  # of them, those that are numbers
 
 # of what a constructor takes; diffusers looks into these types alone, and warns of others
 ClassNames = list[str] | tuple[str, ...] | dict[int, str] | dict[str, str]
@@ -46,6 +51,10 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
     inference_verbs = ("__call__",)
     autoencoder: Any  # any of ours
     config: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_own(cls, "__call__")
 
     @classmethod
     def check_contract(cls) -> None:
@@ -232,6 +241,7 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
 
     Raises:
         TypeError: a keyword that the prior does not declare.
+        ValueError: an option out of its range.
     """
     options: dict[str, Any] = {}
     conditions: dict[str, Any] = {}
@@ -243,6 +253,9 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
         elif keyword not in OPTION_DEFAULTS or not _is_default(value, OPTION_DEFAULTS[keyword]):
             taken = ", ".join([*prior.sampling_options, *prior.condition_names]) or "no keywords"
             raise TypeError(f"{name}, a {type(prior).__name__}, does not take {keyword!r}; it takes {taken}")
+    check_arguments(type(prior).sample, options)
+    if isinstance(prior, AutoregressivePrior):
+        check_sampling_options(**{name: options[name] for name in RANGED if name in options})
     return options, conditions
 
 

@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hf_vq.arguments import check_own
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.modes import InferenceVerbs
 from hf_vq.priors.conditions import Condition, class_condition
+from hf_vq.priors.embedding import sum_in_float32
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
 from hf_vq.single_file import SingleFileMixin
@@ -63,6 +65,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
+        check_own(cls, "sample")
         if cls.sample is Prior.sample:
             raise TypeError(f"{cls.__name__} must define sample(batch_size=None, code_shape=None, *, generator, ...)")
         if cls.likelihood not in ("exact", "bound", None):
@@ -123,6 +126,11 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
     def check_loaded(self, missing: Iterable[str], path: str | Path) -> None:
         """Completes a prior that a converter filled; arguments and errors as of `hf_vq.weights.check_loaded`."""
         check_loaded(self, missing, path, lambda: type(self)(self.config))
+
+    def post_init(self) -> None:
+        """As transformers, called at the end of a constructor; gradients of embeddings are then summed in float32."""
+        super().post_init()
+        sum_in_float32(self)
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,8 @@
 """Config fields of every prior."""
 
-from typing import ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -36,6 +38,11 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     codes_sha256: str | None = None
     rounded_codes_sha256: str | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        if "__post_init__" in vars(cls):
+            cls.__post_init__ = with_other_names(vars(cls)["__post_init__"])  # type: ignore[method-assign]
+        super().__init_subclass__(**options)
+
     def __post_init__(self, **kwargs):
         if self.codebook_size < 1:
             raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
@@ -66,3 +73,23 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     def num_class_embeddings(self) -> int:
         """Rows of a class embedding: the classes, and the null class where there is one."""
         return self.num_classes + (self.class_dropout_prob > 0)
+
+
+def with_other_names(post_init: Callable) -> Callable:
+    """A `__post_init__` that first takes options under transformers' names of them (`attribute_map`).
+
+    transformers sets those at the end, when all has been checked and derived from the values before.
+    """
+
+    @functools.wraps(post_init)
+    def call(config, **kwargs):
+        for other, name in config.attribute_map.items():
+            if other not in kwargs:
+                continue
+            value, default = kwargs.pop(other), getattr(type(config), name)
+            if getattr(config, name) not in (default, value):
+                raise ValueError(f"{name} and {other} are one option, got {getattr(config, name)!r} and {value!r}")
+            setattr(config, name, value)
+        post_init(config, **kwargs)
+
+    return call

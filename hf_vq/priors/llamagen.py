@@ -63,7 +63,9 @@ class LlamaGenPriorConfig(PriorConfig):
             )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_heads
-        if self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
+        if self.num_key_value_heads < 1:
+            raise ValueError(f"num_key_value_heads must be at least 1, got {self.num_key_value_heads}")
+        if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
             )

@@ -40,7 +40,8 @@ class ShiftedConv2d(nn.Conv2d):
         windows = F.pad(codes, self.margins, value=-1).unfold(1, rows, 1).unfold(2, columns, 1).flatten(3)
         first_rows = torch.arange(0, outside, self.in_channels, device=codes.device)
         indices = torch.where(windows < 0, outside, windows + first_rows)  # (batch, height, width, taps)
-        sums = F.embedding_bag(indices.flatten(0, 2), F.pad(kernels, (0, 0, 0, 1)), mode="sum")
+        wide = kernels.to(torch.promote_types(kernels.dtype, torch.float32))  # the gradients of a column are summed
+        sums = F.embedding_bag(indices.flatten(0, 2), F.pad(wide, (0, 0, 0, 1)), mode="sum").to(kernels.dtype)
         outputs = sums.unflatten(0, codes.shape).movedim(-1, 1)
         return outputs if self.bias is None else outputs + self.bias[:, None, None]
 

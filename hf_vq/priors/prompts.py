@@ -75,7 +75,9 @@ class DecoderConfig(PriorConfig):
             raise ValueError(
                 f"hidden_size must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.hidden_size}"
             )
-        if self.num_key_value_heads < 1 or self.num_heads % self.num_key_value_heads:
+        if self.num_key_value_heads < 1:
+            raise ValueError(f"num_key_value_heads must be at least 1, got {self.num_key_value_heads}")
+        if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
             )

@@ -8,11 +8,14 @@ from math import prod
 
 import torch
 
+from hf_vq.arguments import checked
 
+
+@checked
 def check_sampling_options(
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     guidance_scale: float = 1.0,
     guidance_steps: int | None = None,
 ) -> None:
@@ -25,15 +28,15 @@ def check_sampling_options(
         guidance_scale: 0 (no condition) or more; 1 is no guidance.
         guidance_steps: None, or 0 or more.
     """
-    if not 0 <= temperature < float("inf"):
+    if temperature < 0:
         raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
-    if top_k is not None and (int(top_k) != top_k or top_k < 1):
+    if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be a whole number of at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if not 0 <= guidance_scale < float("inf"):
+    if guidance_scale < 0:
         raise ValueError(f"guidance_scale must be finite and at least 0, got {guidance_scale}")
-    if guidance_steps is not None and (int(guidance_steps) != guidance_steps or guidance_steps < 0):
+    if guidance_steps is not None and guidance_steps < 0:
         raise ValueError(f"guidance_steps must be a whole number of at least 0, got {guidance_steps}")
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from hf_vq.arguments import check_own, checked
 from hf_vq.grids import as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
-from hf_vq.quantizers.gradients import masked_mse, straight_through
+from hf_vq.quantizers.gradients import masked_mse, straight_through, widened
 from hf_vq.quantizers.nearest import widest_float
 
 
@@ -71,6 +72,11 @@ class Quantizer(InferenceVerbs, nn.Module):
     codebook_updates = "forward"
     stock_compatible = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_own(cls, "__init__")
+
+    @checked
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
         check_positive_int(codebook_size=codebook_size, dim=dim)
@@ -254,7 +260,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         if latents.ndim < 2 or latents.shape[1] != self.dim:
             raise ValueError(f"latents must be (batch, {self.dim}, *grid), got shape {tuple(latents.shape)}")
         rows = latents.movedim(1, -1).reshape(-1, self.dim).contiguous()
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = widened(rows)
         valid = self._check_mask(latents, padding_mask)
         if valid is not None:
             rows = torch.where(valid[:, None], rows, 0)
@@ -329,7 +335,10 @@ def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
 
 
 def to_grid(rows: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Rows (n, dim) back to the shape and dtype of `latents`."""
+    """Rows (n, dim) back to the shape and dtype of `latents`; what float16 cannot hold becomes its largest number."""
+    if latents.dtype == torch.float16:
+        largest = torch.finfo(latents.dtype).max
+        rows = rows.clamp(-largest, largest)
     return rows.view(latents.shape[0], *latents.shape[2:], rows.shape[1]).movedim(-1, 1).to(latents.dtype)
 
 

@@ -3,13 +3,12 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_range
 from hf_vq.quantizers.entropy import assignment_entropies
-from hf_vq.quantizers.gradients import rotate, straight_through
+from hf_vq.quantizers.gradients import directions, rotate, straight_through
 from hf_vq.quantizers.kmeans import kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
@@ -102,7 +101,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def codebook(self) -> torch.Tensor:
         """The vectors that latents are compared with, (codebook_size, code_dim)."""
         if self.normalize:  # of a copy: a restart changes the weight before the gradient comes back
-            return F.normalize(self._code_vectors().clone(), dim=1)
+            return directions(self._code_vectors().clone())
         return self._code_vectors()
 
     @property
@@ -163,7 +162,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return self.embedding.weight
 
     def _comparable(self, rows):
-        return F.normalize(rows, dim=1) if self.normalize else rows
+        return directions(rows) if self.normalize else rows
 
     def _pass_gradient(self, rows, compared, quantized, codebook):
         """Quantized rows (n, code_dim), as the decoder gets them."""

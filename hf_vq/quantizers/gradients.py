@@ -1,7 +1,11 @@
 """How gradients pass a quantizer, and means that leave padding out."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+
+SHORTEST = 1e-12  # length of a vector below which its direction is noise
 
 
 def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
@@ -28,6 +32,35 @@ def rotate(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
         + 2 * (latents * source).sum(dim=1, keepdim=True) * target_direction
     )
     return straight_through(scale * rotated, target)
+
+
+def directions(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (n, dim) scaled to length 1.
+
+    Those of 1e-12 or less have no direction: they stay shorter and get no gradient, which would be that of the length
+    divided by 1e-12.
+    """
+    short = torch.linalg.vector_norm(vectors.detach(), dim=1, keepdim=True) <= SHORTEST
+    return F.normalize(torch.where(short, vectors.detach(), vectors), dim=1, eps=SHORTEST)
+
+
+class Widened(torch.autograd.Function):
+    """Half precision to float32; the gradient of what is beyond half precision is its largest number, not infinity."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.dtype = tensor.dtype
+        return tensor.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        largest = torch.finfo(ctx.dtype).max
+        return gradient.clamp(-largest, largest).to(ctx.dtype)
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in float32 where it was in half precision, see `Widened`; others as they are."""
+    return Widened.apply(tensor) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def masked_mean(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,12 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_positive_int, check_range
 from hf_vq.quantizers.entropy import bit_entropies
-from hf_vq.quantizers.gradients import masked_mse, straight_through
+from hf_vq.quantizers.gradients import directions, masked_mse, straight_through
 from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
@@ -108,4 +107,4 @@ class LookupFreeQuantizer(Quantizer):
         return (2 * bits - 1).to(self._one.dtype) * self.length
 
     def _comparable(self, rows):
-        return F.normalize(rows, dim=1) if self.spherical else rows
+        return directions(rows) if self.spherical else rows

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_vq.arguments import checked
 from hf_vq.hosts import ModuleHost
 from hf_vq.quantizers.checks import check_positive_int
 
@@ -21,6 +22,7 @@ class CodebookSurgery(ModuleHost):
     embedding_sum: torch.Tensor  # of an EMA codebook
     _pending: tuple[torch.Tensor, ...] | None
 
+    @checked
     @torch.no_grad()
     def split(self, count: int) -> None:
         """Moves the `count` least used codes beside the `count` most used ones, which share their use with them.
@@ -40,6 +42,7 @@ class CodebookSurgery(ModuleHost):
         order = self._most_used_first()
         self._share(order[:count], order[-count:])
 
+    @checked
     @torch.no_grad()
     def resize(self, codebook_size: int) -> torch.Tensor:
         """Changes the number of codes: the most used ones stay, in their order; new ones split the most used.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hf_vq.processes import sum_over_processes
+from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
@@ -25,6 +26,8 @@ class VectorQuantizer(CodebookQuantizer):
         dim: width of the latents.
         code_transform: the codes are a frozen random codebook times a learned matrix, so that every step moves all of
             them (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes `kmeans_init` and restarts.
+        frozen_codebook_dim: width of that frozen codebook, whose matrix then leads to the width of the codes; None:
+            their own width. It needs `code_transform`.
         legacy: put beta on the codebook term instead, as taming-transformers and diffusers do.
         beta, decay, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
             entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`.
@@ -36,22 +39,45 @@ class VectorQuantizer(CodebookQuantizer):
     code_transform: nn.Linear | None
 
     def __init__(
-        self, codebook_size: int, dim: int, *, code_transform: bool = False, legacy: bool = False, **options: Any
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        code_transform: bool = False,
+        frozen_codebook_dim: int | None = None,
+        legacy: bool = False,
+        **options: Any,
     ):
+        if frozen_codebook_dim is not None:
+            check_positive_int(frozen_codebook_dim=frozen_codebook_dim)
+            if not code_transform:
+                raise ValueError(f"frozen_codebook_dim={frozen_codebook_dim} needs code_transform=True")
         if code_transform:
             for name in ("kmeans_init", "restart_threshold"):
                 if options.setdefault(name, 0):
                     raise ValueError(f"code_transform keeps its codes frozen: {name} must be 0, got {options[name]!r}")
         super().__init__(codebook_size, dim, **options)
         self.legacy = legacy
-        if code_transform:
-            self.embedding = FrozenCodebook(torch.randn(codebook_size, self.code_dim) * self.code_dim**-0.5)
-            self.code_transform = nn.Linear(self.code_dim, self.code_dim, bias=False)
+        self.frozen_codebook_dim = (frozen_codebook_dim or self.code_dim) if code_transform else None
+        if self.frozen_codebook_dim is not None:
+            self.embedding = FrozenCodebook(self.first_codebook())
+            self.code_transform = nn.Linear(self.frozen_codebook_dim, self.code_dim, bias=False)
         else:
             self.embedding = nn.Embedding(codebook_size, self.code_dim, _weight=self.first_codebook())
             self.code_transform = None
         if self.restart_threshold > 0:
             self.register_buffer("cluster_size", torch.ones(codebook_size, dtype=torch.float32))
+
+    def first_codebook(self) -> torch.Tensor:
+        """A random codebook, (codebook_size, code_dim); with a transform (codebook_size, frozen_codebook_dim)."""
+        if self.frozen_codebook_dim is None:
+            return super().first_codebook()
+        return torch.randn(self.codebook_size, self.frozen_codebook_dim) * self.frozen_codebook_dim**-0.5
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        super().reset()
+        self.initialized = self.initialized or self.frozen_codebook_dim is not None  # which k-means does not start
 
     @property
     def stock_compatible(self) -> bool:

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 import torch
 
+from hf_vq.arguments import check_fields
+
 
 @dataclass
 class AutoencoderTrainingArguments:
@@ -52,6 +54,7 @@ class AutoencoderTrainingArguments:
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
         for name in [*positive, "logging_steps", "learning_rate", "num_train_epochs"]:
             if getattr(self, name) <= 0:

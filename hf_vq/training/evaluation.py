@@ -10,6 +10,7 @@ import torch.distributed as dist
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from hf_vq.arguments import checked
 from hf_vq.data.identity import tokenizer_of
 from hf_vq.data.padding import collator_for, is_stream, padding_of
 from hf_vq.grids import as_grids
@@ -20,6 +21,7 @@ from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
 
 
+@checked
 def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict[str, Any]:
     """Reconstruct a data set and measure the error and the use of the codebook.
 
@@ -85,6 +87,7 @@ def _describe_usage(used: Any, model: Any) -> dict[str, Any]:
     return {**means, "dead_codes": sum(used.dead_codes), **each}
 
 
+@checked
 def evaluate_prior(
     prior: Any, dataset: Any, batch_size: int = 64, sample_shape: tuple[int, ...] | None = None
 ) -> dict[str, Any]:

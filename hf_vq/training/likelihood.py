@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from hf_vq.arguments import checked
 from hf_vq.data.padding import SampleCollator, has_variable_length, sample_of
 from hf_vq.grids import as_grids
 from hf_vq.metrics.likelihood import CodeLikelihood
@@ -97,6 +98,7 @@ class UniformPrior:
         return torch.full((len(codes),), -nats, device=codes.device)
 
 
+@checked
 def evaluate_likelihood(
     autoencoder: Any,
     priors: Sequence[Any] | None,

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from hf_vq.arguments import check_fields
 from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.training.checkpoints import (
     abandon_newer,
@@ -62,6 +63,7 @@ class PriorTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         fixed = {
             "label_names": (None, []),
             "remove_unused_columns": (True, False),

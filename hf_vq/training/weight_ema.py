@@ -9,6 +9,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_vq.arguments import checked
+
 
 class WeightEMA:
     """Moving average of the parameters of a model, kept beside it (diffusers' `EMAModel`, with its warm-up).
@@ -26,6 +28,7 @@ class WeightEMA:
     FILE = "weight_ema.safetensors"
     STATE_FILE = "weight_ema.json"
 
+    @checked
     def __init__(self, model: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"weight_ema_decay={decay} must be in [0, 1)")

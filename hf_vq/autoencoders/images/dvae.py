@@ -20,6 +20,7 @@ from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.gradients import widened
 from hf_vq.registry import register
 
 LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
@@ -147,7 +148,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         """
         self.check_sample(sample)
         location, log_scale = self._distribution(self.quantizer.detokenize(codes).to(self.dtype))
-        density = logit_laplace_log_prob(self._map_pixels(sample), location, log_scale)
+        density = logit_laplace_log_prob(*map(widened, (self._map_pixels(sample), location, log_scale)))
         return (density + math.log(0.5 - self.config.pixel_epsilon)).flatten(1).sum(dim=1)
 
     def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:

@@ -95,7 +95,7 @@ class TilingMixin(ModelHost):
                 resolution.
         """
         factor = self.downsample_factor
-        if not isinstance(tile_sample_size, int) or tile_sample_size < 1 or tile_sample_size % factor:
+        if type(tile_sample_size) is not int or tile_sample_size < 1 or tile_sample_size % factor:
             raise ValueError(
                 f"tile_sample_size must be a positive multiple of {factor}, the downsampling; got {tile_sample_size!r}"
             )

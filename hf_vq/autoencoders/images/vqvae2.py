@@ -28,6 +28,7 @@ from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import Quantizer, QuantizerOutput, make_quantizer
 from hf_vq.quantizers.checks import check_positive_int, check_range
+from hf_vq.quantizers.gradients import widened
 from hf_vq.registry import register
 from hf_vq.renaming import renamed_options, warn_renamed
 
@@ -364,7 +365,8 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
         context, distances = quantized[0], []
         for grid in range(1, len(whole)):
             predicted = self._predict(grid - 1, context)
-            distances.append(mean_distance(F.mse_loss, predicted, whole[grid].detach(), grid_masks[grid]))
+            pair = widened(predicted), widened(whole[grid].detach())
+            distances.append(mean_distance(F.mse_loss, *pair, grid_masks[grid]))
             predicted = predicted.detach()  # it learns where it is added again: here it would undo that of the latents
             latents.append(whole[grid] - predicted)
             quantized.append(quantize(grid, latents[-1]))

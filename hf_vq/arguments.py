@@ -1,0 +1,199 @@
+"""Arguments against their annotations: a number is finite, True is no number and "3" neither, for all rooms alike.
+
+One rule for constructors, configs, options and calls, also of classes that users register: what a signature says of an
+argument is looked at before any work. What it does not say is not guessed; but no number anywhere may be NaN or
+infinite.
+"""
+
+import functools
+import inspect
+import math
+import sys
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", type(None): "None"}
+SEQUENCES = (tuple, list, set, Sequence, Collection, Iterable)
+MAPPINGS = (dict, Mapping)
+UNIONS = (Union, types.UnionType)
+
+Function = TypeVar("Function", bound=Callable)
+
+
+def check_argument(name: str, value: Any, annotation: Any) -> None:
+    """Raise a `ValueError` that names argument and value where a value is not what an annotation says.
+
+    Args:
+        name: of the argument.
+        value: anything.
+        annotation: a type, a union of types, or a tuple, list, sequence or mapping of them; of others only numbers
+            that are not finite are refused, and scalars where a class of something else is annotated.
+    """
+    problem = _problem(name, value, annotation)
+    if problem:
+        raise ValueError(problem)
+
+
+def check_arguments(function: Callable, values: Mapping[str, Any]) -> None:
+    """`check_argument` of everything that a function is called with, but for values that are its own defaults.
+
+    Args:
+        function: with a signature that tells the types.
+        values: by name of the parameter.
+    """
+    kinds, defaults = _signature(function)
+    for name, value in values.items():
+        if name in kinds and value is not defaults[name]:
+            check_argument(name, value, kinds[name])
+
+
+def check_fields(instance: Any) -> None:
+    """`check_argument` of the fields of a dataclass that are numbers or truth values, or sequences of them."""
+    kinds = _class_hints(type(instance))  # type: ignore[arg-type]
+    for entry in fields(instance):
+        value = getattr(instance, entry.name)
+        kind = kinds.get(entry.name, Any)
+        if value is not entry.default and {int, float, bool, Any} & _leaves(kind):
+            check_argument(entry.name, value, kind)
+
+
+def check_field(owner: type, name: str, value: Any) -> None:
+    """`check_argument` of one annotated attribute of a class, unless the value is its default there."""
+    if value is not getattr(owner, name, inspect.Parameter.empty):
+        check_argument(name, value, _class_hints(owner).get(name, Any))
+
+
+def checked(function: Function) -> Function:
+    """Decorator: the arguments of a call are checked first, see `check_arguments`."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # which says what is wrong
+        check_arguments(function, bound.arguments)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check_own(owner: type, *methods: str) -> None:
+    """Makes `checked` of the named methods that a class itself defines; `__init_subclass__` of a base calls it."""
+    for name in methods:
+        if name in vars(owner):
+            setattr(owner, name, checked(vars(owner)[name]))
+
+
+@functools.cache
+def _signature(function):
+    """Annotation and default of every named parameter."""
+    named = [
+        each
+        for each in inspect.signature(function).parameters.values()
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    try:
+        hints = get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError):  # of a module that imports its types for type checkers alone
+        hints = {}
+    return {each.name: hints.get(each.name, Any) for each in named}, {each.name: each.default for each in named}
+
+
+@functools.cache
+def _class_hints(owner):
+    found: dict[str, Any] = {}
+    for base in reversed(owner.__mro__):
+        for name, hint in vars(base).get("__annotations__", {}).items():
+            try:
+                found[name] = eval(hint, vars(sys.modules[base.__module__])) if isinstance(hint, str) else hint
+            except (NameError, TypeError):
+                found[name] = Any
+    return found
+
+
+def _leaves(kind):
+    """The types that a union and what it holds are made of."""
+    parts = [part for part in get_args(kind) if not isinstance(part, list)]
+    return {leaf for part in parts for leaf in _leaves(part)} if parts else {kind}
+
+
+def _problem(name, value, kind):
+    """What is wrong with a value, a sentence; None where nothing is."""
+    origin = get_origin(kind) or kind
+    if origin in UNIONS:
+        return _union_problem(name, value, get_args(kind))
+    fits = _fits(value, origin)
+    if not fits:
+        return f"{name} must be {_describe(kind)}, got {_shown(value)}"
+    if origin in SEQUENCES:
+        return _items_problem(name, value, get_args(kind))
+    return None
+
+
+def _union_problem(name, value, kinds):
+    problems = [_problem(name, value, kind) for kind in kinds]
+    if None in problems:
+        return None
+    inside = [found for found in problems if not found.startswith(f"{name} must be ")]
+    described = " or ".join(dict.fromkeys(map(_describe, kinds)))
+    return inside[0] if inside else f"{name} must be {described}, got {_shown(value)}"
+
+
+def _items_problem(name, value, kinds):
+    kinds = kinds or (Any,)
+    if (len(kinds) == 2 and kinds[1] is Ellipsis) or len(kinds) == 1:
+        kinds = [kinds[0]] * len(value) if hasattr(value, "__len__") else ()
+    pairs = zip(value, kinds, strict=False)
+    found = (_problem(f"{name}[{index}]", item, kind) for index, (item, kind) in enumerate(pairs))
+    return next((problem for problem in found if problem), None)
+
+
+def _fits(value, kind):
+    """Whether a value is of a kind, the items of a sequence left aside."""
+    truth = isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's
+    if kind is int:
+        return isinstance(value, Integral) and not truth
+    if kind is float:
+        return isinstance(value, Real) and not truth and is_finite(value)
+    if kind is bool:
+        return truth or (isinstance(value, int) and value in (0, 1))
+    if kind in (str, type(None)):
+        return isinstance(value, kind)
+    if kind in MAPPINGS:
+        return isinstance(value, Mapping)
+    if kind in SEQUENCES:
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    if isinstance(value, Real) and not truth and not is_finite(value):
+        return False
+    scalar = truth or value is None or isinstance(value, Real | str)
+    if scalar and isinstance(kind, type) and kind not in (Any, object):  # what is more may quack like the kind
+        return isinstance(value, kind)
+    return True
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a real number is one that a float can hold."""
+    if isinstance(value, Integral):
+        return abs(int(value)) <= sys.float_info.max
+    return math.isfinite(value)
+
+
+def _describe(kind):
+    origin = get_origin(kind) or kind
+    if origin in UNIONS:
+        return " or ".join(dict.fromkeys(map(_describe, get_args(kind))))
+    if origin in MAPPINGS:
+        return "a mapping"
+    if origin in SEQUENCES:
+        return "a sequence"
+    return WORDS.get(origin) or ("finite" if origin is Any else f"a {getattr(origin, '__name__', origin)}")
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,212 @@
+"""Every number that a registered class takes is a number: what is none is refused with its name, before any work."""
+
+import inspect
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+import hf_vq
+from hf_vq.arguments import check_argument, checked
+from hf_vq.autoencoders.pretrained import make_face
+from hf_vq.priors.sampling import check_sampling_options
+from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers.registry import option_names
+from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS, QUANTIZERS
+from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.prior import PriorTrainingArguments
+
+from ..quantizer_variants import VARIANTS
+
+OURS = {kind: [name for name, found in table.items() if found.__module__.startswith("hf_vq")]
+        for kind, table in (("autoencoder", AUTOENCODERS), ("pipeline", PIPELINES), ("prior", PRIORS))}  # fmt: skip
+SEQUENCES = {tuple, list, Sequence}
+SMALL = {
+    "RQVAE": {"block_out_channels": (32,), "attention_stages": None},
+    "ViTVQModel": {"encoder_depth": 1},
+    "VQModel": {"latent_channels": 4},
+}
+NEEDED = {"LlamaGenPrior": {"num_classes": 2}, "DelayedTransformerPrior": {"num_levels": 2}}
+BAD = (math.nan, math.inf, -math.inf, 1e400, True, "3", None, [])
+
+
+def leaves(annotation):
+    """The types that a value of an annotation may have; sequences by their own."""
+    if get_origin(annotation) in (Union, UnionType):
+        return {leaf for part in get_args(annotation) for leaf in leaves(part)}
+    return {get_origin(annotation) or annotation}
+
+
+def refused(annotation):
+    """The bad values that an annotation with a number in it has no room for."""
+    kinds = leaves(annotation)
+    room = {type(None): type(None) in kinds, bool: bool in kinds, str: str in kinds, list: bool(kinds & SEQUENCES)}
+    return [value for value in BAD if not room.get(type(value), False)]
+
+
+def numbers(function):
+    """Annotations of the parameters that are numbers, by name."""
+    hints = get_type_hints(inspect.unwrap(function))
+    return {name: hint for name, hint in hints.items() if name != "return" and leaves(hint) & {int, float}}
+
+
+def cases(function):
+    return [(name, value) for name, hint in numbers(function).items() for value in refused(hint)]
+
+
+def told(name, value, message):
+    assert "\n" not in message
+    assert name in message
+    assert repr(value) in message
+
+
+def every_refusal(make, found):
+    for name, value in found:
+        with pytest.raises(ValueError, match=name) as error:
+            make(**{name: value})
+        told(name, value, str(error.value))
+    return len(found)
+
+
+@pytest.mark.parametrize("name", OURS["autoencoder"])
+def test_autoencoders_refuse_what_is_no_number(name):
+    model_class = AUTOENCODERS[name]
+    found = cases(model_class.__init__)
+    assert every_refusal(model_class, found) > 50
+    every_refusal(make_face(model_class)[0], found)  # the config of transformers alone
+
+
+@pytest.mark.parametrize("name", [name for name in OURS["autoencoder"] if name != "MAGVIT2Model"])
+def test_options_within_options_are_looked_at_too(name):
+    generator = random.Random(name)
+    for quantizer_type, config, option in (
+        ("vector", {}, "beta"),
+        ("residual", {"level_type": "vector"}, "level_config.decay"),
+        ("product", {"group_type": "ema"}, "group_config.epsilon"),
+        ("remapped", {"num_used": 4}, "base_config.restart_threshold"),
+    ):
+        value = generator.choice([math.nan, True, "3", None])
+        *outer, option = option.split(".")
+        own = {outer[0]: {option: value}} if outer else {option: value}
+        with pytest.raises(ValueError, match=f"{option} must be a finite number, got {value!r}"):
+            AUTOENCODERS[name](quantizer_type=quantizer_type, quantizer_config=config | own, **SMALL.get(name, {}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_quantizers_refuse_what_is_no_number(variant):
+    quantizer_type, size, config = VARIANTS[variant]
+    names = option_names(QUANTIZERS[quantizer_type])
+    found = [
+        (name, value)
+        for base in QUANTIZERS[quantizer_type].__mro__
+        if "__init__" in vars(base) and base.__module__.startswith("hf_vq")
+        for name, value in cases(base.__init__)
+        if name in names
+    ]
+    every_refusal(lambda **one: make_quantizer(quantizer_type, size, 6, {**config, **one}), found)
+    for value in BAD:
+        for name, arguments in (("codebook_size", (value, 6)), ("dim", (size, value))):
+            with pytest.raises(ValueError, match=name) as error:
+                make_quantizer(quantizer_type, *arguments, config)
+            told(name, value, str(error.value))
+
+
+@pytest.mark.parametrize("name", OURS["prior"])
+def test_configs_of_priors_refuse_what_is_no_number(name):
+    config_class = PRIORS[name].config_class
+    ours = [base for base in config_class.__mro__ if base.__module__.startswith("hf_vq")]
+    hints = {field: hint for base in reversed(ours) for field, hint in base.__annotations__.items()}
+    own = [field for field, hint in hints.items() if leaves(hint) & {int, float}]
+    found = [(field, value) for field in own for value in refused(hints[field])]
+    assert every_refusal(config_class, found) > 50
+    config = config_class(**NEEDED.get(name, {}))
+    with pytest.raises(ValueError, match="codebook_size must be an integer, got nan"):
+        config.codebook_size = math.nan  # set later
+    with pytest.raises(ValueError, match=r"code_shape\[1\] must be an integer, got nan"):
+        config_class(code_shape=(2, math.nan))
+
+
+@pytest.mark.parametrize("arguments_class", [AutoencoderTrainingArguments, PriorTrainingArguments])
+def test_training_arguments_refuse_what_is_no_number(arguments_class, tmp_path):
+    hints = get_type_hints(arguments_class)
+    found = [
+        (entry.name, value)
+        for entry in fields(arguments_class)
+        if entry.init and leaves(hints[entry.name]) & {int, float}
+        for value in refused(hints[entry.name])
+    ]
+    assert every_refusal(lambda **one: arguments_class(output_dir=str(tmp_path), **one), found) > 100
+
+
+@pytest.mark.parametrize("name", OURS["pipeline"])
+def test_calls_of_pipelines_refuse_what_is_no_number(name):
+    call = PIPELINES[name].__call__
+    found = [case for case in cases(call) if case[0] not in ("class_labels", "generator")]
+    assert every_refusal(lambda **one: call(None, **one), found) > 20  # nothing of the pipeline is looked at before
+
+
+@pytest.mark.parametrize("name", OURS["prior"])
+def test_calls_of_sample_refuse_what_is_no_number(name):
+    sample = PRIORS[name].sample
+    assert every_refusal(lambda **one: sample(None, **one), cases(sample)) > 10
+
+
+def test_sampling_options_refuse_what_is_no_number():
+    assert every_refusal(check_sampling_options, cases(check_sampling_options)) > 20
+    with pytest.raises(ValueError, match="temperature must be a finite number, got '3'"):
+        check_sampling_options("3")
+
+
+def test_a_users_classes_are_looked_at_by_their_annotations_alone():
+    class Untold(hf_vq.quantizers.VectorQuantizer):
+        quantizer_type = "untold"
+
+        def __init__(self, codebook_size, dim, *, sharpness=1, width: int = None, **options):  # noqa: RUF013
+            super().__init__(codebook_size, dim, **options)
+
+    Untold(8, 4, sharpness=0.5)
+    with pytest.raises(ValueError, match="sharpness must be finite, got nan"):
+        Untold(8, 4, sharpness=math.nan)
+    with pytest.raises(ValueError, match="width must be an integer, got 'wide'"):
+        Untold(8, 4, width="wide")
+    with pytest.raises(ValueError, match="dim must be an integer, got True"):
+        Untold(8, True)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "words"),
+    [
+        (int | tuple[int, ...], (3, math.nan), r"sizes\[1\] must be an integer, got nan"),
+        (float, 10**400, "sizes must be a finite number, got 1000"),
+        (float | None, "x", "sizes must be a finite number or None, got 'x'"),
+        (bool, "false", "sizes must be True or False, got 'false'"),
+        (dict | None, [1], r"sizes must be a mapping or None, got \[1\]"),
+        (torch.Tensor | None, math.nan, "sizes must be a Tensor or None, got nan"),
+        (str, ["mse"], r"sizes must be a string, got \['mse'\]"),
+    ],
+)
+def test_a_value_against_its_annotation(annotation, value, words):
+    with pytest.raises(ValueError, match=words):
+        check_argument("sizes", value, annotation)
+
+
+def test_what_fits_passes():
+    numpy = pytest.importorskip("numpy")
+    for annotation, value in (
+        (float, 3), (float, numpy.float32(0.5)), (int, numpy.int64(3)), (bool, numpy.bool_(True)), (bool, 0),
+        (int | tuple[int, ...], [3, 4]), (int | str, "nearest"), (torch.Tensor | None, numpy.zeros(2)), (dict, {}),
+    ):  # fmt: skip
+        check_argument("value", value, annotation)
+
+    @checked
+    def call(count: int, *more, **others):
+        return count
+
+    assert call(3, math.nan, other="x") == 3
+    with pytest.raises(TypeError, match="missing"):
+        call()
