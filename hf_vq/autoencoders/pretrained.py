@@ -100,7 +100,8 @@ class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # ty
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        path, base = pretrained_model_name_or_path, super()
+        path = pretrained_model_name_or_path
+        base: Any = super()
         with naming_unknown_types(path, kwargs.get("subfolder")):
             loaded: Any = base.from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded

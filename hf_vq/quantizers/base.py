@@ -75,6 +75,8 @@ class Quantizer(InferenceVerbs, nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         check_own(cls, "__init__")
+        if "detokenize" in vars(cls):  # one with a way of its own gets codes as the others do
+            cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
 
     @checked
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
@@ -89,11 +91,6 @@ class Quantizer(InferenceVerbs, nn.Module):
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "detokenize" in vars(cls):  # one with a way of its own gets codes as the others do
-            cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
 
     @classmethod
     def check_contract(cls) -> None:
@@ -223,7 +220,7 @@ class Quantizer(InferenceVerbs, nn.Module):
             The names that it filled. Loading refuses files that lack any other parameter or saved buffer.
         """
         for name in missing & {"nonfinite_rows", "_one"}:  # not saved: transformers leaves them without values
-            self._buffers[name].fill_(name == "_one")
+            getattr(self, name).fill_(name == "_one")
         return missing & {"nonfinite_rows", "_one"}
 
     def finish_loading(self, missing: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What quantizers with a learned codebook share: search, k-means start, statistics, loading."""
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -195,7 +196,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         """A codebook that was loaded has started, unless the file says that it had not, by codes that nothing uses."""
         use, self._pending = self._buffers.get("cluster_size"), None
         known = self.kmeans_init and use is not None and use.device.type != "meta"
-        self._loaded_unstarted = known and not use.any()
+        self._loaded_unstarted = known and not cast(torch.Tensor, use).any()
         self.initialized = not self._loaded_unstarted
         if self._loaded_unstarted:
             self._start_fresh()

@@ -234,7 +234,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         """Latents (batch, dim, *grid) to what the decoder ends in: the sample, or the parameters of its pixels."""
         return self.in_slices(partial(self.in_tiles, self.local_parts()[1]), latents)
 
-    def vectors(self, codes: torch.Tensor) -> torch.Tensor:
+    def vectors(self, codes: Any) -> torch.Tensor:
         return self.quantizer.detokenize(codes).to(self.dtype)
 
     def forward(self, sample: torch.Tensor, padding_mask: torch.Tensor | None = None) -> AutoencoderOutput:
