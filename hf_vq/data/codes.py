@@ -31,7 +31,7 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None) -
     former = {new: old for old, new in autoencoder.renamed_options().items()}  # a new name makes no other tokenizer
     config = {
         former.get(key, key): value
-        for key, value in dict(autoencoder.config).items()
+        for key, value in autoencoder.as_saved_config(dict(autoencoder.config)).items()
         if not key.startswith("_") and value != defaults.get(key, inspect.Parameter.empty)
     }  # an option that a later version adds changes nothing where it is at its default
     weights = hashlib.sha256()

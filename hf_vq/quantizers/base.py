@@ -10,6 +10,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import masked_mse, straight_through
 from hf_vq.quantizers.nearest import widest_float
 
@@ -50,6 +51,7 @@ class Quantizer(nn.Module):
         nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
             is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
+        fitted: moves and scales latents to where the codes lie (`FittedLatents`), or None.
 
     Class attributes:
         quantizer_type: the name in configs; `@register("my_type")` sets it.
@@ -66,6 +68,7 @@ class Quantizer(nn.Module):
     initialized = True
     codebook_updates = "forward"
     stock_compatible = False
+    fitted: FittedLatents | None
 
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
         super().__init__()
@@ -75,6 +78,7 @@ class Quantizer(nn.Module):
         self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
         self.project_in = nn.Identity() if code_dim is None else ExactLinear(dim, code_dim)
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
+        self.fitted = None
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
 
@@ -93,6 +97,22 @@ class Quantizer(nn.Module):
             getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
         ):
             raise TypeError(f"{cls.__name__} has a codebook to start, by its initialized: it must define _initialize")
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options whose default has changed, at the value that a saved config means which leaves them out.
+
+        New models write them into their config; `registry.with_changed_options` fills in what older ones lack.
+
+        Args:
+            options: the options that are given.
+        """
+        return {}
+
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        """Of a quantizer made of others: names of options that hold options of theirs, with their `quantizer_type`."""
+        return {}
 
     @property
     def bits_per_token(self) -> float:
@@ -123,7 +143,10 @@ class Quantizer(nn.Module):
             if finite is not None:
                 self.nonfinite_rows += (~finite).sum()
                 counted = finite if valid is None else valid & finite
-            quantized, codes, loss, losses = self._quantize(rows, valid, counted, latents.shape[0], **options)
+            fitted = self._fit(rows)
+            quantized, codes, loss, losses = self._quantize(fitted, valid, counted, latents.shape[0], **options)
+            if self.fitted is not None and self.training and self.codebook_updates != "off":
+                self.fitted.record(rows, counted, self.codebook_updates == "deferred")
             if finite is not None:
                 loss = torch.where(finite.all(), loss, torch.nan)
             quantized = to_grid(self.project_out(quantized), latents)
@@ -138,7 +161,7 @@ class Quantizer(nn.Module):
             rows, _, finite = self._rows(latents, padding_mask)
             if finite is not None and not finite.all():
                 raise RuntimeError(NONFINITE)
-            return self._code_grid(self._codes(rows, **options), latents)
+            return self._code_grid(self._codes(self._fit(rows), **options), latents)
 
     def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes to quantized latents (batch, dim, *grid).
@@ -167,7 +190,9 @@ class Quantizer(nn.Module):
             rows, valid, _ = self._rows(latents, padding_mask)
             if valid is not None and not valid.any():
                 raise ValueError("padding_mask is False everywhere: there is nothing that a codebook could start from")
-            return self._initialize(rows if valid is None else rows[valid])
+            rows = rows if valid is None else rows[valid]
+            fitted = self.fitted is not None and self.fitted.start(rows)
+            return self._initialize(self._fit(rows)) or fitted
 
     def mean_vector(self) -> torch.Tensor:
         """The average quantized latent, (dim,): what stands for a code that is not known."""
@@ -183,6 +208,8 @@ class Quantizer(nn.Module):
 
     def update_codebook(self) -> None:
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
+        if self.fitted is not None:
+            self.fitted.update()
 
     def resize(self, codebook_size: int) -> torch.Tensor:
         """Changes the number of codes; see `CodebookSurgery`."""
@@ -192,6 +219,8 @@ class Quantizer(nn.Module):
     def finish_loading(self, missing: list[str]) -> None:
         """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
         self.nonfinite_rows.zero_()  # transformers leaves buffers that are not saved uninitialised
+        if self.fitted is not None:
+            self.fitted.finish_loading()
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
@@ -218,6 +247,9 @@ class Quantizer(nn.Module):
 
     def _initialize(self, rows):
         raise NotImplementedError
+
+    def _fit(self, rows):
+        return rows if self.fitted is None else self.fitted(rows)
 
     def _rows(self, latents, padding_mask):
         """Projected rows, which of them are real, and off the CPU which are finite; None where all are."""

@@ -1,14 +1,24 @@
 """Residual quantization: every level quantizes what the levels before it left."""
 
-import torch
+import math
+from typing import Any
 
+import torch
+from torch import nn
+
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
-from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
+from hf_vq.quantizers.codebook import CodebookQuantizer
+from hf_vq.quantizers.composite import CompositeQuantizer
+from hf_vq.quantizers.finite_scalar import SPREADS
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import rotate, straight_through
 from hf_vq.quantizers.registry import level_types
 from hf_vq.registry import register
 
-LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp"}}
+LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp", "fit_latents": False}}
+LEVEL_SPREADS = {"finite_scalar": SPREADS["clamp"]}  # levels on a fixed grid, before which latents are fitted once
+SHARED_STARTS, SHARED_STEPS = 4, 10  # of k-means for a codebook that all levels share
 
 
 @register("residual")
@@ -16,7 +26,8 @@ class ResidualQuantizer(CompositeQuantizer):
     """RVQ (SoundStream, https://arxiv.org/abs/2107.03312, section III-C; RQ-VAE, https://arxiv.org/abs/2203.01941).
 
     Level i quantizes the residual z - sg[q_1 + ... + q_(i-1)], so that its commitment term reaches the encoder. The
-    quantized latent is the sum over levels, and its gradient passes straight to z. The loss is the mean over levels.
+    quantized latent is the sum over levels, and its gradient passes straight to z; where levels have a `code_dim` it
+    passes through their linear maps, which learn by it (DAC, https://arxiv.org/abs/2306.06546, section 3.2).
 
     Args:
         codebook_size: number of codes of each level.
@@ -26,13 +37,20 @@ class ResidualQuantizer(CompositeQuantizer):
             The grids of the third and fourth shrink from level to level; finite scalar levels are symmetric and
             bounded by "clamp".
         level_config: the options of a level's quantizer.
-        shared_codebook: one codebook for all levels. It is updated once a step, by what all levels saw.
+        shared_codebook: one codebook for all levels. It starts by k-means on what all levels see, and is updated once
+            a step by what all levels saw.
         update_each_level: update a shared codebook after each level, as RQ-VAE does: codes and latents of later levels
             then come from a codebook that has moved.
         level_dropout: probability that a training item uses only its first levels, a number drawn uniformly from 1 to
             `num_levels` (SoundStream, section III-D). The codes of the levels left out are -1.
         code_dim: width in which levels work; learned linear maps lead there and back where it is given.
         gradient: "straight_through", or "rotation" from z to the sum.
+        fit_latents: move and scale latents once, before the first level, to the size of the levels' grid; see
+            `FiniteScalarQuantizer`. None: where `level_type` is "finite_scalar". Configs that were saved without it
+            mean False.
+        loss_reduction: the loss is the "mean" over levels, so that each level's terms count 1 / `num_levels`, or their
+            "sum", as in SoundStream, EnCodec and DAC. RQ-VAE takes the mean. Where one weight (`beta` of 0.25) was
+            tuned for a sum, either sum or multiply `beta` by `num_levels`.
 
     Raises:
         ValueError: an argument out of its range; codes with more levels than `num_levels`.
@@ -53,6 +71,8 @@ class ResidualQuantizer(CompositeQuantizer):
         level_dropout: float = 0.0,
         code_dim: int | None = None,
         gradient: str = "straight_through",
+        fit_latents: bool | None = None,
+        loss_reduction: str = "mean",
     ):
         check_positive_int(num_levels=num_levels)
         check_choice(level_types(), level_type=level_type)
@@ -62,10 +82,33 @@ class ResidualQuantizer(CompositeQuantizer):
             raise ValueError("update_each_level=True is a way to update a shared codebook: it needs shared_codebook")
         parts = 1 if shared_codebook else num_levels
         level_config = {**LEVEL_DEFAULTS.get(level_type, {}), **(level_config or {})}
-        super().__init__(codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim)
+        super().__init__(
+            codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim, loss_reduction
+        )
         self.num_levels, self.level_dropout, self.gradient = num_levels, level_dropout, gradient
+        if level_config.get("fit_latents") and level_type in LEVEL_SPREADS:
+            raise ValueError("level_config: fit_latents is an option of the residual quantizer, which fits them once")
+        if fit_latents and level_type not in LEVEL_SPREADS:
+            raise ValueError(f"fit_latents needs a level_type of {sorted(LEVEL_SPREADS)}, got {level_type!r}")
+        if level_type in LEVEL_SPREADS and not isinstance(self.levels[0].project_out, nn.Identity):
+            raise ValueError(
+                f"code_dim must be {self.levels[0].code_dim}, one channel for each of the levels' grid, "
+                f"got code_dim={code_dim} and latents of {dim} channels"
+            )
+        if level_type in LEVEL_SPREADS and fit_latents is not False:
+            self.fitted = FittedLatents(self.code_dim, LEVEL_SPREADS[level_type])
         self.gathers = shared_codebook and not update_each_level
         self.codebook_updates = "forward"
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Latents were not fitted."""
+        return {"fit_latents": False} if options.get("level_type") in LEVEL_SPREADS else {}
+
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        level_type = options.get("level_type", "ema")
+        return {} if level_type in LEVEL_DEFAULTS else {"level_config": level_type}  # those stay as they are
 
     @property
     def codebook_updates(self) -> str:
@@ -86,7 +129,7 @@ class ResidualQuantizer(CompositeQuantizer):
         count = self._check_count(num_levels)
         depth = self._draw_depth(rows.shape[0], batch_size, rows.device)
         rows = self.levels[0].residual_input(rows)
-        total, outputs = torch.zeros_like(rows), []
+        total, learned, outputs = torch.zeros_like(rows), torch.zeros_like(rows), []
         for index in range(count):
             level, scale = self._level(index)
             mask = counted
@@ -94,16 +137,24 @@ class ResidualQuantizer(CompositeQuantizer):
                 used = index < depth
                 mask = used if counted is None else counted & used
             output = level((rows - total) / scale, mask)
-            quantized = output.latents.detach() * scale
+            quantized = output.latents * scale
             if depth is not None:
                 quantized = torch.where(used[:, None], quantized, 0)
                 output.codes = torch.where(used, output.codes, -1)
-            total = total + quantized
+            learned, total = learned + quantized, total + quantized.detach()
             outputs.append(output)
         if self.training and self.gathers and self.codebook_updates == "forward":
             self.update_codebook()
-        passed = (rotate if self.gradient == "rotation" else straight_through)(rows, total)
-        return passed, torch.stack([output.codes for output in outputs], dim=1), *mean_losses(outputs)
+        codes = torch.stack([output.codes for output in outputs], dim=1)
+        return self._pass_gradient(rows, total, learned), codes, *self._reduce_losses(outputs)
+
+    def _pass_gradient(self, rows, total, learned):
+        """The sum over levels with its gradient: to z, and to the linear maps of the levels where they have some."""
+        projected = not isinstance(self.levels[0].project_out, nn.Identity)
+        if self.gradient == "rotation":
+            passed = rotate(rows, total)
+            return passed + (learned - learned.detach()) if projected else passed
+        return straight_through(learned if projected else rows, total)
 
     def _codes(self, rows, num_levels=None):
         rows = self.levels[0].residual_input(rows)
@@ -129,11 +180,40 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def _initialize(self, rows):
         rows, started = self.levels[0].residual_input(rows), False
+        if len(self.levels) < self.num_levels and isinstance(self.levels[0], CodebookQuantizer):
+            return self._initialize_shared(rows)
         for index in range(self.num_levels):
             level, scale = self._level(index)
             started |= level.initialize(rows / scale)
             rows = rows - level.detokenize(level.tokenize(rows / scale)) * scale
         return started
+
+    def _initialize_shared(self, rows):
+        """K-means on what all levels see: of several starts from codes of all lengths, the one that leaves least.
+
+        (Started from the first level's latents alone, no code would be as small as the residuals of later levels.)
+        """
+        level, least, best = self.levels[0], math.inf, None
+        if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
+            return False
+        for _ in range(SHARED_STARTS):
+            level.scatter(rows)
+            for _ in range(SHARED_STEPS):
+                level.refine(torch.cat(self._residuals(rows)[:-1]))
+                left = sum_over_processes(self._residuals(rows)[-1].square().sum()).item()
+                if best is None or left < least:
+                    least, best = left, {name: tensor.clone() for name, tensor in level.state_dict().items()}
+        level.load_state_dict(best)
+        return True
+
+    def _residuals(self, rows):
+        """What each level gets, and what the last leaves: tensors of (n, dim)."""
+        residuals = [rows]
+        for index in range(self.num_levels):
+            level, scale = self._level(index)
+            codes = level.tokenize(residuals[-1] / scale)
+            residuals.append(residuals[-1] - level.detokenize(codes) * scale)
+        return residuals
 
     def _draw_depth(self, rows, batch_size, device):
         """Levels that each row uses, (rows,); None where all use all."""
