@@ -1,4 +1,4 @@
-"""Whatever is trained starts: gradients reach every encoder and every parameter, and grids of codes fit the latents."""
+"""Whatever is trained starts: gradients reach every encoder and parameter, and grids of codes fit the latents."""
 
 import json
 
@@ -115,7 +115,8 @@ def nested():
             )  # fmt: skip
         found[f"product {name}"] = (size, 8, "product", {"group_type": kind, "group_config": config})
         found[f"product product {name}"] = (
-            size, 16, "product", {"group_type": "product", "group_config": {"group_type": kind, "group_config": config}},
+            size, 16, "product",
+            {"group_type": "product", "group_config": {"group_type": kind, "group_config": config}},
         )  # fmt: skip
     return found
 
@@ -145,9 +146,9 @@ def test_maps_of_the_levels_learn_the_reconstruction(level_type):
     """DAC's recipe: eight levels, each of few channels, trained by what the sum of the levels misses."""
     torch.manual_seed(0)
     levels = {"num_levels": 3, "level_type": level_type, "level_config": {"code_dim": 2}}
-    quantizer, data = make_quantizer("residual", 8, 6, levels).train(), torch.randn(64, 6, 4)
+    quantizer, data = make_quantizer("residual", 8, 6, levels).train(), torch.randn(32, 6, 4)
     optimizer, errors = torch.optim.Adam(quantizer.parameters(), 1e-2), []
-    for _ in range(150):
+    for _ in range(80):
         output = quantizer(data)
         errors.append((output.latents - data).square().mean())
         (errors[-1] + output.loss).backward()
@@ -173,10 +174,11 @@ def test_fitted_latents_follow_the_mean_and_the_spread():
     real = first[:, :, :4].movedim(1, 2).reshape(-1, 2)
     torch.testing.assert_close(quantizer.fitted.mean, real.mean(0))
     torch.testing.assert_close(quantizer.fitted.variance, real.var(0, unbiased=False))
-    for _ in range(500):
+    quantizer.fitted.decay = 0.9
+    for _ in range(200):
         quantizer(torch.randn(64, 2, 8) * 0.1 - 2)
-    torch.testing.assert_close(quantizer.fitted.mean, torch.full((2,), -2.0), atol=0.1, rtol=0)
-    torch.testing.assert_close(quantizer.fitted.variance.sqrt(), torch.full((2,), 0.1), atol=0.2, rtol=0)
+    torch.testing.assert_close(quantizer.fitted.mean, torch.full((2,), -2.0), atol=0.02, rtol=0)
+    torch.testing.assert_close(quantizer.fitted.variance.sqrt(), torch.full((2,), 0.1), atol=0.02, rtol=0)
     before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     quantizer.eval()(first)
     quantizer.train()(first, torch.zeros_like(mask))
@@ -250,9 +252,9 @@ def test_options_that_have_no_place_are_refused():
     level = {"level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4], "fit_latents": True}}
     with pytest.raises(ValueError, match="level_config: fit_latents"):
         make_quantizer("residual", 16, 2, level)
-    with pytest.raises(ValueError, match="fit_latents needs a level_type .*got 'ema'"):
+    with pytest.raises(ValueError, match=r"fit_latents needs levels .*got 'ema'"):
         make_quantizer("residual", 16, 2, {"fit_latents": True})
-    with pytest.raises(ValueError, match="code_dim must be 2, .*got code_dim=None and latents of 6 channels"):
+    with pytest.raises(ValueError, match=r"code_dim must be 2, .*got code_dim=None and latents of 6 channels"):
         make_quantizer("residual", 16, 6, {"level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4]}})
 
 
@@ -279,13 +281,13 @@ def test_cut_off_latents_keep_their_codes_when_quantized_again(levels, fit_laten
 
 
 def clustered(seed):
-    """Clusters of clusters of clusters, and a source of 1,024 latents (1,024, 8, 1)."""
+    """Clusters of clusters of clusters, and a source of 512 latents (512, 8, 1)."""
     torch.manual_seed(seed)
     sizes = [size * torch.randn(8, 8) for size in (1.0, 0.3, 0.1)]
 
     def draw():
-        vectors = sum(centres[torch.randint(0, 8, (1024,))] for centres in sizes)
-        return (vectors + 0.02 * torch.randn(1024, 8))[..., None]
+        vectors = sum(centres[torch.randint(0, 8, (512,))] for centres in sizes)
+        return (vectors + 0.02 * torch.randn(512, 8))[..., None]
 
     return draw
 
@@ -297,12 +299,12 @@ def test_a_shared_codebook_starts_from_what_all_levels_see(level_type):
         levels = {"num_levels": 3, "shared_codebook": True, "level_type": level_type}
         config = {**levels, "level_config": {"kmeans_init": kmeans_init}}
         quantizer = make_quantizer("residual", 16, 8, config).train()
-        for _ in range(50 if level_type == "ema" else 1):
+        for _ in range(20 if level_type == "ema" else 1):
             quantizer(draw())
         latents = draw()
         return ((quantizer.eval()(latents).latents - latents).square().mean() / latents.var()).item()
 
-    started, random = (sum(error(seed, each) for seed in range(3)) / 3 for each in (True, False))
+    started, random = (sum(error(seed, each) for seed in range(2)) / 2 for each in (True, False))
     assert started < 0.03
     assert started < 0.7 * random
 
@@ -323,7 +325,7 @@ def test_the_loss_of_several_levels(composite):
     parts = 3 if composite == "residual" else 2
     torch.testing.assert_close(total.loss, parts * mean.loss)
     torch.testing.assert_close(total.losses["commitment"], parts * mean.losses["commitment"])
-    with pytest.raises(ValueError, match="loss_reduction must be one of .*got 'max'"):
+    with pytest.raises(ValueError, match=r"loss_reduction must be one of .*got 'max'"):
         make_quantizer(composite, 8, 4, {"loss_reduction": "max"})
 
 

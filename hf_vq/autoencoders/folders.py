@@ -125,7 +125,7 @@ class SavedFolder(SingleFileMixin, PushMixin, ModelHost):
 
     @classmethod
     def with_written_options(cls, config: dict[str, Any], earlier: bool) -> dict[str, Any]:
-        """A config with all options of the quantizer whose defaults have changed, at the earlier or the present one."""
+        """A config with the options of the quantizer whose defaults have changed, at the earlier or present one."""
         return cls._with_quantizer_config(config, partial(with_changed_options, earlier=earlier))
 
     @classmethod

@@ -52,6 +52,7 @@ class Quantizer(nn.Module):
             is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
         fitted: moves and scales latents to where the codes lie (`FittedLatents`), or None.
+        latent_spreads: of a fixed grid, the standard deviation of each channel that it is made for, or None.
 
     Class attributes:
         quantizer_type: the name in configs; `@register("my_type")` sets it.
@@ -68,6 +69,7 @@ class Quantizer(nn.Module):
     initialized = True
     codebook_updates = "forward"
     stock_compatible = False
+    latent_spreads: Any = None
     fitted: FittedLatents | None
 
     def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):

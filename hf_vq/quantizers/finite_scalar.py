@@ -12,7 +12,6 @@ from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import straight_through
 from hf_vq.registry import register
 
-SPREADS = {"tanh": 1.0, "clamp": 0.5}  # standard deviation that fitted latents get before each bound
 _EDGE = 1e-3  # the outermost levels are reached a little before tanh's limit
 
 
@@ -32,10 +31,10 @@ class FiniteScalarQuantizer(Quantizer):
             (https://arxiv.org/abs/2411.19842, section 3.2).
         bound: "tanh" squashes channels into the levels' range; "clamp" cuts them off there, so that values within
             keep their place: for levels of a residual quantizer. It needs `preserve_symmetry`.
-        fit_latents: the bound gets latents with zero mean and a standard deviation of 1 (of 0.5 with "clamp"), by
-            their running moments (`FittedLatents`), so that codes differ from the first step; the middle of an even
-            number of levels is then at 0. Without it few levels never start, since an encoder's first latents are
-            small. Configs that were saved without it mean False.
+        fit_latents: the bound gets latents with zero mean and a standard deviation of 1 (of half the grid's reach with
+            "clamp"), by their running moments (`FittedLatents`), so that codes differ from the first step; the middle
+            of an even number of levels is then at 0. Without it few levels never start, since an encoder's first
+            latents are small. Configs that were saved without it mean False.
 
     Raises:
         ValueError: levels that are missing, too few, or not `codebook_size` together.
@@ -58,7 +57,7 @@ class FiniteScalarQuantizer(Quantizer):
                 f"levels_per_dim={list(levels_per_dim)} makes {math.prod(levels_per_dim)} codes, "
                 f"but codebook_size is {codebook_size}"
             )
-        check_choice(SPREADS, bound=bound)
+        check_choice(("tanh", "clamp"), bound=bound)
         if bound == "clamp" and not preserve_symmetry:
             raise ValueError("bound='clamp' needs preserve_symmetry=True: else the levels do not span [-1, 1]")
         channels = len(levels_per_dim)
@@ -66,7 +65,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.levels_per_dim, self.preserve_symmetry = tuple(levels_per_dim), preserve_symmetry
         self.bound = bound
         if fit_latents:
-            self.fitted = FittedLatents(channels, SPREADS[bound])
+            self.fitted = FittedLatents(self.latent_spreads)
 
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +75,13 @@ class FiniteScalarQuantizer(Quantizer):
     @property
     def initialized(self) -> bool:
         return self.fitted is None or self.fitted.started
+
+    @property
+    def latent_spreads(self) -> tuple[float, ...]:
+        """Standard deviation of each channel for which its levels are made."""
+        if self.bound == "tanh":
+            return (1.0,) * len(self.levels_per_dim)
+        return tuple(0.5 * count / (count - 1) for count in self.levels_per_dim)  # the outermost cells end at twice it
 
     @property
     def _levels(self):

@@ -1,5 +1,7 @@
 """Latents moved and scaled to where a fixed grid of codes lies."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -16,8 +18,7 @@ class FittedLatents(nn.Module):
     are those of the first training batch, then follow the latents as an EMA codebook does, summed over processes.
 
     Args:
-        channels: width of the rows.
-        spread: standard deviation that the rows get, above 0.
+        spreads: standard deviation that each channel gets, above 0.
         decay: of the running moments, in [0, 1].
 
     Attributes:
@@ -30,23 +31,25 @@ class FittedLatents(nn.Module):
     variance: torch.Tensor
     steps: torch.Tensor
 
-    def __init__(self, channels: int, spread: float, decay: float = 0.99):
+    def __init__(self, spreads: Sequence[float], decay: float = 0.99):
         super().__init__()
-        self.spread, self.decay, self.started = spread, decay, False
-        self.register_buffer("mean", torch.zeros(channels, dtype=torch.float32))
-        self.register_buffer("variance", torch.full((channels,), spread**2, dtype=torch.float32))
+        self.spreads, self.decay, self.started = tuple(spreads), decay, False
+        self.register_buffer("mean", torch.zeros(len(self.spreads), dtype=torch.float32))
+        self.register_buffer("variance", torch.tensor(self.spreads, dtype=torch.float32).square())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._pending: torch.Tensor | None = None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (n, channels) with about zero mean and standard deviation `spread`."""
-        before = (rows - self.mean.clone()) / self.variance.clamp_min(_LEAST_VARIANCE).sqrt()  # updates are in place
-        return (before * self.spread).to(rows.dtype)
+        """Rows (n, channels) with about zero mean and the standard deviations `spreads`."""
+        return ((rows - self.mean.clone()) / self._unit()).to(rows.dtype)  # a clone, since updates are in place
 
     def inverse(self, rows: torch.Tensor) -> torch.Tensor:
         """Fitted rows (n, channels) back to where the latents are."""
-        deviation = self.variance.clamp_min(_LEAST_VARIANCE).sqrt()
-        return (rows * (deviation / self.spread) + self.mean).to(rows.dtype)
+        return (rows * self._unit() + self.mean.clone()).to(rows.dtype)
+
+    def _unit(self):
+        """What 1 of the fitted rows is in the latents, (channels,)."""
+        return self.variance.clamp_min(_LEAST_VARIANCE).sqrt() / self.variance.new_tensor(self.spreads)
 
     @torch.no_grad()
     def start(self, rows: torch.Tensor) -> bool:
@@ -100,11 +103,11 @@ class FittedLatents(nn.Module):
         mixed = (1 - share) * self.variance + share * variance + share * (1 - share) * step.square()
         self.mean.copy_(self.mean + share * step)
         self.variance.copy_(mixed.clamp_min(0))
-        self.steps += 1
+        self.steps += (count > 0).any()
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
         self.finish_loading()
 
     def extra_repr(self) -> str:
-        return f"spread={self.spread}"
+        return f"spreads={self.spreads}"

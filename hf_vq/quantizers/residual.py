@@ -10,14 +10,12 @@ from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
 from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.composite import CompositeQuantizer
-from hf_vq.quantizers.finite_scalar import SPREADS
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import rotate, straight_through
 from hf_vq.quantizers.registry import level_types
-from hf_vq.registry import register
+from hf_vq.registry import QUANTIZERS, register
 
 LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp", "fit_latents": False}}
-LEVEL_SPREADS = {"finite_scalar": SPREADS["clamp"]}  # levels on a fixed grid, before which latents are fitted once
 SHARED_STARTS, SHARED_STEPS = 4, 10  # of k-means for a codebook that all levels share
 
 
@@ -86,24 +84,34 @@ class ResidualQuantizer(CompositeQuantizer):
             codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim, loss_reduction
         )
         self.num_levels, self.level_dropout, self.gradient = num_levels, level_dropout, gradient
-        if level_config.get("fit_latents") and level_type in LEVEL_SPREADS:
-            raise ValueError("level_config: fit_latents is an option of the residual quantizer, which fits them once")
-        if fit_latents and level_type not in LEVEL_SPREADS:
-            raise ValueError(f"fit_latents needs a level_type of {sorted(LEVEL_SPREADS)}, got {level_type!r}")
-        if level_type in LEVEL_SPREADS and not isinstance(self.levels[0].project_out, nn.Identity):
-            raise ValueError(
-                f"code_dim must be {self.levels[0].code_dim}, one channel for each of the levels' grid, "
-                f"got code_dim={code_dim} and latents of {dim} channels"
-            )
-        if level_type in LEVEL_SPREADS and fit_latents is not False:
-            self.fitted = FittedLatents(self.code_dim, LEVEL_SPREADS[level_type])
+        self._fit_once(fit_latents, level_type, level_config)
         self.gathers = shared_codebook and not update_each_level
         self.codebook_updates = "forward"
+
+    def _fit_once(self, fit_latents, level_type, level_config):
+        """Fits latents before the first of levels that lie on a fixed grid, unless `fit_latents` is False."""
+        level = self.levels[0]
+        spreads = level.latent_spreads
+        if spreads is None and fit_latents:
+            raise ValueError(f"fit_latents needs levels on a fixed grid, as of 'finite_scalar'; got {level_type!r}")
+        if spreads is None:
+            return
+        if level_config.get("fit_latents"):
+            raise ValueError("level_config: fit_latents is an option of the residual quantizer, which fits them once")
+        if not isinstance(level.project_out, nn.Identity):
+            given = None if isinstance(self.project_in, nn.Identity) else self.code_dim
+            raise ValueError(
+                f"code_dim must be {level.code_dim}, one channel for each of the levels' grid, got code_dim={given} "
+                f"and latents of {self.dim} channels"
+            )
+        if fit_latents is not False:
+            self.fitted = FittedLatents(spreads)
 
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Latents were not fitted."""
-        return {"fit_latents": False} if options.get("level_type") in LEVEL_SPREADS else {}
+        level_class = QUANTIZERS.get(options.get("level_type", "ema"))
+        return {} if getattr(level_class, "latent_spreads", None) is None else {"fit_latents": False}
 
     @classmethod
     def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
@@ -198,9 +206,11 @@ class ResidualQuantizer(CompositeQuantizer):
             return False
         for _ in range(SHARED_STARTS):
             level.scatter(rows)
+            residuals = self._residuals(rows)
             for _ in range(SHARED_STEPS):
-                level.refine(torch.cat(self._residuals(rows)[:-1]))
-                left = sum_over_processes(self._residuals(rows)[-1].square().sum()).item()
+                level.refine(torch.cat(residuals[:-1]))
+                residuals = self._residuals(rows)
+                left = sum_over_processes(residuals[-1].square().sum()).item()
                 if best is None or left < least:
                     least, best = left, {name: tensor.clone() for name, tensor in level.state_dict().items()}
         level.load_state_dict(best)
