@@ -99,9 +99,8 @@ class FiniteScalarQuantizer(Quantizer):
     @torch.no_grad()
     def mean_vector(self) -> torch.Tensor:
         """The middle of the grid, (dim,)."""
-        if not self._keeps_place:
-            return super().mean_vector()
-        return self.project_out(self.fitted.mean[None])[0]
+        place = self._place
+        return super().mean_vector() if place is None else self.project_out(place.mean[None])[0]
 
     def squash(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (n, channels) in level units: rounding gives level - L // 2, or the level where symmetric."""
@@ -146,8 +145,9 @@ class FiniteScalarQuantizer(Quantizer):
         if not self.preserve_symmetry:
             return bounded / (self._levels // 2)
         values = bounded * 2 / (self._levels - 1) - 1
-        return self.fitted.inverse(values) if self._keeps_place else values
+        return values if self._place is None else self._place.inverse(values)
 
     @property
-    def _keeps_place(self):
-        return self.fitted is not None and self.bound == "clamp"
+    def _place(self) -> FittedLatents | None:
+        """Where values lie that keep their place."""
+        return self.fitted if self.bound == "clamp" else None

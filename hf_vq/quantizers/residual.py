@@ -12,6 +12,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.composite import CompositeQuantizer
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import rotate, straight_through
+from hf_vq.quantizers.nearest import widest_float
 from hf_vq.quantizers.registry import level_types
 from hf_vq.registry import QUANTIZERS, register
 
@@ -47,8 +48,8 @@ class ResidualQuantizer(CompositeQuantizer):
             `FiniteScalarQuantizer`. None: where `level_type` is "finite_scalar". Configs that were saved without it
             mean False.
         loss_reduction: the loss is the "mean" over levels, so that each level's terms count 1 / `num_levels`, or their
-            "sum", as in SoundStream, EnCodec and DAC. RQ-VAE takes the mean. Where one weight (`beta` of 0.25) was
-            tuned for a sum, either sum or multiply `beta` by `num_levels`.
+            "sum", as in SoundStream, EnCodec and DAC. RQ-VAE takes the mean.
+            A `beta` that was tuned for a sum needs the sum.
 
     Raises:
         ValueError: an argument out of its range; codes with more levels than `num_levels`.
@@ -208,10 +209,10 @@ class ResidualQuantizer(CompositeQuantizer):
             level.scatter(rows)
             residuals = self._residuals(rows)
             for _ in range(SHARED_STEPS):
-                level.refine(torch.cat(residuals[:-1]))
+                level.refine(torch.stack(residuals[:-1], dim=1).flatten(0, 1))  # ordered as by one process
                 residuals = self._residuals(rows)
-                left = sum_over_processes(residuals[-1].square().sum()).item()
-                if best is None or left < least:
+                left = sum_over_processes(residuals[-1].square().sum(dtype=widest_float(rows.device))).item()
+                if best is None or left < least * (1 - 1e-6):  # not by rounding
                     least, best = left, {name: tensor.clone() for name, tensor in level.state_dict().items()}
         level.load_state_dict(best)
         return True
