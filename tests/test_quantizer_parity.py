@@ -220,7 +220,10 @@ def test_lucidrains_finite_scalar(case):
     size = torch.tensor(levels).prod().item()
     quantizer, symmetric = (
         make_quantizer(
-            "finite_scalar", size, latents.shape[1], {"levels_per_dim": levels, "preserve_symmetry": symmetric}
+            "finite_scalar",
+            size,
+            latents.shape[1],
+            {"levels_per_dim": levels, "preserve_symmetry": symmetric, "fit_latents": False},
         )
         for symmetric in (False, True)
     )
@@ -244,7 +247,7 @@ def test_lucidrains_residual_finite_scalar():
     levels = options["levels"]
     config = {
         "num_levels": options["num_quantizers"], "level_type": "finite_scalar", "code_dim": len(levels),
-        "level_config": {"levels_per_dim": levels},
+        "level_config": {"levels_per_dim": levels}, "fit_latents": False,
     }  # fmt: skip
     quantizer = make_quantizer("residual", torch.tensor(levels).prod().item(), options["dim"], config)
     quantizer.load_state_dict(weights)

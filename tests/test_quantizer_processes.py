@@ -52,6 +52,7 @@ STATISTICS = {
     "vector": ("vector", 24, RESTARTING),
     "ema": ("ema", 24, RESTARTING),
     "residual cosine": ("residual", 24, {"num_levels": 2, "level_config": {**RESTARTING, "normalize": True}}),
+    "finite_scalar": ("finite_scalar", 192, {"levels_per_dim": [4, 3, 2, 2, 2, 2]}),
     "product of shared residuals": (
         "product", 16, {"group_type": "residual",
                         "group_config": {"num_levels": 2, "shared_codebook": True, "level_config": RESTARTING}},

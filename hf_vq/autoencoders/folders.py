@@ -1,11 +1,13 @@
 """Saved folders of autoencoders, which diffusers and transformers both read."""
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -21,6 +23,7 @@ from hf_vq.arguments import check_arguments
 from hf_vq.hosts import ModelHost
 from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
+from hf_vq.quantizers.registry import with_changed_options, without_earlier_options
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import warn_renamed, warn_user, with_new_names
 from hf_vq.saved import check_class, check_folder
@@ -28,6 +31,7 @@ from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
 from hf_vq.weights import CheckedWeights, buffer_names, check_loaded, check_save_options, derive, listed, missing_names
 
+SAVED_IN_CONFIGS = ("_class_name", "_diffusers_version", "_hf_vq_version", "transformers_version")  # one at least
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 HUB_ARGUMENTS = (*PROCESSOR_ARGUMENTS, "proxies")
 AVERAGE = {
@@ -206,11 +210,42 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         return getattr(cls.__init__, "renamed_options", {})
 
     @classmethod
+    def as_new_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """A config with all options of the quantizer whose defaults have changed: a saved one means the earlier."""
+        saved = any(name in config for name in SAVED_IN_CONFIGS)
+        return cls.with_written_options(config, earlier=saved)
+
+    @classmethod
+    def with_written_options(cls, config: dict[str, Any], earlier: bool) -> dict[str, Any]:
+        """A config with the options of the quantizer whose defaults have changed, at the earlier or present one."""
+        return cls._with_quantizer_config(config, partial(with_changed_options, earlier=earlier))
+
+    @classmethod
+    def as_saved_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """A config as folders hold it: without options of the quantizer that are at an earlier version's default."""
+        return cls._with_quantizer_config(config, without_earlier_options)
+
+    @classmethod
+    def _with_quantizer_config(cls, config, change):
+        option = inspect.signature(cls.__init__).parameters.get("quantizer_config")
+        if option is None:
+            return config
+        given = config.get("quantizer_config")
+        changed = change(config.get("quantizer_type", cls._default_quantizer_type()), given)
+        return config if changed == given else {**config, "quantizer_config": changed}
+
+    @classmethod
+    def _default_quantizer_type(cls):
+        option = inspect.signature(cls.__init__).parameters.get("quantizer_type")
+        return None if option is None else option.default
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """As diffusers; a folder may have options under their old names."""
         config_dict, kwargs = (
             with_new_names(values, cls.renamed_options(), cls.__name__) for values in (config_dict, kwargs)
         )
+        config_dict = cls.as_new_config(config_dict)
         return super().extract_init_dict(config_dict, **kwargs)
 
     def register_to_config(self, **kwargs: Any) -> None:
@@ -219,6 +254,8 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         for base in type(self).__mro__:  # the arguments are the config, whichever class of a family takes them
             if isinstance(vars(base).get("__init__"), FunctionType):
                 check_arguments(vars(base)["__init__"], values)
+        if "quantizer_config" in values:
+            values = self.with_written_options(values, earlier=False)
         super().register_to_config(**values)
         if renamed:
             vars(self)["_internal_dict"] = RenamedConfig(self.config, renamed, owner)
@@ -264,7 +301,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
 
     def to_json_string(self) -> str:
         """The config, with what stock libraries need to read the same folder (diffusers drops those keys silently)."""
-        config = json.loads(super().to_json_string())
+        config = self.as_saved_config(json.loads(super().to_json_string()))
         config.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
         name = type(self).__name__
         classes = {"AutoConfig": f"{name}Config"}

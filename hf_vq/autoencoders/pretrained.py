@@ -41,6 +41,12 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
                 if getattr(self, name) != getattr(type(self), name):
                     raise ValueError(f"{type(self).__name__}: {old} and {name} are one option, got both")
                 setattr(self, name, given.pop(name))
+        if self.autoencoder_class and hasattr(self, "quantizer_config"):
+            fields = {
+                name: getattr(self, name) for name in ("quantizer_type", "quantizer_config") if hasattr(self, name)
+            }
+            written = self.autoencoder_class.with_written_options(fields, earlier=False)
+            self.quantizer_config = written["quantizer_config"]
         super().__post_init__(**given)
 
     @classmethod
@@ -48,6 +54,8 @@ class AutoencoderConfig(HubConfigMixin, PreTrainedConfig):
         """As transformers; the dict and the keywords over it may have old names, but no option both."""
         renamed = cls.autoencoder_class.renamed_options() if cls.autoencoder_class else {}
         config_dict = with_new_names(config_dict, renamed, cls.__name__)
+        if cls.autoencoder_class:
+            config_dict = cls.autoencoder_class.as_new_config(config_dict)
         return super().from_dict(config_dict, **with_new_names(kwargs, renamed, cls.__name__))
 
     def update(self, config_dict: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def _options(autoencoder):
     """The config without what is at its default: an option that a later version adds changes nothing there."""
     defaults = {name: option.default for name, option in inspect.signature(type(autoencoder)).parameters.items()}
     former = {new: old for old, new in autoencoder.renamed_options().items()}  # a new name makes no other tokenizer
-    config = {key: _as_saved(value) for key, value in dict(autoencoder.config).items()}
+    config = {key: _as_saved(value) for key, value in autoencoder.as_saved_config(dict(autoencoder.config)).items()}
     return {
         former.get(key, key): value
         for key, value in config.items()

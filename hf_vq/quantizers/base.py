@@ -14,6 +14,7 @@ from hf_vq.arguments import check_own, checked
 from hf_vq.grids import as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import masked_mse, straight_through, widened
 from hf_vq.quantizers.nearest import widest_float
 
@@ -54,6 +55,8 @@ class Quantizer(InferenceVerbs, nn.Module):
         nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
             is NaN and the statistics leave them out; on the CPU they raise a RuntimeError.
         stock_compatible: whether diffusers' own quantizer gives the same codes from `embedding.weight` alone.
+        fitted: moves and scales latents to where the codes lie (`FittedLatents`), or None.
+        latent_spreads: of a fixed grid, the standard deviation of each channel that it is made for, or None.
 
     Class attributes:
         quantizer_type: the name in configs; `@register("my_type")` sets it.
@@ -71,6 +74,8 @@ class Quantizer(InferenceVerbs, nn.Module):
     initialized = True
     codebook_updates = "forward"
     stock_compatible = False
+    latent_spreads: Any = None
+    fitted: FittedLatents | None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -89,6 +94,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
         self.project_in = nn.Identity() if code_dim is None else ExactLinear(dim, code_dim)
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
+        self.fitted = None
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
 
@@ -107,6 +113,22 @@ class Quantizer(InferenceVerbs, nn.Module):
             getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
         ):
             raise TypeError(f"{cls.__name__} has a codebook to start, by its initialized: it must define _initialize")
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Options whose default has changed, at the value that a saved config means which leaves them out.
+
+        New models write them into their config; `registry.with_changed_options` fills in what older ones lack.
+
+        Args:
+            options: the options that are given.
+        """
+        return {}
+
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        """Of a quantizer made of others: names of options that hold options of theirs, with their `quantizer_type`."""
+        return {}
 
     @property
     def bits_per_token(self) -> float:
@@ -142,7 +164,10 @@ class Quantizer(InferenceVerbs, nn.Module):
             if finite is not None:
                 self.nonfinite_rows += (~finite).sum()
                 counted = finite if valid is None else valid & finite
-            quantized, codes, loss, losses = self._quantize(rows, valid, counted, latents.shape[0], **options)
+            fitted = self._fit(rows)
+            quantized, codes, loss, losses = self._quantize(fitted, valid, counted, latents.shape[0], **options)
+            if self.fitted is not None and self.training and self.codebook_updates != "off":
+                self.fitted.record(rows, counted, self.codebook_updates == "deferred")
             if finite is not None:
                 loss = torch.where(finite.all(), loss, torch.nan)
             quantized = to_grid(self.project_out(quantized), latents)
@@ -157,7 +182,7 @@ class Quantizer(InferenceVerbs, nn.Module):
             rows, _, finite = self._rows(latents, padding_mask)
             if finite is not None and not finite.all():
                 raise RuntimeError(NONFINITE)
-            return self._code_grid(self._codes(rows, **options), latents)
+            return self._code_grid(self._codes(self._fit(rows), **options), latents)
 
     def detokenize(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes, of any integer type, to quantized latents (batch, dim, *grid).
@@ -186,7 +211,9 @@ class Quantizer(InferenceVerbs, nn.Module):
             rows, valid, _ = self._rows(latents, padding_mask)
             if valid is not None and not valid.any():
                 raise ValueError("padding_mask is False everywhere: there is nothing that a codebook could start from")
-            return self._initialize(rows if valid is None else rows[valid])
+            rows = rows if valid is None else rows[valid]
+            fitted = self.fitted is not None and self.fitted.start(rows)
+            return self._initialize(self._fit(rows)) or fitted
 
     def mean_vector(self) -> torch.Tensor:
         """The average quantized latent, (dim,): what stands for a code that is not known."""
@@ -202,6 +229,8 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     def update_codebook(self) -> None:
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
+        if self.fitted is not None:
+            self.fitted.update()
 
     def resize(self, codebook_size: int) -> torch.Tensor:
         """Changes the number of codes; see `CodebookSurgery`."""
@@ -225,6 +254,8 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     def finish_loading(self, missing: list[str]) -> None:
         """Called after a checkpoint was loaded and completed, with the names of this quantizer's tensors it lacked."""
+        if self.fitted is not None:
+            self.fitted.finish_loading()
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
@@ -251,6 +282,9 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     def _initialize(self, rows):
         raise NotImplementedError
+
+    def _fit(self, rows):
+        return rows if self.fitted is None else self.fitted(rows)
 
     def _rows(self, latents, padding_mask):
         """Projected rows, which of them are real, and off the CPU which are finite; None where all are."""

@@ -8,9 +8,10 @@ from torch import nn
 
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_range
+from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.entropy import assignment_entropies
 from hf_vq.quantizers.gradients import directions, rotate, straight_through
-from hf_vq.quantizers.kmeans import kmeans
+from hf_vq.quantizers.kmeans import cluster_statistics, kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.surgery import CodebookSurgery
@@ -119,6 +120,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     @torch.no_grad()
     def update_codebook(self) -> None:
         """Applies what training forwards gathered since the last update (`codebook_updates = "deferred"`)."""
+        super().update_codebook()
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._update(*pending)
@@ -180,6 +182,24 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         self._start_averages(counts * self.codebook_size / counts.sum())
         self.initialized = True
         return True
+
+    @torch.no_grad()
+    def scatter(self, rows: torch.Tensor) -> None:
+        """A codebook of random ones of the rows (n, dim) of all processes, shrunk to all lengths from 0 on."""
+        drawn = draw_rows(self._comparable(self.project_in(rows)), self.codebook_size)
+        shares = (torch.arange(self.codebook_size, device=rows.device) + 0.5) / self.codebook_size
+        self.embedding.weight.copy_(drawn * shares[:, None])
+
+    @torch.no_grad()
+    def refine(self, rows: torch.Tensor) -> None:
+        """One step of k-means on rows (n, dim) of all processes; unused codes start again at random rows."""
+        compared = self._comparable(self.project_in(rows))
+        codes = nearest_codes(compared, self.codebook, self.metric)
+        counts, sums = cluster_statistics(compared, codes, self.codebook_size)
+        means = sums / counts.clamp_min(1)[:, None]
+        fresh = draw_rows(compared, self.codebook_size)
+        self.embedding.weight.copy_(torch.where(counts[:, None] > 0, means, fresh))
+        self._start_averages(counts * self.codebook_size / counts.sum())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)

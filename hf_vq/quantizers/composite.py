@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer, read_codes
+from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.registry import make_quantizer
 
 MOST_VECTORS = 2**24  # that a table of code vectors may have
@@ -23,6 +24,7 @@ class CompositeQuantizer(Quantizer):
         part_type: their `quantizer_type`.
         part_config: their options.
         code_dim: see `Quantizer`.
+        loss_reduction: "mean" or "sum" of the parts' losses.
     """
 
     levels: Any  # nn.ModuleList of quantizers
@@ -39,15 +41,18 @@ class CompositeQuantizer(Quantizer):
         part_type: str,
         part_config: dict | None,
         code_dim: int | None = None,
+        loss_reduction: str = "mean",
     ):
+        check_choice(("mean", "sum"), loss_reduction=loss_reduction)
         super().__init__(codebook_size, dim, code_dim)
+        self.loss_reduction = loss_reduction
         self.levels = nn.ModuleList(
             make_quantizer(part_type, codebook_size, part_dim, part_config) for _ in range(num_parts)
         )
 
     @property
     def initialized(self) -> bool:
-        return all(part.initialized for part in self.levels)
+        return all(part.initialized for part in self.levels) and (self.fitted is None or self.fitted.started)
 
     @property
     def started(self) -> bool:
@@ -68,6 +73,7 @@ class CompositeQuantizer(Quantizer):
             part.codebook_updates = mode
 
     def update_codebook(self) -> None:
+        super().update_codebook()
         for part in self.levels:
             part.update_codebook()
 
@@ -103,6 +109,13 @@ class CompositeQuantizer(Quantizer):
         """Vectors (num_levels, n, dim) of codes (n,) at every level."""
         raise NotImplementedError
 
+    def _reduce_losses(self, outputs: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and every term of several parts' outputs, as one loss."""
+        count = len(outputs) if self.loss_reduction == "mean" else 1
+        terms = [output.losses for output in outputs]
+        losses = {name: sum(each[name] for each in terms) / count for name in terms[0]}
+        return sum(output.loss for output in outputs) / count, losses
+
     def _check_levels(self, count):
         if count != self.num_levels:
             raise ValueError(f"codes must be (batch, {self.num_levels}, *grid), got {count} levels")
@@ -119,10 +132,3 @@ class CompositeQuantizer(Quantizer):
         self._check_levels(codes.shape[1])
         rows = codes.movedim(1, -1)
         return rows.reshape(-1, codes.shape[1]), rows.shape[:-1]
-
-
-def mean_losses(outputs: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Mean loss and mean of every term of several quantizers' outputs."""
-    terms = [output.losses for output in outputs]
-    losses = {name: sum(each[name] for each in terms) / len(terms) for name in terms[0]}
-    return sum(output.loss for output in outputs) / len(outputs), losses

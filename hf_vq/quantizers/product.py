@@ -1,10 +1,12 @@
 """Product quantization: the channels are split into groups, each with its own codebook."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from hf_vq.quantizers.checks import check_positive_int
-from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
+from hf_vq.quantizers.composite import CompositeQuantizer
 from hf_vq.registry import register
 
 
@@ -13,7 +15,7 @@ class ProductQuantizer(CompositeQuantizer):
     """Several codes per position, each for some of the channels (the ten codebooks of VQ-VAE's CIFAR-10 model).
 
     With `group_type="residual"` it is grouped residual quantization (HiFi-Codec, https://arxiv.org/abs/2305.02765).
-    Codes are (batch, groups x levels, *grid), all levels of the first group first. The loss is the mean over groups.
+    Codes are (batch, groups x levels, *grid), all levels of the first group first.
 
     Args:
         codebook_size: number of codes of each group.
@@ -21,6 +23,9 @@ class ProductQuantizer(CompositeQuantizer):
         groups: how many; they divide `dim`.
         group_type: the `quantizer_type` of a group.
         group_config: the options of a group's quantizer.
+        loss_reduction: the loss is the "mean" over groups: where terms are mean squared errors over channels, that of
+            all channels, whatever the number of groups. Or it is their "sum", where each group counts as a whole
+            quantizer.
 
     Raises:
         ValueError: an argument out of its range.
@@ -34,18 +39,25 @@ class ProductQuantizer(CompositeQuantizer):
         groups: int = 2,
         group_type: str = "ema",
         group_config: dict | None = None,
+        loss_reduction: str = "mean",
     ):
         check_positive_int(groups=groups, dim=dim)
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")
-        super().__init__(codebook_size, dim, groups, dim // groups, group_type, group_config)
+        super().__init__(
+            codebook_size, dim, groups, dim // groups, group_type, group_config, loss_reduction=loss_reduction
+        )
         self.num_levels = sum(group.num_levels for group in self.levels)
         self.lowest_code = getattr(self.levels[0], "lowest_code", 0)
+
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        return {"group_config": options.get("group_type", "ema")}
 
     def _quantize(self, rows, valid, counted, batch_size):
         outputs = [group(part, counted) for group, part in self._split(rows)]
         codes = torch.cat([_with_levels(output.codes) for output in outputs], dim=1)
-        return torch.cat([output.latents for output in outputs], dim=1), codes, *mean_losses(outputs)
+        return torch.cat([output.latents for output in outputs], dim=1), codes, *self._reduce_losses(outputs)
 
     def _codes(self, rows):
         return torch.cat([_with_levels(group.tokenize(part)) for group, part in self._split(rows)], dim=1)

@@ -1,6 +1,7 @@
 """Quantizers by name."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,9 +41,51 @@ def make_quantizer(
     return (variant(quantizer_class) if variant else quantizer_class)(codebook_size, dim, **options)
 
 
+def with_changed_options(
+    quantizer_type: Any, quantizer_config: dict[str, Any] | None, earlier: bool
+) -> dict[str, Any] | None:
+    """A config with every option written out whose default has changed, in the quantizers it is made of too.
+
+    Args:
+        quantizer_type: a key of `QUANTIZERS`; of another the config stays as it is, for the constructor to refuse.
+        quantizer_config: its options.
+        earlier: the config was saved: what it leaves out is at the earlier default. Else it is at the present one.
+    """
+    quantizer_class, options = QUANTIZERS.get(quantizer_type), dict(quantizer_config or {})
+    if quantizer_class is None:
+        return quantizer_config
+    for name, former in quantizer_class.earlier_defaults(options).items():
+        options.setdefault(name, former if earlier else option_default(quantizer_class, name))
+    for part, part_type in quantizer_class.part_types(options).items():
+        completed = with_changed_options(part_type, options.get(part), earlier)
+        options.update({part: completed} if completed is not None else {})
+    return options or quantizer_config
+
+
+def without_earlier_options(quantizer_type: Any, quantizer_config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The config that `with_changed_options(earlier=True)` completes to this one, as older versions wrote it."""
+    quantizer_class, options = QUANTIZERS.get(quantizer_type), dict(quantizer_config or {})
+    if quantizer_class is None or quantizer_config is None:
+        return quantizer_config
+    for name, former in quantizer_class.earlier_defaults(options).items():
+        if options.get(name, former) == former:
+            options.pop(name, None)
+    for part, part_type in quantizer_class.part_types(options).items():
+        if options.get(part) is not None:
+            options[part] = without_earlier_options(part_type, options[part])
+    return options
+
+
 def level_types() -> list[str]:
     """Quantizers that can be a level of a residual one."""
     return sorted(name for name, quantizer_class in QUANTIZERS.items() if quantizer_class.can_be_level)
+
+
+def option_default(quantizer_class: type, name: str) -> Any:
+    """The default of a constructor's argument, which a base class may hold."""
+    constructors = (vars(base)["__init__"] for base in quantizer_class.__mro__ if "__init__" in vars(base))
+    found = (inspect.signature(constructor).parameters.get(name) for constructor in constructors)
+    return next(parameter.default for parameter in found if parameter is not None)
 
 
 def option_names(quantizer_class: type) -> set[str]:

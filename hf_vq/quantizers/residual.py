@@ -1,14 +1,23 @@
 """Residual quantization: every level quantizes what the levels before it left."""
 
+import math
+from typing import Any
+
 import torch
+from torch import nn
 
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
-from hf_vq.quantizers.composite import CompositeQuantizer, mean_losses
+from hf_vq.quantizers.codebook import CodebookQuantizer
+from hf_vq.quantizers.composite import CompositeQuantizer
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import rotate, straight_through
+from hf_vq.quantizers.nearest import widest_float
 from hf_vq.quantizers.registry import level_types
-from hf_vq.registry import register
+from hf_vq.registry import QUANTIZERS, register
 
-LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp"}}
+LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp", "fit_latents": False}}
+SHARED_STARTS, SHARED_STEPS = 4, 10  # of k-means for a codebook that all levels share
 
 
 @register("residual")
@@ -16,7 +25,8 @@ class ResidualQuantizer(CompositeQuantizer):
     """RVQ (SoundStream, https://arxiv.org/abs/2107.03312, section III-C; RQ-VAE, https://arxiv.org/abs/2203.01941).
 
     Level i quantizes the residual z - sg[q_1 + ... + q_(i-1)], so that its commitment term reaches the encoder. The
-    quantized latent is the sum over levels, and its gradient passes straight to z. The loss is the mean over levels.
+    quantized latent is the sum over levels, and its gradient passes straight to z; where levels have a `code_dim` it
+    passes through their linear maps, which learn by it (DAC, https://arxiv.org/abs/2306.06546, section 3.2).
 
     Args:
         codebook_size: number of codes of each level.
@@ -26,13 +36,20 @@ class ResidualQuantizer(CompositeQuantizer):
             The grids of the third and fourth shrink from level to level; finite scalar levels are symmetric and
             bounded by "clamp".
         level_config: the options of a level's quantizer.
-        shared_codebook: one codebook for all levels. It is updated once a step, by what all levels saw.
+        shared_codebook: one codebook for all levels. It starts by k-means on what all levels see, and is updated once
+            a step by what all levels saw.
         update_each_level: update a shared codebook after each level, as RQ-VAE does: codes and latents of later levels
             then come from a codebook that has moved.
         level_dropout: probability that a training item uses only its first levels, a number drawn uniformly from 1 to
             `num_levels` (SoundStream, section III-D). The codes of the levels left out are -1.
         code_dim: width in which levels work; learned linear maps lead there and back where it is given.
         gradient: "straight_through", or "rotation" from z to the sum.
+        fit_latents: move and scale latents once, before the first level, to the size of the levels' grid; see
+            `FiniteScalarQuantizer`. None: where `level_type` is "finite_scalar". Configs that were saved without it
+            mean False.
+        loss_reduction: the loss is the "mean" over levels, so that each level's terms count 1 / `num_levels`, or their
+            "sum", as in SoundStream, EnCodec and DAC. RQ-VAE takes the mean.
+            A `beta` that was tuned for a sum needs the sum.
 
     Raises:
         ValueError: an argument out of its range; codes with more levels than `num_levels`.
@@ -53,6 +70,8 @@ class ResidualQuantizer(CompositeQuantizer):
         level_dropout: float = 0.0,
         code_dim: int | None = None,
         gradient: str = "straight_through",
+        fit_latents: bool | None = None,
+        loss_reduction: str = "mean",
     ):
         check_positive_int(num_levels=num_levels)
         check_choice(level_types(), level_type=level_type)
@@ -62,10 +81,43 @@ class ResidualQuantizer(CompositeQuantizer):
             raise ValueError("update_each_level=True is a way to update a shared codebook: it needs shared_codebook")
         parts = 1 if shared_codebook else num_levels
         level_config = {**LEVEL_DEFAULTS.get(level_type, {}), **(level_config or {})}
-        super().__init__(codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim)
+        super().__init__(
+            codebook_size, dim, parts, code_dim or dim, level_type, level_config, code_dim, loss_reduction
+        )
         self.num_levels, self.level_dropout, self.gradient = num_levels, level_dropout, gradient
+        self._fit_once(fit_latents, level_type, level_config)
         self.gathers = shared_codebook and not update_each_level
         self.codebook_updates = "forward"
+
+    def _fit_once(self, fit_latents, level_type, level_config):
+        """Fits latents before the first of levels that lie on a fixed grid, unless `fit_latents` is False."""
+        level = self.levels[0]
+        spreads = level.latent_spreads
+        if spreads is None and fit_latents:
+            raise ValueError(f"fit_latents needs levels on a fixed grid, as of 'finite_scalar'; got {level_type!r}")
+        if spreads is None:
+            return
+        if level_config.get("fit_latents"):
+            raise ValueError("level_config: fit_latents is an option of the residual quantizer, which fits them once")
+        if not isinstance(level.project_out, nn.Identity):
+            given = None if isinstance(self.project_in, nn.Identity) else self.code_dim
+            raise ValueError(
+                f"code_dim must be {level.code_dim}, one channel for each of the levels' grid, got code_dim={given} "
+                f"and latents of {self.dim} channels"
+            )
+        if fit_latents is not False:
+            self.fitted = FittedLatents(spreads)
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Latents were not fitted."""
+        level_class = QUANTIZERS.get(options.get("level_type", "ema"))
+        return {} if getattr(level_class, "latent_spreads", None) is None else {"fit_latents": False}
+
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        level_type = options.get("level_type", "ema")
+        return {} if level_type in LEVEL_DEFAULTS else {"level_config": level_type}  # those stay as they are
 
     @property
     def codebook_updates(self) -> str:
@@ -86,7 +138,7 @@ class ResidualQuantizer(CompositeQuantizer):
         count = self._check_count(num_levels)
         depth = self._draw_depth(rows.shape[0], batch_size, rows.device)
         rows = self.levels[0].residual_input(rows)
-        total, outputs = torch.zeros_like(rows), []
+        total, learned, outputs = torch.zeros_like(rows), torch.zeros_like(rows), []
         for index in range(count):
             level, scale = self._level(index)
             mask = counted
@@ -94,16 +146,24 @@ class ResidualQuantizer(CompositeQuantizer):
                 used = index < depth
                 mask = used if counted is None else counted & used
             output = level((rows - total) / scale, mask)
-            quantized = output.latents.detach() * scale
+            quantized = output.latents * scale
             if depth is not None:
                 quantized = torch.where(used[:, None], quantized, 0)
                 output.codes = torch.where(used, output.codes, -1)
-            total = total + quantized
+            learned, total = learned + quantized, total + quantized.detach()
             outputs.append(output)
         if self.training and self.gathers and self.codebook_updates == "forward":
             self.update_codebook()
-        passed = (rotate if self.gradient == "rotation" else straight_through)(rows, total)
-        return passed, torch.stack([output.codes for output in outputs], dim=1), *mean_losses(outputs)
+        codes = torch.stack([output.codes for output in outputs], dim=1)
+        return self._pass_gradient(rows, total, learned), codes, *self._reduce_losses(outputs)
+
+    def _pass_gradient(self, rows, total, learned):
+        """The sum over levels with its gradient: to z, and to the linear maps of the levels where they have some."""
+        projected = not isinstance(self.levels[0].project_out, nn.Identity)
+        if self.gradient == "rotation":
+            passed = rotate(rows, total)
+            return passed + (learned - learned.detach()) if projected else passed
+        return straight_through(learned if projected else rows, total)
 
     def _codes(self, rows, num_levels=None):
         rows = self.levels[0].residual_input(rows)
@@ -129,11 +189,42 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def _initialize(self, rows):
         rows, started = self.levels[0].residual_input(rows), False
+        if len(self.levels) < self.num_levels and isinstance(self.levels[0], CodebookQuantizer):
+            return self._initialize_shared(rows)
         for index in range(self.num_levels):
             level, scale = self._level(index)
             started |= level.initialize(rows / scale)
             rows = rows - level.detokenize(level.tokenize(rows / scale)) * scale
         return started
+
+    def _initialize_shared(self, rows):
+        """K-means on what all levels see: of several starts from codes of all lengths, the one that leaves least.
+
+        (Started from the first level's latents alone, no code would be as small as the residuals of later levels.)
+        """
+        level, least, best = self.levels[0], math.inf, None
+        if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
+            return False
+        for _ in range(SHARED_STARTS):
+            level.scatter(rows)
+            residuals = self._residuals(rows)
+            for _ in range(SHARED_STEPS):
+                level.refine(torch.stack(residuals[:-1], dim=1).flatten(0, 1))  # ordered as by one process
+                residuals = self._residuals(rows)
+                left = sum_over_processes(residuals[-1].square().sum(dtype=widest_float(rows.device))).item()
+                if best is None or left < least * (1 - 1e-6):  # not by rounding
+                    least, best = left, {name: tensor.clone() for name, tensor in level.state_dict().items()}
+        level.load_state_dict(best)
+        return True
+
+    def _residuals(self, rows):
+        """What each level gets, and what the last leaves: tensors of (n, dim)."""
+        residuals = [rows]
+        for index in range(self.num_levels):
+            level, scale = self._level(index)
+            codes = level.tokenize(residuals[-1] / scale)
+            residuals.append(residuals[-1] - level.detokenize(codes) * scale)
+        return residuals
 
     def _draw_depth(self, rows, batch_size, device):
         """Levels that each row uses, (rows,); None where all use all."""
