@@ -139,9 +139,10 @@ def _pipeline_folder(folder):
 @kind("missing buffers", "a persistent buffer that a file lacks is derived or refused by name, by every door")
 def missing_buffers(random):
     for _ in range(14):
-        family, quantizer = random.choice(list(FAMILIES)), draw_quantizer(random, random.choice(list(OPTIONS)))
-        if random.random() < 0.3:
-            family, quantizer = "ViTVQModel", ("vector", 9, {})
+        quantizer = draw_quantizer(
+            random, random.choice(("ema", "vector", "gumbel", "remapped", "residual", "product"))
+        )
+        family = random.choice([*FAMILIES, "ViTVQModel", "ViTVQModel"])  # whose positions are buffers too
         case = (family, quantizer, random.random(), random.choice(["AutoModel", "AutoVQModel"]))
         yield Case(f"{case[3]}, {family} {described(*quantizer)}, buffer at {case[2]:.2f}",
                    lambda case=case: _without_buffer(*case))  # fmt: skip
@@ -211,15 +212,28 @@ def _prior_without_buffer(prior_name, where):
     check(torch.equal(loaded.state_dict()[name], prior.state_dict()[name]), f"{name} is missing: it is another")
 
 
-@kind("stock options", "safe_serialization=False and low_cpu_mem_usage=False, as stock classes take them")
+STOCK = {  # options of saving, of loading
+    "safe_serialization=False": ({"safe_serialization": False}, {"use_safetensors": False}),
+    "safe_serialization=False in shards": (
+        {"safe_serialization": False, "max_shard_size": "4KB"}, {"use_safetensors": False},
+    ),
+    "safe_serialization=False, a variant": (
+        {"safe_serialization": False, "variant": "half"}, {"use_safetensors": False, "variant": "half"},
+    ),
+    "low_cpu_mem_usage=False": ({}, {"low_cpu_mem_usage": False}),
+    "low_cpu_mem_usage=False of shards": ({"max_shard_size": "4KB"}, {"low_cpu_mem_usage": False}),
+    "a variant": ({"variant": "half"}, {"variant": "half"}),
+}  # fmt: skip
+
+
+@kind("stock options", "safe_serialization, low_cpu_mem_usage and others, as stock classes take them")
 def stock_options(random):
-    for family in FAMILIES:
+    for option in [*STOCK, *STOCK]:
+        family, door = random.choice(list(FAMILIES)), random.choice(["class", "face"])
         quantizer = draw_quantizer(random, random.choice(list(OPTIONS)))
-        option = random.choice(["safe_serialization", "low_cpu_mem_usage"])
-        case = (family, quantizer, option, random.choice(["class", "face"]))
-        yield Case(
-            f"{option}=False, {family} {described(*quantizer)}, {case[3]}", lambda case=case: _stock(*case), "works"
-        )
+        case = (family, quantizer, option, door)
+        words = f"{option}, {family} {described(*quantizer)}, saved by its {door}"
+        yield Case(words, lambda case=case: _stock(*case), "works")
 
 
 def _stock(family, quantizer, option, door):
@@ -227,11 +241,9 @@ def _stock(family, quantizer, option, door):
     train(model, 2)
     model.eval()
     faced = make_face(type(model))[1].from_autoencoder(model) if door == "face" else model
-    faced.save_pretrained("model", **({option: False} if option == "safe_serialization" else {}))
-    loading = {option: False} if option == "low_cpu_mem_usage" else {}
-    if option == "safe_serialization":
-        check(not list(Path("model").glob("*.safetensors")), "it wrote safetensors")
-        loading["use_safetensors"] = False
+    saving, loading = STOCK[option]
+    faced.save_pretrained("model", **saving)
+    check(saving.get("safe_serialization", True) or not list(Path("model").glob("*.safetensors")), "it is safetensors")
     _, loaded = told(lambda: hf_vq.AutoVQModel.from_pretrained("model", **loading).eval())
     names = model.state_dict()
     check(all(torch.equal(loaded.state_dict()[name], names[name]) for name in names), "other weights after loading")

@@ -63,7 +63,8 @@ def zero_vectors(random):
 
 def _finite_gradient(dtype, quantizer, value):
     module = make_rows(quantizer).train()
-    module(torch.randn(4, 6, 8, 8))  # starts the codebook
+    module.to(getattr(torch, dtype))
+    module(torch.randn(4, 6, 8, 8).to(getattr(torch, dtype)))  # starts the codebook
     latents = torch.randn(2, 6, 4, 4).to(getattr(torch, dtype))
     latents[:, :, 1:3] = value
     latents.requires_grad_()

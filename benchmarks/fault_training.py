@@ -62,7 +62,8 @@ def mixed_precision(random):
         options = {"gradient_accumulation_steps": random.choice([1, 2])}
         case = lambda pair=(family, quantizer), options=options: _learns(*pair, bf16=True, **options)  # noqa: E731
         yield Case(f"{family} {described(*quantizer)} bf16", case, "works")
-    for name, _ in random.sample(PRIORS, 4):
+    codes = [name for name, _ in PRIORS if not name.startswith("Mixture")]  # whose training is a user's own
+    for name in random.sample(codes, 4):
         yield Case(f"{name} bf16", lambda name=name: fit_prior(make_prior(name), bf16=True), "works")
         yield Case(f"{name} fp16", lambda name=name: fit_prior(make_prior(name), fp16=True), "refuses")
     for family in random.sample(list(FAMILIES), 3):
