@@ -25,6 +25,7 @@ from hf_vq.data.codes import load_codes
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq.grids import as_grids
 from hf_vq.metrics.codebook import CodebookUsage
+from hf_vq.modalities.image_pictures import save_code_maps
 from hf_vq.training.evaluation import evaluate_autoencoder
 
 VERBS = {
@@ -108,7 +109,7 @@ BITS = [*range(29, 63)]
 
 @kind("huge codebooks", "up to 2^62 codes are stored, counted, evaluated and trained, or refused before any work")
 def huge_codebooks(random):
-    for verb in ("usage", "data", "data", "evaluate", "fit") * 2:
+    for verb in ("usage", "data", "evaluate", "fit", "maps") * 3:
         bits = random.choice(BITS)
         way = random.choice(["lookup_free", "finite_scalar", "residual"])
         yield Case(f"{verb}, {way}, 2^{bits}", lambda case=(verb, way, bits): _huge(*case), "works")
@@ -144,6 +145,8 @@ def _huge(verb, way, bits):
         loaded = load_codes("codes", tokenizer=model)
         stored = torch.stack([loaded[index]["codes"] for index in range(12)])
         check(torch.equal(stored, codes), f"{(stored != codes).double().mean():.0%} of the stored codes are others")
+    elif verb == "maps":
+        save_code_maps("maps.png", sample, model.tokenize(sample), model.codebook_size)
     elif verb == "evaluate":
         evaluate_autoencoder(model, Rows({"sample": sample}))
     else:

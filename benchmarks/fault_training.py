@@ -104,7 +104,7 @@ def options_without_number(random):
     for name, make in PRIORS:
         options = [key for key, value in make().config.to_dict().items() if type(value) is float and "drop" in key]
         drawn += [("prior", name, option) for option in options]
-    for what in random.sample(drawn, min(30, len(drawn))):
+    for what in random.sample(drawn, min(50, len(drawn))):
         number = random.choice(list(NUMBERS))
         yield Case(f"{' '.join(what)}={number}", lambda what=what, n=number: _build(*what, NUMBERS[n]), "refuses")
 
