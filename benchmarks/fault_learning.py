@@ -89,7 +89,7 @@ def nested_gradients(random):
             if key in config:
                 config[key], config[parts] = config[key]
         quantizer = (name, 16, config)
-        yield Case(described(*quantizer), lambda quantizer=quantizer: _all_learn(quantizer), "works")
+        yield Case(described(*quantizer), lambda quantizer=quantizer: _all_learn(quantizer), "honest")
 
 
 def _all_learn(quantizer):
@@ -146,6 +146,27 @@ def _starts_well(size, num_levels, level_type, clusters, dim):
         metric.update(latents, quantizer.eval()(latents).latents)
         errors[kmeans] = metric.compute().error_over_variance
     check(errors[True] < 1.03 * errors[False], f"error {errors[True]:.4f} with k-means, {errors[False]:.4f} without")
+
+
+@kind("level losses", "the losses of levels and groups can be summed, as papers do, and commitment keeps its weight")
+def level_losses(random):
+    for _ in range(4):
+        name, count = random.choice(["residual", "product"]), random.choice([2, 3, 6])
+        part = random.choice(["ema", "vector", "lookup_free"])
+        config = {"num_levels": count, "level_type": part} if name == "residual" else {"groups": count}
+        config |= {} if name == "residual" else {"group_type": part}
+        yield Case(
+            described(name, 16, config), lambda case=(name, 16, config), count=count: _summed(case, count), "works"
+        )
+
+
+def _summed(quantizer, count):
+    name, size, config = quantizer
+    latents, losses = torch.randn(4, 6, 8, 8), []
+    for reduction in ("mean", "sum"):
+        module = make_rows((name, size, {**config, "loss_reduction": reduction})).train()
+        losses.append(module(latents).loss)
+    torch.testing.assert_close(losses[1], losses[0] * count)
 
 
 @kind("SimVQ widths", "a frozen codebook of another width than the codes")

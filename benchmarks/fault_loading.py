@@ -122,7 +122,9 @@ def _short(source, damage, where):
         load_checkpoint("source")
     except ValueError as error:
         parts = {part: sum(part in other for other in names) for part in re.split("[./]", name)}
-        known = chosen.name in str(error) and (name in str(error) or min(parts, key=parts.get) in str(error))
+        known = (chosen.name in str(error) or damage != "missing") and (
+            name in str(error) or min(parts, key=parts.get) in str(error)
+        )
         check(known, f"refused without format {chosen.name} and tensor {name}: {error}")
         raise
     raise Wrong(f"{damage} of {name} converts")
