@@ -71,7 +71,7 @@ MODES = {
     "I;16 to 255": (lambda: Image.fromarray(RAMP.astype(np.uint16)), None),
     "I to 100000": (lambda: Image.fromarray((RAMP * 400).astype(np.int32)), None),
     "I from -1024": (lambda: Image.fromarray((RAMP * 16 - 1024).astype(np.int32)), None),
-    "F to 1": (lambda: Image.fromarray((RAMP / 255).astype(np.float32)), None),
+    "F to 1": (lambda: Image.fromarray((RAMP / 255).astype(np.float32)), grey(RAMP)),
     "F to 4000": (lambda: Image.fromarray((RAMP * 16.0).astype(np.float32)), None),
 }
 HIDDEN = {  # a picture under alpha 0
@@ -123,8 +123,6 @@ def by_file(picture, channels, **options):
     if picture.mode in ("HSV", "PA"):
         picture = picture.convert("RGB")
     picture.save("picture.tiff" if tiff else "picture.png", **_transparency(picture))
-    if picture.mode == "YCbCr" and tiff:
-        pass
     return load_images(["picture.tiff" if tiff else "picture.png"], channels=channels, **options)[0]["sample"][None]
 
 
