@@ -121,10 +121,9 @@ def _short(source, damage, where):
     try:
         load_checkpoint("source")
     except ValueError as error:
-        parts = {part: sum(part in other for other in names) for part in re.split("[./]", name)}
-        known = (chosen.name in str(error) or damage != "missing") and (
-            name in str(error) or min(parts, key=parts.get) in str(error)
-        )
+        parts = [part for part in re.split("[./]", name) if 3 * sum(part in other for other in names) < len(names)]
+        known = chosen.name in str(error) or damage != "missing"
+        known = known and any(part in str(error) for part in [name, *parts] if len(part) > 2)
         check(known, f"refused without format {chosen.name} and tensor {name}: {error}")
         raise
     raise Wrong(f"{damage} of {name} converts")
