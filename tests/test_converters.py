@@ -306,10 +306,12 @@ def test_a_wrong_checkpoint_names_file_and_key_and_writes_nothing(broken, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_nan_weights_warn(broken, tmp_path):
+def test_nan_weights_are_refused_by_name(broken, tmp_path):
     path = broken(lambda weights: weights["encoder.conv_in.bias"].fill_(float("nan")))
-    with pytest.warns(UserWarning, match=r"model\.safetensors.*encoder\.conv_in\.bias"):
+    words = r"model\.safetensors.*encoder\.conv_in\.bias"
+    with pytest.warns(UserWarning, match=words), pytest.raises(ValueError, match=f"{words} holds NaN"):
         convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_vqgan_without_config_is_ambiguous_and_a_format_decides(broken, tmp_path):

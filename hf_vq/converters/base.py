@@ -10,6 +10,13 @@ import torch
 FORMATS: dict[str, "Format"] = {}
 
 
+class Tensors(dict[str, torch.Tensor]):
+    """Tensors by name; one that is missing is named."""
+
+    def __missing__(self, name):
+        raise ValueError(f"the checkpoint has no tensor {name!r}")
+
+
 @dataclass
 class Source:
     """A checkpoint of others, read but not understood.
@@ -29,6 +36,9 @@ class Source:
     config: dict = field(default_factory=dict)
     config_path: Path | None = None
     first_stage: Any = None
+
+    def __post_init__(self):
+        self.tensors = Tensors(self.tensors)
 
     def has(self, *names: str) -> bool:
         """Whether all of these tensors are there."""
@@ -101,29 +111,84 @@ def add_format(
     return add
 
 
+@dataclass
+class _Asked(Source):
+    """A source that notes what a format asks for: what is there, and what is not."""
+
+    found: set = field(default_factory=set)
+    missed: list = field(default_factory=list)
+
+    def has(self, *names):
+        return all([self._note(name, name in self.tensors) for name in names])  # noqa: C419  # each is noted
+
+    def starts(self, prefix):
+        return self._note(prefix, super().starts(prefix))
+
+    def _note(self, name, there):
+        if there:
+            self.found.add(name)
+        elif not name.endswith("."):  # of a whole part that is not there, no tensor is the one that lacks
+            self.missed.append(name)
+        return there
+
+
 def pick_format(source: Source, name: str | None = None) -> Format:
     """The format of a source.
 
+    Args:
+        name: the user's choice, where several recognise the source; one that contradicts tensors or config is refused.
+
     Raises:
-        ValueError: an unknown name, or a source that no format or several recognise.
+        ValueError: an unknown name, or a source that this format does not recognise, or no format or several; where
+            a format lacks one tensor only, it names both.
     """
-    if name is not None:
-        if name not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
-        return FORMATS[name]
+    if name is not None and name not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(sorted(FORMATS))}, got {name!r}")
     found = [candidate for candidate in FORMATS.values() if candidate.recognises(source)]
+    if name is not None:
+        chosen = FORMATS[name]
+        if chosen in found:
+            return chosen
+        what = f"format={name!r} contradicts {source.path}, {_config_words(source)}"
+        if found:
+            raise ValueError(f"{what}: it is of {' or '.join(one.name for one in found)}")
+        raise ValueError(f"{what}: {_what_lacks(source, [chosen]) or _what_begins(source)}")
     if len(found) == 1:
         return found[0]
-    seen = ", ".join(list(source.tensors)[:8])
-    config = f"with the config {source.config_path}" if source.config_path else "without a config file beside it"
     if found:
         raise ValueError(
-            f"{source.path}, {config}, may be any of {', '.join(one.name for one in found)}: give the format"
+            f"{source.path}, {_config_words(source)}, may be any of {', '.join(one.name for one in found)}: give the "
+            "format"
         )
     raise ValueError(
-        f"{source.path} is of no known format, {config}: its {len(source.tensors)} tensors begin with {seen}; "
-        f"known are {', '.join(sorted(FORMATS))}"
+        f"{source.path} is of no known format, {_config_words(source)}: "
+        f"{_what_lacks(source, FORMATS.values()) or _what_begins(source)}; known are {', '.join(sorted(FORMATS))}"
     )
+
+
+def _config_words(source):
+    return f"with the config {source.config_path}" if source.config_path else "without a config file beside it"
+
+
+def _what_begins(source):
+    return f"its {len(source.tensors)} tensors begin with {', '.join(list(source.tensors)[:8])}"
+
+
+def _what_lacks(source, formats):
+    """The formats whose marks are all there but one, and which; None where there is none."""
+
+    def asked(candidate, tensors):
+        noted = _Asked(source.path, tensors, source.rest, source.config, source.config_path)
+        return noted, candidate.recognises(noted)
+
+    best: list[tuple[int, str]] = []
+    for candidate in formats:
+        for name in dict.fromkeys(asked(candidate, source.tensors)[0].missed):
+            noted, complete = asked(candidate, {**source.tensors, name: torch.zeros(())})
+            if complete and len(noted.found) > 1:
+                best.append((len(noted.found), f"for {candidate.name} it lacks the tensor {name!r}"))
+    most = max((number for number, _ in best), default=0)
+    return ", ".join(words for number, words in best if number == most) or None
 
 
 def fill(source: Source, plan: Plan | PipelinePlan) -> Any:
@@ -173,6 +238,7 @@ def _fill_model(source, plan, taken):
         if tensor is None:
             missing.append(name)
             continue
+        _check_numbers(tensor, expected, f"{source.path}: {', '.join(sorted(latest)) or name}", name)
         if tensor.shape != expected.shape and drop_ones(tensor.shape) == drop_ones(expected.shape):
             tensor = tensor.reshape(expected.shape)  # a 1x1 convolution as a linear layer
         if tensor.shape != expected.shape:
@@ -186,6 +252,16 @@ def _fill_model(source, plan, taken):
     if missing:
         model.finish_loading(missing)
     return model.eval()
+
+
+def _check_numbers(tensor, expected, theirs, name):
+    """Raise a ValueError unless a tensor's numbers are of the kind that ours are, and finite."""
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(f"{theirs} holds {tensor.dtype}, but {name} needs floats")
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{theirs} holds NaN or infinity, of which {name} would be made")
+    if not expected.is_floating_point() and (tensor.is_complex() or not torch.equal(tensor, tensor.to(torch.int64))):
+        raise ValueError(f"{theirs} holds {tensor.dtype} with fractions, but {name} needs {expected.dtype}")
 
 
 def drop_ones(shape: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,31 @@ def load_checkpoint(
             read.first_stage = load_first_stage(first_stage)
         plan = chosen.plan(read)
         model = fill(read, plan)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        where = "" if str(read.path) in str(error) else f"{read.path} ({read.config_path or 'no config'}): "
-        known = chosen.name if chosen else "any known format"
-        kind = "" if isinstance(error, ValueError) else f"does not fit {known}: {type(error).__name__}: "
-        raise ValueError(f"{where}{kind}{error}") from error
+    except Exception as error:  # whatever a broken tensor or config sets off in a plan or a constructor
+        raise ValueError(_what_is_wrong(error, read, chosen)) from error
     return model, chosen, read
+
+
+def _what_is_wrong(error, source, chosen):
+    """One line on a source that cannot be read, naming file, format and what does not fit."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, ValueError):  # of Python or torch, which know nothing of files
+        text = f"no {text}" if isinstance(error, KeyError) else text or "nothing where something is needed"
+        culprit = "the tensors do"
+        if chosen is not None and source.config and _plans(chosen, replace(source, config={})):
+            culprit = f"the config {source.config_path} does"
+        text = f"{culprit} not fit: {text}"
+    where = "" if str(source.path) in text else f"{source.path} ({source.config_path or 'no config'}): "
+    return f"{where}{text}" + ("" if chosen is None else f" (read as {chosen.name})")
+
+
+def _plans(chosen, source):
+    """Whether a format finds its way in a source."""
+    try:
+        chosen.plan(source)
+    except Exception:
+        return False
+    return True
 
 
 def load_first_stage(path: str | Path) -> Any:

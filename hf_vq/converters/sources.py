@@ -6,9 +6,11 @@ from typing import Any
 
 from hf_vq.converters.base import FORMATS, Source
 from hf_vq.converters.files import check_finite, find_tensors, read_file
+from hf_vq.saved import CONFIG, INDEX
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
+AUTOENCODERS = ("vqvae", "movq", "vqgan", "autoencoder", "vae")  # what pipelines call theirs
 HALVES = ("encoder", "decoder")  # DALL-E's files
 
 
@@ -70,6 +72,8 @@ def _read_files(path, files, config):
 
 def _read_folder(folder, config):
     """The one checkpoint of a known format in a folder."""
+    if (folder / INDEX).is_file():
+        raise ValueError(f"{folder} is a pipeline, not a model: {_name_autoencoder(folder)}")
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
     if not found:
         raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
@@ -87,6 +91,13 @@ def _read_folder(folder, config):
         return known[0]
     names = ", ".join(source.path.name for source in known or sources)
     raise ValueError(f"{folder} holds several files of weights, name one of them: {names}")
+
+
+def _name_autoencoder(folder):
+    """What to give of a pipeline's folder."""
+    parts = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    autoencoders = [name for name in AUTOENCODERS if name in parts] or parts
+    return f"give its {' or '.join(autoencoders)}, {folder / autoencoders[0]}" if parts else "give one of its models"
 
 
 def _with_its_half(file):

@@ -1,5 +1,6 @@
 """taming-transformers' VQGAN and GumbelVQ, latent-diffusion's first stages, and SEED-Voken's IBQ."""
 
+from dataclasses import replace
 from typing import Any
 
 from hf_vq.autoencoders import VQModel
@@ -22,7 +23,7 @@ def first_stage(source: Source) -> tuple[Source, dict[str, Any]]:
     }
     outer = model_config(source.config)
     config = (outer.get("params") or {}).get("first_stage_config") or {}
-    return Source(source.path, tensors, source.rest, source.config, source.config_path), config
+    return replace(source, tensors=tensors), config
 
 
 def model_config(config: dict[str, Any]) -> dict[str, Any]:
