@@ -50,8 +50,8 @@ def load_read(read: Source, format: str | None, first_stage: str | Path | None =
             read.first_stage = load_first_stage(first_stage)
         plan = chosen.plan(read)
         model = fill(read, plan)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        told = str(error)
+    except Exception as error:  # whatever a broken tensor or config sets off in a plan or a constructor
+        told = " ".join(str(error).split())
         if isinstance(error, KeyError):
             told = f"there is no {told}"
         elif not isinstance(error, ValueError):

@@ -6,7 +6,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+from hf_vq.data.pixels import NARROW, PixelRules, lay_on
+
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode I is unsigned 16-bit
 LOSSLESS_FORMATS = (None, "PNG", "BMP", "GIF", "PPM", "TGA", "QOI")  # None: made from an array
 LOSSLESS_TIFF = ("raw", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
 EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap width and height
@@ -14,11 +17,12 @@ EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap width and height
 
 @dataclass
 class Header:
-    """What the first bytes of an image tell: height and width in pixels, and whether it has colour."""
+    """What the first bytes of an image tell: height and width in pixels, and whether it has colour and alpha."""
 
     height: int
     width: int
     colour: bool
+    alpha: bool
 
 
 def read_header(image: Image.Image) -> Header:
@@ -27,7 +31,12 @@ def read_header(image: Image.Image) -> Header:
     has_exif = image.format != "PNG" or "exif" in image.info  # to look further, getexif() would decode a PNG
     if has_exif and image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
         width, height = height, width
-    return Header(height, width, image.mode not in GREY_MODES)
+    return Header(height, width, image.mode not in GREY_MODES, image.has_transparency_data)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened PIL image, not yet decoded, holds more than 8 bits a channel."""
+    return image.mode[0] in "IF" or _loses_lower_bits(image)
 
 
 def is_lossless(image: Image.Image) -> bool:
@@ -68,23 +77,25 @@ def check_complete(image: Image.Image) -> None:
     image.load()
 
 
-def decode(image: Image.Image, channels: int, image_size: int | None = None) -> np.ndarray:
+def decode(
+    image: Image.Image, channels: int, image_size: int | None = None, rules: PixelRules | None = None
+) -> np.ndarray:
     """Decode one opened PIL image.
 
     Args:
-        image: PIL image; EXIF orientation is applied, 16-bit grey is scaled to 8 bits, alpha is dropped.
+        image: PIL image of any mode but LAB, of several frames the first; EXIF orientation is applied.
         channels: 1 (grey) or 3 (RGB).
         image_size: side in pixels of the square that the image is centre-cropped and resized (Lanczos) to.
+        rules: what its numbers mean, and what transparent pixels lie on; None: the defaults.
 
     Returns:
         (channels, height, width) uint8 array.
+
+    Raises:
+        ValueError: pixels out of range, or of no known range.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; convert the image to 8 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
+    rules = rules or PixelRules()
+    image = _to_8_bits(image, "L" if channels == 1 else "RGB", rules)
     if image_size is not None and image.size != (image_size, image_size):
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -92,3 +103,53 @@ def decode(image: Image.Image, channels: int, image_size: int | None = None) -> 
         image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
     pixels = np.array(image)  # (height, width) or (height, width, channels)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _to_8_bits(image, mode, rules):
+    """An image of 8 bits a channel, without transparency, upright, in mode L or RGB."""
+    kind, cut = image.format, _loses_lower_bits(image)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "LAB":
+        raise ValueError("mode LAB is not read: convert the image to RGB")
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        if image.mode == "I" and kind in SIXTEEN_BIT_FORMATS:
+            values = values.astype(np.uint16)
+        clear = image.info.get("transparency")
+        image = Image.fromarray(rules.to_pixels(values))
+        if clear is not None:
+            painted = Image.fromarray(values != clear)
+            image = Image.composite(image.convert("RGB"), Image.new("RGB", image.size, rules.background), painted)
+        return image.convert(mode)
+    if cut:
+        _check_cut(image, rules)
+    image = lay_on(image, rules.background)
+    image = (image.convert("RGB") if image.mode == "HSV" else image).convert(mode)
+    if rules.value_range is not None and not cut:
+        image = Image.fromarray(rules.to_pixels(np.asarray(image)))
+    return image
+
+
+def _loses_lower_bits(image):
+    """Whether PIL reads 16-bit channels of this opened image as their upper 8 bits: colour, and grey with alpha."""
+    if image.mode[0] in "IF":
+        return False
+    arguments = [tile[3] for tile in getattr(image, "tile", None) or ()]
+    names = [one[0] if isinstance(one, tuple) and one else one for one in arguments]
+    return any(isinstance(name, str) and ";16" in name for name in names)
+
+
+def _check_cut(image, rules):
+    """Raise a ValueError unless the upper 8 of 16 bits are the picture."""
+    if rules.value_range not in (None, (0, 65535)):
+        low, high = rules.value_range
+        raise ValueError(
+            f"value_range={low:g} {high:g}: of 16-bit colour only the upper 8 bits are read, as 0 65535; "
+            "convert the image to 8 bits"
+        )
+    brightest = int(np.asarray(image)[..., :3].max())  # alpha left out
+    if rules.value_range is None and 0 < brightest < NARROW // 256:
+        raise ValueError(
+            f"16-bit pixels reach {brightest * 256 + 255} at most, as those of fewer bits do: convert the image to 8 "
+            "bits, or give value_range 0 65535 where it is meant to be dark"
+        )

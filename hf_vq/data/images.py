@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from hf_vq.arguments import checked
-from hf_vq.data.decoding import check_complete, decode, is_lossless, read_header
+from hf_vq.data.decoding import check_complete, decode, is_deep, is_lossless, read_header
+from hf_vq.data.pixels import PixelRules
 from hf_vq.data.slices import is_slice, slice_rows, split_name
 from hf_vq.data.sources import (
     DIGITS_HELD_OUT,
@@ -24,6 +25,7 @@ from hf_vq.data.sources import (
     parquet_files,
     parquet_source,
 )
+from hf_vq.renaming import warn_user
 
 CACHE_BYTES = 512 * 2**20
 
@@ -41,6 +43,8 @@ def load_images(
     validation_fraction: float = 0.1,
     skip_bad: bool = False,
     cache_bytes: int = CACHE_BYTES,
+    value_range: tuple[float, float] | list[float] | None = None,
+    background: str = "white",
 ) -> "ImageDataset":
     """Load one split of an image data set.
 
@@ -65,13 +69,18 @@ def load_images(
         skip_bad: leave out images that cannot be decoded (all of them are decoded here to find out) and list them
             in `skipped`.
         cache_bytes: keep the decoded images in memory if they take no more bytes than this.
+        value_range: (low, high), the pixel values that are black and white. None: 0 to 255 of 8 bits, 0 to 65,535 of
+            unsigned 16 bits, 0 to 1 of floats; signed and wider integers, and 16 bits that hold fewer, need it.
+        background: colour under transparent pixels, a name or "#rrggbb"; a warning counts images with alpha.
 
     Returns:
         `ImageDataset`.
 
     Raises:
-        ValueError: unknown source, split or column, bad image (names the file), sizes that differ (names two).
+        ValueError: unknown source, split or column, bad image (names the file), sizes that differ (names two), pixel
+            values out of range or of no known range.
     """
+    rules = PixelRules(value_range, background)  # type: ignore[arg-type]  # checks both
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size} must be positive")
     if channels not in (None, 1, 3):
@@ -99,7 +108,9 @@ def load_images(
         images = hub_source(name, config_name, split, validation_fraction, *columns)
     if sliced:
         images = images.select(slice_rows(asked, len(images.names)))
-    return ImageDataset(images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes)
+    return ImageDataset(
+        images, image_size=image_size, channels=channels, skip_bad=skip_bad, cache_bytes=cache_bytes, rules=rules
+    )
 
 
 class MismatchError(ValueError):
@@ -114,6 +125,7 @@ class ImageDataset(Dataset):
 
     Attributes:
         sample_shape: (channels, height, width).
+        rules: what pixel values mean, and what transparent pixels lie on.
         num_values: how many values a pixel can have: 256, or what the source has.
         num_classes: 0 without classes.
         class_names: list of str, None without classes.
@@ -131,16 +143,23 @@ class ImageDataset(Dataset):
         channels: int | None = None,
         skip_bad: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        rules: PixelRules | None = None,
     ):
         if len(source.names) == 0:
             raise ValueError("the data set has no images")
         self.image_size, self.skip_bad, self.skipped = image_size, skip_bad, []
+        rules = rules or PixelRules()
+        self.rules = PixelRules(
+            rules.value_range, rules.background, source.white if rules.value_range is None else 255
+        )
         self.source, headers = self._read_headers(source)
+        self._with_alpha = {name for name, header in zip(self.source.names, headers, strict=False) if header.alpha}
+        self._tells_alpha = False
         self._grey_was_guessed = channels is None and not any(header.colour for header in headers)
         channels = channels or (1 if self._grey_was_guessed else 3)
         sides = (image_size, image_size) if image_size else (headers[0].height, headers[0].width)
         self.sample_shape = (channels, *sides)
-        self.num_values = self.source.white + 1
+        self.num_values = self.rules.white + 1
         for name, header in zip(self.source.names, headers, strict=False):
             self._check_header(name, header)
         self.cache = None
@@ -149,6 +168,9 @@ class ImageDataset(Dataset):
             self.cache = torch.stack(decoded)
         elif source.files or skip_bad:
             self.source, _ = self._each(self.source, self._check, "checking images")
+        if self.cache is not None or source.files:
+            self._warn_of_alpha(f"{len(self._with_alpha):,} of {len(self):,} images have")
+        self._tells_alpha = self.cache is None and not source.files  # rows that are not read yet
         labels = self.source.labels
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.class_names = self.source.class_names
@@ -159,7 +181,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index):
         pixels = self._decode(index) if self.cache is None else self.cache[index]
-        item = {"sample": pixels.to(torch.float32) * (2 / self.source.white) - 1}
+        item = {"sample": pixels.to(torch.float32) * (2 / self.rules.white) - 1}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
         return item
@@ -175,14 +197,22 @@ class ImageDataset(Dataset):
         It opens all images. Bits per dimension compare only between equal pixels.
         """
         counts = dict.fromkeys(
-            ("cropped or resized", "made grey", "cut to 8 bits", "of a format that loses detail"), 0
+            (
+                "cropped or resized",
+                "made grey",
+                "laid on a background",
+                "cut to 8 bits",
+                "of a format that loses detail",
+            ),
+            0,
         )
         for index in range(len(self)):
             with self.source.open(index) as image:
                 header = read_header(image)
                 counts["cropped or resized"] += (header.height, header.width) != self.sample_shape[1:]
                 counts["made grey"] += header.colour and self.sample_shape[0] == 1
-                counts["cut to 8 bits"] += image.mode.startswith("I")
+                counts["laid on a background"] += header.alpha
+                counts["cut to 8 bits"] += is_deep(image)
                 counts["of a format that loses detail"] += not is_lossless(image)
         return [f"{count:,} of {len(self):,} images were {cause}" for cause, count in counts.items() if count]
 
@@ -192,11 +222,21 @@ class ImageDataset(Dataset):
             with self.source.open(index) as image:
                 header = read_header(image)
                 self._check_header(self.source.names[index], header)
-                return torch.from_numpy(np.ascontiguousarray(decode(image, self.sample_shape[0], self.image_size)))
+                if header.alpha:
+                    self._with_alpha.add(self.source.names[index])
+                    if self._tells_alpha:
+                        self._tells_alpha = False
+                        self._warn_of_alpha(f"{self.source.names[index]} and maybe others have")
+                pixels = decode(image, self.sample_shape[0], self.image_size, self.rules)
+                return torch.from_numpy(np.ascontiguousarray(pixels))
         except MismatchError:
             raise
         except Exception as error:  # image plugins raise all kinds on damaged bytes
             raise _bad_image(self.source.names[index], error) from error
+
+    def _warn_of_alpha(self, which):
+        if self._with_alpha:
+            warn_user(f"{which} an alpha channel: transparent pixels lie on {self.rules.background} (background)")
 
     def _check_header(self, name, header):
         """Raise a MismatchError for a sound image that does not fit the first one."""
@@ -210,12 +250,13 @@ class ImageDataset(Dataset):
             )
 
     def _check(self, index):
-        """Look for a truncated file; with `skip_bad` by decoding, so that nothing is left to go wrong later."""
-        if self.skip_bad:
-            self._decode(index)
-        else:
-            with self.source.open(index) as image:
+        """Look for a truncated file; by decoding where `skip_bad` or a range leave more to go wrong later."""
+        with self.source.open(index) as image:
+            ranged = is_deep(image) or self.rules.value_range is not None
+            if not self.skip_bad and not ranged:
                 check_complete(image)
+                return
+        self._decode(index)
 
     def _each(self, source, read, title):
         """Call `read(index)` for all images; return the source without those that fail, and the results."""

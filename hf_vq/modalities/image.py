@@ -27,15 +27,29 @@ class ImageOptions(ImageSize):
 
     channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (RGB)"})
     image_column: str | None = field(default=None, metadata={"help": "column of the images"})
+    value_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "LOW HIGH, the pixel values that are black and white; default: those of the model, else 0 255 of "
+            "8 bits, 0 65535 of unsigned 16 bits, 0 1 of floats"
+        },
+    )
+    background: str | None = field(
+        default=None,
+        metadata={"help": "of images with alpha: colour under transparent pixels; default: the model's, else white"},
+    )
 
 
 def fit_options(options: dict[str, Any], channels: int | None, processor: ImageProcessor | None) -> dict[str, Any]:
-    """Options of `load_images` for a model: as many channels as it has, and its size where none is asked for."""
+    """Options of `load_images` for a model: its channels; its size, range and background where none are asked for."""
     if channels is not None and options["channels"] not in (None, channels):
         raise ValueError(f"channels={options['channels']}, but the model takes {channels}")
     options = {**options, "channels": channels or options["channels"]}
     if processor is not None and options["image_size"] is None:
         options.update(processor.loader_options())
+    for name, default in (("value_range", None), ("background", "white")):
+        if options[name] is None:
+            options[name] = default if processor is None else getattr(processor, name)
     return options
 
 
@@ -51,6 +65,7 @@ def describe_data(images: ImageDataset) -> tuple[dict[str, Any], list[str]]:
         "num_images": len(images),
         "images": f"{names[0]} to {names[-1]}",
         "pixels": f"values 0 to {white}, x 2 / {white} - 1",
+        **({"value_range": list(images.rules.value_range)} if images.rules.value_range else {}),
         "changed_pixels": changes or "none: lossless, of their original size",
     }
     return facts, [f"bits per dimension are not those of the original pixels: {change}" for change in changes]

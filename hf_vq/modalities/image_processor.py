@@ -1,7 +1,6 @@
 """Pictures to samples and back, by the rule that training data are made by; saved with a model, for stock readers."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from hf_vq.data.decoding import decode
 from hf_vq.data.images import ImageDataset
+from hf_vq.data.pixels import PixelRules
 from hf_vq.hub import PROCESSOR
 from hf_vq.renaming import warn_user
 
@@ -34,6 +34,9 @@ class ImageProcessor:
             they come.
         channels: of the samples; a PIL image is converted to 1 (grey) or 3 (RGB).
         white: the pixel value that becomes 1.0.
+        value_range: (low, high), the numbers that are black and white, of pictures of any type; None: 0 to 255 of
+            8 bits, 0 to 65,535 of unsigned 16 bits, 0 to 1 of floats; other integers are refused.
+        background: colour that transparent pixels lie on, a name or "#rrggbb".
 
     Raises:
         ValueError: an argument that does not fit, named with its value.
@@ -43,6 +46,8 @@ class ImageProcessor:
     resize: str = "center_crop"
     channels: int = 3
     white: int = 255
+    value_range: tuple[float, float] | None = None
+    background: str = "white"
 
     def __post_init__(self):
         if self.resize not in RESIZE_RULES:
@@ -57,21 +62,29 @@ class ImageProcessor:
             raise ValueError(f"channels={self.channels!r} must be a positive integer")
         if not _is_count(self.white) or self.white > 255:
             raise ValueError(f"white={self.white!r} must be an integer in [1, 255]")
+        object.__setattr__(self, "value_range", self.rules.value_range)  # checked, as a tuple
+
+    @property
+    def rules(self) -> PixelRules:
+        """How numbers become pixel values."""
+        return PixelRules(self.value_range, self.background, self.white)
 
     @classmethod
     def from_dataset(cls, dataset: ImageDataset) -> "ImageProcessor":
         """The processor that makes the samples of an `ImageDataset`."""
         channels, *size = dataset.sample_shape
         rule = "none" if dataset.image_size is None else "center_crop"
-        return cls(tuple(size), rule, channels, dataset.source.white)
+        rules = dataset.rules
+        return cls(tuple(size), rule, channels, rules.white, rules.value_range, rules.background)
 
     def __call__(self, images: Any, device: torch.device | str | None = None) -> torch.Tensor:
         """Samples of pictures.
 
         Args:
-            images: PIL image; array (height, width), (height, width, channels) or a batch of them, uint8 or float in
-                [0, 1], which is rounded to pixel values; uint8 tensor (channels, height, width) or a batch; or a list.
-                Of grey arrays without the axis of the channel, the last axis must not look like one of colours.
+            images: PIL image; array (height, width), (height, width, channels) or a batch of them, of a type and range
+                that `value_range` speaks of, rounded to pixel values; tensor of integers (channels, height, width) or
+                a batch; or a list. Of grey arrays without the axis of the channel, the last axis must not look like
+                one of colours. A float tensor is a sample already, and refused.
             device: of the result.
 
         Returns:
@@ -113,8 +126,12 @@ class ImageProcessor:
             lines.append(f"images are {_times(size)}, those of the model {_times(self.size)}")
         if channels != self.channels:
             lines.append(f"images have {channels} channels, those of the model {self.channels}")
-        if dataset.source.white != self.white:
-            lines.append(f"white is {dataset.source.white} in the images, {self.white} in those of the model")
+        if dataset.rules.white != self.white:
+            lines.append(f"white is {dataset.rules.white} in the images, {self.white} in those of the model")
+        for name in ("value_range", "background"):
+            theirs, ours = getattr(dataset.rules, name), getattr(self, name)
+            if theirs != ours:
+                lines.append(f"{name} is {theirs or 'not given'} for the images, {ours or 'not given'} for the model")
         return lines
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -179,6 +196,8 @@ class ImageProcessor:
             "num_channels": self.channels,
             "resize_rule": self.resize,
             "white": self.white,
+            **({} if self.value_range is None else {"value_range": list(self.value_range)}),
+            **({} if self.background == "white" else {"background": self.background}),
         }
 
     @classmethod
@@ -188,7 +207,14 @@ class ImageProcessor:
             rule = config.get("resize_rule", "center_crop")
             sized = config["do_resize"] or rule == "none"
             size = (config["size"]["height"], config["size"]["width"]) if sized and "size" in config else None
-            found = cls(size, rule, len(config["image_mean"]), round(1 / config["rescale_factor"]))
+            found = cls(
+                size,
+                rule,
+                len(config["image_mean"]),
+                round(1 / config["rescale_factor"]),
+                config.get("value_range"),
+                config.get("background", "white"),
+            )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError):
             return None
         meaning, ignored = found.to_dict(), {"image_processor_type", "resample", "do_convert_rgb"}
@@ -207,7 +233,9 @@ class ImageProcessor:
         if isinstance(picture, Image.Image):
             if self.channels not in (1, 3):
                 raise ValueError(f"images: a PIL image has 1 or 3 channels, the model {self.channels}")
-            found = [decode(picture, self.channels, side)]
+            if picture.has_transparency_data:
+                warn_user(f"pictures have an alpha channel: transparent pixels lie on {self.background} (background)")
+            found = [decode(picture, self.channels, side, self.rules)]
         else:
             planes = self._planes(picture)  # (batch, channels, height, width)
             found = [np.stack([decode(Image.fromarray(one), 1, side)[0] for one in picture]) for picture in planes]
@@ -220,9 +248,9 @@ class ImageProcessor:
         """Any array or tensor as (batch, channels, height, width) uint8."""
         shape = tuple(getattr(picture, "shape", ()))
         if isinstance(picture, torch.Tensor):
-            if picture.dtype != torch.uint8:
+            if picture.is_floating_point() or picture.is_complex():
                 raise ValueError(f"images: a tensor must be uint8, got {picture.dtype}; a float tensor is a sample")
-            planes = picture.cpu().numpy()
+            planes = self._rounded(picture.cpu().numpy())
             planes = planes[None] if planes.ndim == 3 else planes
         elif isinstance(picture, np.ndarray):
             planes = self._rounded(picture)
@@ -246,15 +274,11 @@ class ImageProcessor:
         return np.ascontiguousarray(planes)
 
     def _rounded(self, picture):
-        """An array of uint8, or of floats in [0, 1], as uint8 pixel values."""
-        if picture.dtype == np.uint8:
-            return picture
-        if not np.issubdtype(picture.dtype, np.floating):
-            raise ValueError(f"images: an array must be uint8 or float, got {picture.dtype}")
-        low, high = (float(picture.min()), float(picture.max())) if picture.size else (0, 0)
-        if not (low >= 0 and high <= 1 and math.isfinite(high)):
-            raise ValueError(f"images: a float array must be in [0, 1], got {low} to {high}")
-        return (picture * self.white).round().astype(np.uint8)
+        """An array of any type as uint8 pixel values."""
+        try:
+            return self.rules.to_pixels(picture)
+        except ValueError as error:
+            raise ValueError(f"images: {error}") from error
 
 
 def _is_count(value):

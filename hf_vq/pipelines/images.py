@@ -5,6 +5,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from hf_vq.grids import as_grids
 from hf_vq.modalities.image import IMAGE
+from hf_vq.modalities.image_inputs import read_masks, read_pictures, stock_images, stock_masks
 from hf_vq.pipelines.base import CodesPipeline
 
 
@@ -14,12 +15,12 @@ class PicturesPipeline(CodesPipeline):
     @property
     def image_processor(self) -> VaeImageProcessor:
         """Pictures of any form to samples in [-1, 1], as stock pipelines have it."""
-        return VaeImageProcessor(vae_scale_factor=1)
+        return stock_images()
 
     @property
     def mask_processor(self) -> VaeImageProcessor:
         """Masks of any form to (batch, 1, height, width), 1 where something new is to be drawn."""
-        return VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        return stock_masks()
 
     def _known_and_shapes(self, image, mask_image, height, width, known_codes, known_mask, num_images, copies):
         """What is known of the codes, a list of one entry a grid or None, and the shape of every grid or None.
@@ -57,12 +58,9 @@ class PicturesPipeline(CodesPipeline):
         if image is None or mask_image is None:
             missing = "image" if image is None else "mask_image"
             raise ValueError(f"image and mask_image go together: {missing} is missing")
-        sample = self.image_processor.preprocess(image, height=height, width=width)
-        channels = self.autoencoder.in_channels
-        if sample.shape[1] != channels:
-            raise ValueError(f"image must have {channels} channels, got {tuple(sample.shape)}")
+        sample = read_pictures(image, self.autoencoder.in_channels, self.autoencoder.processor, height, width)
         height, width = sample.shape[-2:]
-        mask = self.mask_processor.preprocess(mask_image, height=height, width=width)  # (n, 1, height, width), 1: new
+        mask = read_masks(mask_image, height, width)  # (n, 1, height, width), 1: new
         for name, value in (("image", sample), ("mask_image", mask)):
             if len(value) not in (1, num_images // copies, num_images):
                 raise ValueError(f"{name} must be one, or one for each of {num_images} images, got {len(value)}")

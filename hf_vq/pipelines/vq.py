@@ -67,8 +67,8 @@ class VQPipeline(PicturesPipeline):
         Args:
             class_labels: a class or several, as numbers or as names of `class_names`; of a prior with classes.
             batch_size: how many images, of a prior without classes; 1 by default.
-            image: a picture to complete (PIL, array or tensor in [0, 1], or several): one for all images, one for each
-                class label or prompt, or one each.
+            image: a picture to complete (PIL, array or tensor, floats in [0, 1] or integers, or several; see
+                `hf_vq.modalities.image_inputs`): one for all images, one for each class label or prompt, or one each.
             mask_image: white where something new is to be drawn, as in diffusers; codes that stand for no white pixel
                 are kept. Codes are drawn in raster order: what is kept below and to the right is not yet known.
             num_images_per_prompt: images of each class label, prompt and other condition, in a row.
