@@ -4,8 +4,8 @@
     python benchmarks/starts.py --families VQVAE --quantizers ema,finite_scalar --steps 300
 
 Each pair trains on the digits of scikit-learn with the quantizer's own defaults, Adam at 1e-3 and batches of 64. A
-line has the error over the variance of the pictures at the end, its ratio to EMA's of the same family and seed, and the
-gradient of the encoder at the first step. Ratios above 1.2 are marked.
+line has the error over the variance of the pictures at the end, its ratio to EMA's of the same family and seed, and
+the gradient of the encoder at the first step. Ratios above 1.2 are marked.
 """
 
 import argparse
