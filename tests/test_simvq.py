@@ -1,0 +1,54 @@
+"""SimVQ's codebook, a frozen one times a learned matrix, beside plain torch."""
+
+import pytest
+import torch
+
+import hf_vq
+from hf_vq.quantizers import make_quantizer
+
+
+def gradient(loss, tensor):
+    return torch.autograd.grad(loss, tensor, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_a_frozen_codebook_of_any_width_against_plain_torch(width, tmp_path):
+    torch.manual_seed(0)
+    config = {"code_transform": True, "frozen_codebook_dim": width, "beta": 0.25}
+    quantizer = make_quantizer("vector", 9, 4, config)
+    frozen, matrix = quantizer.embedding.weight, quantizer.code_transform.weight
+    assert (frozen.shape, matrix.shape) == ((9, width), (4, width))
+    assert [name for name, _ in quantizer.named_parameters()] == ["code_transform.weight"]
+    latents = torch.randn(2, 4, 3, 5, requires_grad=True)
+    output = quantizer(latents)
+    rows, codebook = latents.movedim(1, -1).flatten(0, 2), frozen @ matrix.T
+    codes = torch.cdist(rows, codebook).argmin(dim=1)
+    chosen = codebook[codes]
+    loss = (chosen - rows.detach()).square().mean() + 0.25 * (rows - chosen.detach()).square().mean()
+    assert torch.equal(output.codes.flatten(), codes)
+    torch.testing.assert_close(output.latents.movedim(1, -1).flatten(0, 2), chosen)
+    torch.testing.assert_close(output.loss, loss)
+    for tensor in (latents, matrix):
+        torch.testing.assert_close(gradient(output.loss, tensor), gradient(loss, tensor))
+    before = quantizer.codebook.clone()
+    quantizer.reset()
+    assert quantizer.embedding.weight.shape == (9, width)
+    assert quantizer.initialized
+    assert not torch.equal(quantizer.codebook, before)
+
+    model = hf_vq.VQVAE(stage_channels=(8,), hidden_channels=8, codebook_size=9, codebook_dim=4,
+                        quantizer_type="vector", quantizer_config=config)  # fmt: skip
+    model.save_pretrained(tmp_path)
+    loaded = hf_vq.VQVAE.from_pretrained(tmp_path)
+    assert loaded.quantizer.frozen_codebook_dim == width
+    sample = torch.randn(1, 3, 8, 8)
+    assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+
+
+def test_a_frozen_codebook_has_the_width_of_the_codes_by_default():
+    drawn = []
+    for config in ({}, {"frozen_codebook_dim": 4}):
+        torch.manual_seed(0)
+        drawn.append(make_quantizer("vector", 9, 4, {"code_transform": True, **config}).state_dict())
+    assert drawn[0].keys() == drawn[1].keys() == {"embedding.weight", "code_transform.weight"}
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
