@@ -1,5 +1,8 @@
 """Config fields of every prior."""
 
+import os
+from typing import Any, ClassVar
+
 from transformers import PreTrainedConfig
 
 from hf_vq.hub import HubConfigMixin
@@ -15,9 +18,15 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
         class_dropout_prob: chance that training replaces a class by the null class, whose index is `num_classes`;
             above 0 it makes that class exist, and guidance possible.
 
+    Class attributes:
+        former_options: values of options by name, of folders that were saved before there was such an option: a
+            config that is loaded and lacks it gets this value, while a new config gets the default.
+
     Raises:
         ValueError: a value is out of its range.
     """
+
+    former_options: ClassVar[dict[str, Any]] = {}
 
     codebook_size: int = 512
     num_classes: int = 0
@@ -38,6 +47,15 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
             if any(size < 1 for size in self.code_shape):
                 raise ValueError(f"code_shape must have sizes of at least 1, got {self.code_shape}")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config from what was saved; options that there were not yet are what they were by `former_options`."""
+        return super().from_dict({**cls.former_options, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @property
     def num_class_embeddings(self) -> int:

@@ -41,7 +41,7 @@ class ShiftedConv2d(nn.Conv2d):
         first_rows = torch.arange(0, outside, self.in_channels, device=codes.device)
         indices = torch.where(windows < 0, outside, windows + first_rows)  # (batch, height, width, taps)
         sums = F.embedding_bag(indices.flatten(0, 2), F.pad(kernels, (0, 0, 0, 1)), mode="sum")
-        outputs = sums.unflatten(0, codes.shape).movedim(-1, 1)
+        outputs = sums.unflatten(0, indices.shape[:3]).movedim(-1, 1)
         return outputs if self.bias is None else outputs + self.bias[:, None, None]
 
 
