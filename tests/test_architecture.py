@@ -20,7 +20,19 @@ FLOORS = (
     {"autoencoders", "priors"},
     {"modalities"},
     {"quantizers", "networks", "losses", "metrics", "data", "hub"},
-    {"grids", "hosts", "modes", "plugins", "processes", "registry", "renaming", "saved", "single_file", "version"},
+    {
+        "figures",
+        "grids",
+        "hosts",
+        "modes",
+        "plugins",
+        "processes",
+        "registry",
+        "renaming",
+        "saved",
+        "single_file",
+        "version",
+    },
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 BOTTOM = len(FLOORS) - 1  # its files may import each other

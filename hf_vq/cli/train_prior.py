@@ -26,6 +26,7 @@ from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, w
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
+from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
@@ -128,10 +129,11 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
-        nats, words = report["metrics"].get("eval_nats_per_code"), "nats per held-out code"
+        words, metrics = "nats per held-out code", report["metrics"]
         if prior.likelihood == "bound":
             words += " (upper bound)"
-        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
+        nats = figure_text("nats_per_code", metrics.get("eval_nats_per_code"))
+        say(f"Wrote {args.output_dir}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else "."))
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
         if pipeline is not None:

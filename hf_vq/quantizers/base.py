@@ -271,7 +271,7 @@ class Quantizer(nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
-NONFINITE = "latents hold NaN or infinity: the encoder diverged"
+NONFINITE = "latents hold NaN or infinity: what they were made of, or the weights that made them, did"
 
 
 class ExactLinear(nn.Linear):

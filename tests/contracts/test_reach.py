@@ -72,7 +72,10 @@ CASES = {
 }
 DEEP = {  # stacks of kernels, deep enough for their grid
     "pixelcnn gated": (lambda: test_priors.make_prior(num_layers=7), all_before),
-    "pixelcnn plain": (lambda: test_priors.make_prior("plain", num_layers=6, first_kernel_size=3), left_or_within_reach),
+    "pixelcnn plain": (
+        lambda: test_priors.make_prior("plain", num_layers=6, first_kernel_size=3),
+        left_or_within_reach,
+    ),
 }
 
 
