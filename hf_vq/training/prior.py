@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from hf_vq.training.arguments import check_precision
 from hf_vq.training.checkpoints import (
     abandon_newer,
     prepare_output_dir,
@@ -43,9 +44,10 @@ RUN_STATE = "run_state.json"
 class PriorTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the set-up that priors need, and defaults for small ones.
 
-    Three settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
+    Some settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
     then reports no `eval_loss`), `remove_unused_columns` (False) and `prediction_loss_only` (True: Trainer would
-    gather the logits of the whole validation set).
+    gather the logits of the whole validation set), `bf16_full_eval` and `fp16_full_eval` (False: they would leave the
+    published weights in half precision).
 
     Args:
         eval_steps: given alone, it switches `eval_strategy` to "steps".
@@ -66,11 +68,14 @@ class PriorTrainingArguments(TrainingArguments):
             "label_names": (None, []),
             "remove_unused_columns": (True, False),
             "prediction_loss_only": (False, True),
+            "fp16_full_eval": (False, False),  # it would cast the weights that are published
+            "bf16_full_eval": (False, False),
         }
         for name, (default, ours) in fixed.items():
             if getattr(self, name) not in (default, ours):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be changed for priors: it is {ours!r}")
             setattr(self, name, ours)
+        check_precision(self.bf16, self.fp16, self.use_cpu)
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
@@ -102,7 +107,7 @@ def train_prior(
         DivergenceError: the loss became NaN or infinite.
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
-        _check_dataset(prior, dataset)
+        check_dataset(prior, dataset)
     with telling_divergence(1, "start", {"prior": prior}):
         check_likelihood(prior, train_dataset)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
@@ -334,7 +339,8 @@ def _without_shard_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_dataset(prior: Any, dataset: Any) -> None:
+def check_dataset(prior: Any, dataset: Any) -> None:
+    """Raise a ValueError for a data set that does not fit a prior: empty, of other codes, or without a condition."""
     config = prior.config
     if len(dataset) == 0:
         raise ValueError("the data set of codes is empty")
@@ -343,5 +349,12 @@ def _check_dataset(prior: Any, dataset: Any) -> None:
         raise ValueError(
             f"the codes come from a codebook of {size}, the prior has codebook_size={config.codebook_size}"
         )
-    if config.num_classes and "class_labels" not in dataset[0]:
+    item = dataset[0]
+    if config.num_classes and "class_labels" not in item:
         raise ValueError(f"the prior has num_classes={config.num_classes}, the data set has no class_labels")
+    for condition in prior.conditions:
+        if condition.taken and not condition.optional and condition.name not in item:
+            raise ValueError(
+                f"this {type(prior).__name__} takes {condition.name} by its config, the data set has "
+                f"{', '.join(sorted(item))} alone"
+            )
