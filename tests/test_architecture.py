@@ -22,6 +22,7 @@ FLOORS = (
     {"quantizers", "networks", "losses", "metrics", "data", "hub"},
     {
         "arguments",
+        "figures",
         "grids",
         "hosts",
         "modes",

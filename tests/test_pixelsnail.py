@@ -20,6 +20,8 @@ VARIANTS = {
         "attention": False, "context_codebook_sizes": (7, 9), "num_context_layers": 1, "num_classes": 3,
         "class_dropout_prob": 0.2, "context_kernel_size": 5, "hidden_channels": 7, "condition_channels": 5,
     },
+    "cut rows": {"sees_row_ends": False, "kernel_size": 3, "num_output_layers": 1},
+    "cut rows, bottom": {"sees_row_ends": False, "attention": False, "context_codebook_sizes": (7,)},
     "attention and context": {"context_codebook_sizes": (7,), "kernel_size": 7, "num_context_layers": 0},
 }  # fmt: skip
 GRIDS = [(5, 7), (6, 4), (1, 5), (4, 1), (1, 1)]

@@ -12,7 +12,7 @@ from hf_vq import VQVAE
 from hf_vq.cli.checks import training_bytes
 from hf_vq.training import loop
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
-from hf_vq.training.interruption import DivergenceError
+from hf_vq.training.divergence import DivergenceError
 from hf_vq.training.tasks import Reconstruction
 
 from .adversarial_task import Adversarial, tiny_discriminator, train_adversarial

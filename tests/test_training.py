@@ -19,8 +19,8 @@ from hf_vq.training import loop as training_loop
 from hf_vq.training import tasks
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import latest_checkpoint, list_checkpoints
+from hf_vq.training.divergence import DivergenceError
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
-from hf_vq.training.interruption import DivergenceError
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from hf_vq.training.report import write_report

@@ -11,7 +11,7 @@ from hf_vq.autoencoders.codebooks import CodebookControl
 from hf_vq.autoencoders.contract import check_autoencoder
 from hf_vq.autoencoders.folders import SavedFolder
 from hf_vq.autoencoders.grids import Geometry, mean_distance
-from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput
+from hf_vq.autoencoders.outputs import AutoencoderOutput, TokenizerOutput, check_rebuilds
 from hf_vq.grids import codes_as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers import Quantizer
@@ -180,8 +180,14 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
             sample, reconstruction: (batch, channels, *space).
             quantized: QuantizerOutput.
             padding_mask: (batch, *space) bool, True = real, or None.
+            output_class: an `AutoencoderOutput`, or a dataclass with its fields; all but the first have defaults.
             reconstruction_loss: scalar, of a decoder with a likelihood; None: the config's distance.
+
+        Raises:
+            TypeError: an `output_class` that cannot be built anew.
         """
+        if not torch.compiler.is_compiling():
+            check_rebuilds(output_class)
         if reconstruction_loss is None:
             distance = RECONSTRUCTION_LOSSES[self.config.reconstruction_loss]
             reconstruction_loss = mean_distance(distance, reconstruction.float(), sample.float(), padding_mask)

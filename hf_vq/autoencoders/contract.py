@@ -1,10 +1,12 @@
 """What an autoencoder class must have to be registered, and how it is told."""
 
 import inspect
+from dataclasses import is_dataclass
 from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
 
+from hf_vq.autoencoders.outputs import check_rebuilds
 from hf_vq.registry import MODALITIES
 
 BASES = "(AutoencoderMixin, ModelMixin, ConfigMixin)"
@@ -30,6 +32,9 @@ def check_autoencoder(autoencoder_class: Any, mixin: type) -> None:
     for words in _missing(autoencoder_class, mixin):
         raise TypeError(f"{name} must define {words}")
     _check_constructor(autoencoder_class)
+    returned = inspect.signature(autoencoder_class.forward, eval_str=True).return_annotation
+    if isinstance(returned, type) and is_dataclass(returned):
+        check_rebuilds(returned)
     modality = autoencoder_class.modality
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"{name}.modality must be None or one of {sorted(MODALITIES)}, got {modality!r}")

@@ -1,6 +1,7 @@
 """What autoencoders return."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 
 import torch
 from diffusers.utils import BaseOutput
@@ -65,3 +66,21 @@ class AutoencoderOutput(BaseOutput):
     reconstruction_loss: torch.Tensor | None = None
     quantizer_loss: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
+
+
+@cache
+def check_rebuilds(output_class: type) -> None:
+    """Raise a TypeError for an output that mixed precision and DDP could not build anew, as `ModelOutput` asks too.
+
+    Args:
+        output_class: a dataclass; all its fields but the first need defaults.
+    """
+    name = output_class.__name__
+    if not is_dataclass(output_class):
+        raise TypeError(f"{name} must be a dataclass and a BaseOutput, as AutoencoderOutput is")
+    for field in fields(output_class)[1:]:
+        if field.default is MISSING and field.default_factory is MISSING:
+            raise TypeError(
+                f"{name}.{field.name} needs a default: mixed precision and DDP build outputs "
+                "anew from one mapping, the first field"
+            )

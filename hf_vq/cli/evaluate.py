@@ -14,6 +14,7 @@ from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
+from hf_vq.figures import plain_figures
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
 
@@ -48,11 +49,11 @@ def main(argv: list[str]) -> None:
         positional="model",
     )
     figures = run(options, data)
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(figures, indent=2, allow_nan=False))
 
 
 def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
-    """Check everything, evaluate, and write the figures; return them."""
+    """Check everything, evaluate, and write the figures; return them as `plain_figures`."""
     check_output_file(options.output, suffix=".json", overwrite=options.overwrite)
     if options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} must be positive")
@@ -65,7 +66,9 @@ def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
         raise ValueError(f"codes={options.codes!r}: only a prior is evaluated on codes; give --data")
     else:
         figures = _evaluate_on_data(folder, device, kind, options, data)
-    text = json.dumps({"model": options.model, "data": data.data, "split": options.split, **figures}, indent=2)
+    figures = plain_figures(figures)
+    facts = {"model": options.model, "data": data.data, "split": options.split}
+    text = json.dumps({**facts, **figures}, indent=2, allow_nan=False)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(text + "\n", encoding="utf-8")
     return figures

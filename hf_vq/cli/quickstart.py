@@ -15,6 +15,7 @@ from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, folder_modality, start_output_folder
 from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import parse_options, read_recipe
+from hf_vq.figures import figure_text
 
 OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")
 
@@ -81,11 +82,15 @@ def built_in_recipe(name: str) -> Traversable:
 def summary(figures: dict[str, Any], folder: str | Path, pipeline: str | Path, seconds: float) -> str:
     """What the quickstart prints at its end."""
     tokenizer, prior = figures["autoencoder"], figures["prior"]
-    nats = f"{prior['nats_per_code']:.3f} nats per code" + ("" if prior["likelihood_is_exact"] else " (upper bound)")
+    error, nats = (
+        figure_text(name, part.get(name), ".3f")
+        for part, name in ((tokenizer, "error_over_variance"), (prior, "nats_per_code"))
+    )
+    nats += " nats per code" + ("" if prior["likelihood_is_exact"] else " (upper bound)")
     draw = folder_modality(pipeline).show_sample.format(call="pipe(class_labels=[3])").replace("\n", "\n  ")
     return f"""
 Done in {seconds:.0f} s, on {tokenizer["num_samples"]} digits that neither model was trained on:
-  tokenizer  error over variance {tokenizer["error_over_variance"]:.3f}, {tokenizer["usage"]:.0%} of the codes in use
+  tokenizer  error over variance {error}, {tokenizer["usage"]:.0%} of the codes in use
   prior      {nats} ({prior["unigram_entropy"]:.3f} without a model)
 Pictures: {folder}/samples.png (a row per digit, all new), {folder}/autoencoder/*.png, {folder}/prior/*.png
 

@@ -9,6 +9,7 @@ import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, folder_modality, local_folder, pick_device
 from hf_vq.cli.data_options import SUFFIXES, DataOptions, data_options
 from hf_vq.cli.options import parse_options
+from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 
 
@@ -61,5 +62,6 @@ def run(options: ReconstructOptions, data: DataOptions) -> float:
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     modality.save_reconstructions(options.output, samples, reconstructions)
     error = torch.nn.functional.mse_loss(reconstructions, samples).item()
-    print(f"Wrote {len(samples)} reconstructions to {options.output}; mean squared error {error:.5f} (on [-1, 1]).")
+    told = figure_text("mse", error, ".5f")
+    print(f"Wrote {len(samples)} reconstructions to {options.output}; mean squared error {told} (on [-1, 1]).")
     return error

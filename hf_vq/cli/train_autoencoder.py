@@ -26,6 +26,7 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
@@ -118,8 +119,8 @@ def run(
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
         metrics = report["metrics"]
-        error = "" if validation is None else f": error over variance {metrics['eval_error_over_variance']:.4f}"
-        say(f"Wrote {args.output_dir}{error}.")
+        error = figure_text("error_over_variance", metrics.get("eval_error_over_variance"))
+        say(f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}."))
         save_pictures(model, modality, train if validation is None else validation, report, Path(args.output_dir))
     return report
 

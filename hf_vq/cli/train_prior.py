@@ -26,13 +26,14 @@ from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, w
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
+from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
-from hf_vq.training.prior import PriorTrainingArguments, remember_tokenizer, train_prior
+from hf_vq.training.prior import PriorTrainingArguments, check_dataset, remember_tokenizer, train_prior
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -40,8 +41,8 @@ OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "loss_curve.png", "report.json"
 
 
 def trainable_priors() -> dict[str, Any]:
-    """The registered priors whose input are codes, by name."""
-    return {name: prior for name, prior in PRIORS.items() if prior.main_input_name == "codes"}
+    """The registered priors over codes, by name."""
+    return {name: prior for name, prior in PRIORS.items() if prior.models_codes}
 
 
 @dataclass
@@ -51,7 +52,8 @@ class PriorOptions:
     codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
     prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(trainable_priors())}"})
     prior_config: dict | str | None = field(
-        default=None, metadata={"help": "its config; codebook_size, code_shape and num_classes come from the codes"}
+        default=None,
+        metadata={"help": "its config; codebook_size, code_shape, num_levels and num_classes are the codes'"},
     )
     grid: str | None = field(
         default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
@@ -113,6 +115,9 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
         raise ValueError(f"prior_config does not fit {options.prior}: {error}") from error
     if vectors is not None:
         prior.set_code_vectors(vectors)
+    for codes in (train, validation):
+        if codes is not None:
+            check_dataset(prior, codes)
     needed, pipeline = training_bytes(prior, args, len(train)), None
     if autoencoder is not None and (grid is None or coarser):
         pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
@@ -128,10 +133,11 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
-        nats, words = report["metrics"].get("eval_nats_per_code"), "nats per held-out code"
+        words, metrics = "nats per held-out code", report["metrics"]
         if prior.likelihood == "bound":
             words += " (upper bound)"
-        say(f"Wrote {args.output_dir}" + ("." if nats is None else f": {nats:.4f} {words}."))
+        nats = figure_text("nats_per_code", metrics.get("eval_nats_per_code"))
+        say(f"Wrote {args.output_dir}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else "."))
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
         if pipeline is not None:
@@ -180,6 +186,10 @@ def load_initial(options: PriorOptions, given: dict[str, Any], codes: CodesDatas
 def check_prior_config(options: PriorOptions, codes: CodesDataset) -> dict[str, Any]:
     """The config of the prior, completed from the codes; a ValueError where it contradicts them."""
     known_priors = trainable_priors()
+    if options.prior in PRIORS and options.prior not in known_priors:
+        raise ValueError(
+            f"prior={options.prior!r} is no prior over codes: train it by hf_vq.training.prior.train_prior"
+        )
     if options.prior not in known_priors:
         raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, known_priors)}")
     config = as_mapping("prior_config", options.prior_config)
@@ -200,7 +210,9 @@ def check_prior_config(options: PriorOptions, codes: CodesDataset) -> dict[str, 
             f"prior_config has num_classes={config['num_classes']}, but the codes in {options.codes} have "
             f"{codes.num_classes} classes (0 ignores them)"
         )
-    return {"num_classes": codes.num_classes, **config, **facts}
+    has_levels = len(codes.code_shape) == len(codes.sample_shape)  # that axis instead of channels
+    levels = {"num_levels": codes.code_shape[0]} if has_levels and "num_levels" in known else {}
+    return {"num_classes": codes.num_classes, **levels, **config, **facts}
 
 
 def check_facts(config: dict[str, Any], facts: dict[str, Any], owners: str) -> None:

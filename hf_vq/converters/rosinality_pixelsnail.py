@@ -77,6 +77,7 @@ def _read_config(tensors):
         "residual_channels": shape_of(tensors, "blocks.0.resblocks.0.conv1.conv.conv.weight_v", 4)[0],
         "attention": any(name.startswith("blocks.0.causal_attention.") for name in tensors),
         "num_attention_heads": NUM_HEADS,
+        "sees_row_ends": False,
         "num_output_layers": max(0, count(tensors, "out") - 2),  # then an ELU and the logits
     }
     if any(name.startswith("cond_resnet.") for name in tensors):

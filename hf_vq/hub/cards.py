@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_vq.figures import figure_text, is_defined
 from hf_vq.hub.folders import CONVERSION, PICTURES, ModelFolder
 from hf_vq.saved import read_json
 
@@ -36,19 +37,22 @@ class Measurements:
 
     Attributes:
         figures: value by name, names as in `FIGURES`.
+        missing: names of those that are not defined.
         bound: whether the `LIKELIHOODS` among them are upper bounds.
         dataset: name or Hub id of the data; None where the files do not tell.
         split: of the data.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
     bound: bool = False
     dataset: str | None = None
     split: str | None = None
 
     def take(self, metrics: dict[str, Any]) -> None:
         """Take the known ones of some figures."""
-        self.figures.update({name: metrics[name] for name in FIGURES if isinstance(metrics.get(name), int | float)})
+        self.figures.update({name: metrics[name] for name in FIGURES if is_defined(metrics.get(name))})
+        self.missing += [name for name in FIGURES if name in metrics and not is_defined(metrics[name])]
         self.bound = self.bound or metrics.get("likelihood_is_exact") is False
 
     def title(self, name: str, plural: str) -> str:
@@ -145,6 +149,7 @@ def write_card(
         ModelCard.
     """
     files, results = files or folder.files, data.eval_results or []
+    measured, plural = read_measurements(files), folder.modality.plural if folder.modality else "samples"
     words, stock_usage = _stock(folder, repo_id)
     split = f", split `{results[0].dataset_split}`" if results and results[0].dataset_split else ""
     return ModelCard.from_template(
@@ -157,8 +162,11 @@ def write_card(
         usage=_with_imports(folder, _usage(folder, repo_id)),
         stock_words=words,
         stock_usage=stock_usage,
-        dataset=f"{results[0].dataset_name}{split}" if results else None,
-        figures=[{"title": result.metric_name, "text": f"{result.metric_value:.4g}"} for result in results],
+        dataset=(results[0].dataset_name if results else measured.dataset or "held-out data") + split,
+        figures=[
+            {"title": measured.title(name, plural), "text": figure_text(name, measured.figures.get(name), ".4g")}
+            for name in [*measured.figures, *measured.missing]
+        ],
         training=_training(files),
         recipes=[
             {"file": name, "text": path.read_text(encoding="utf-8").strip()}

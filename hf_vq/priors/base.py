@@ -47,6 +47,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
         sampling_options: the keywords of `sample` beyond `batch_size`, `code_shape`, `generator`, `progress_bar` and
             the conditions.
         grid_dims: axes of a grid of codes, that of levels included.
+        models_codes: whether its elements are codes; False of one over waveforms, which no tokenizer makes.
 
     Raises:
         TypeError: at its definition, of a subclass that lacks `sample`, or `log_prob` for its `likelihood`.
@@ -61,6 +62,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
     accepts_loss_kwargs = False
     likelihood: str | None = None
     sampling_options: tuple[str, ...] = ()
+    models_codes = True
     grid_dims: int
 
     def __init_subclass__(cls, **options):

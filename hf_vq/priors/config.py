@@ -1,6 +1,7 @@
 """Config fields of every prior."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -24,12 +25,15 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     Class attributes:
         largest_codebook: most codes of a prior whose embeddings and logits have an entry for each; a config whose
             prior has none may say more.
+        former_options: values of options by name, of folders that were saved before there was such an option: a
+            config that is loaded and lacks it gets this value, while a new config gets the default.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
     largest_codebook: ClassVar[int] = 2**24
+    former_options: ClassVar[dict[str, Any]] = {}
 
     codebook_size: int = 512
     num_classes: int = 0
@@ -68,6 +72,15 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
         told = super().to_diff_dict()
         unknown = [name for name in ("codes_sha256", "rounded_codes_sha256") if told.get(name) is None]
         return {name: value for name, value in told.items() if name not in unknown}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config from what was saved; options that there were not yet are what they were by `former_options`."""
+        return super().from_dict({**cls.former_options, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Any:
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @property
     def num_class_embeddings(self) -> int:

@@ -125,6 +125,7 @@ class MixtureWaveNet(ConditionedWaveNet):
 
     config_class = MixtureWaveNetConfig
     main_input_name = "waveforms"
+    models_codes = False
     sampling_options = ("temperature", "known_values", "known_mask")
 
     def __init__(self, config: MixtureWaveNetConfig):

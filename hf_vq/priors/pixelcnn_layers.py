@@ -42,7 +42,7 @@ class ShiftedConv2d(nn.Conv2d):
         indices = torch.where(windows < 0, outside, windows + first_rows)  # (batch, height, width, taps)
         wide = kernels.to(torch.promote_types(kernels.dtype, torch.float32))  # the gradients of a column are summed
         sums = F.embedding_bag(indices.flatten(0, 2), F.pad(wide, (0, 0, 0, 1)), mode="sum").to(kernels.dtype)
-        outputs = sums.unflatten(0, codes.shape).movedim(-1, 1)
+        outputs = sums.unflatten(0, indices.shape[:3]).movedim(-1, 1)
         return outputs if self.bias is None else outputs + self.bias[:, None, None]
 
 

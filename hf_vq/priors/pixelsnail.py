@@ -1,7 +1,7 @@
 """PixelSNAIL: causal convolutions and attention over two-dimensional grids of codes, the prior of VQ-VAE-2."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,9 @@ class PixelSNAILConfig(PriorConfig):
         residual_channels: channels inside these layers.
         attention: attend to all codes before; VQ-VAE-2 does so at its top grid only, for its cost grows with the
             square of the number of codes.
+        sees_row_ends: left of a row lies the end of the row above, so that every code depends on all codes before it;
+            without attention, on those that the kernels reach. False is the network of rosinality, and that of folders
+            saved before there was this option: the beginning of a row does not see the end of the row above.
         num_attention_heads: heads that share `hidden_channels // 2` channels.
         num_output_layers: 1x1 residual layers before the logits.
         context_codebook_sizes: numbers of codes of the coarser grids that the prior is conditioned on, coarse to
@@ -55,6 +58,7 @@ class PixelSNAILConfig(PriorConfig):
     """
 
     model_type = "hf_vq_pixelsnail"
+    former_options: ClassVar[dict[str, Any]] = {"sees_row_ends": False}
 
     hidden_channels: int = 128
     kernel_size: int = 5
@@ -62,6 +66,7 @@ class PixelSNAILConfig(PriorConfig):
     num_residual_layers: int = 4
     residual_channels: int = 128
     attention: bool = True
+    sees_row_ends: bool = True
     num_attention_heads: int = 8
     num_output_layers: int = 0
     context_codebook_sizes: list[int] | tuple[int, ...] = ()
@@ -110,6 +115,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
 
     It is the network of rosinality/vq-vae-2-pytorch at any width, depth, kernel and grid, its weight norms folded into
     plain weights. Classes are an addition: their embedding joins the features of the coarser codes or stands alone.
+    So is `sees_row_ends`, which costs no weights: the same kernels read on where a row begins.
     """
 
     config_class = PixelSNAILConfig
@@ -123,7 +129,7 @@ class PixelSNAIL(AutoregressivePrior, PreTrainedModel):
     def __init__(self, config: PixelSNAILConfig):
         super().__init__(config)
         classes, channels = config.num_class_embeddings, config.hidden_channels
-        self.first = FirstConv2d(config.codebook_size, channels, config.kernel_size)
+        self.first = FirstConv2d(config.codebook_size, channels, config.kernel_size, config.sees_row_ends)
         self.blocks = nn.ModuleList(PixelBlock(config) for _ in range(config.num_blocks))
         self.contexts = nn.ModuleList(ContextNetwork(config, size) for size in config.context_codebook_sizes)
         self.class_embedding = nn.Embedding(classes, cast(int, config.condition_channels)) if classes else None

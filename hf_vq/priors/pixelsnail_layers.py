@@ -39,26 +39,60 @@ def coordinates(grid: tuple[int, ...], like: torch.Tensor, lengths: torch.Tensor
     return torch.stack([rows[:, :, None].expand(shape), columns.expand(shape)], dim=1).to(like.dtype)
 
 
+class RasterConv2d(ShiftedConv2d):
+    """`ShiftedConv2d` of columns on the left, where left of a row lies the end of the row above, as in raster order.
+
+    Args:
+        in_channels, out_channels, rows: of a `ShiftedConv2d`.
+        reach: columns on the left of a position.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rows: tuple[int, int], reach: int):
+        super().__init__(in_channels, out_channels, rows, (-reach, -1))
+        self.reach, self.margins = reach, (0, *self.margins[1:])
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outside = 0 if inputs.is_floating_point() else -1
+        width, before = inputs.shape[-1], F.pad(inputs.flatten(-2), (self.reach, 0), value=outside)
+        return super().forward(before.unfold(-1, self.reach + width, width))  # (batch, out_channels, height, width)
+
+
+def left_conv(
+    in_channels: int, out_channels: int, rows: tuple[int, int], reach: int, sees_row_ends: bool
+) -> ShiftedConv2d:
+    """The convolution over `reach` columns on the left: those of the same row alone, or as in raster order."""
+    if sees_row_ends:
+        return RasterConv2d(in_channels, out_channels, rows, reach)
+    return ShiftedConv2d(in_channels, out_channels, rows, (-reach, -1))
+
+
 class FirstConv2d(nn.Module):
     """First layer, of one-hot codes: the rows above a position, and the columns on its left in these and its own row.
 
-    There is nothing above the first row and nothing left of the first column: not even a bias.
+    There is nothing above the first row and nothing left of the first column, or of the first position where row ends
+    are seen: not even a bias.
 
     Args:
         codebook_size: number of codes.
         out_channels: channels of the output.
         kernel_size: odd; rows and columns within `kernel_size // 2` are read.
+        sees_row_ends: left of a row lies the end of the row above.
     """
 
-    def __init__(self, codebook_size: int, out_channels: int, kernel_size: int):
+    def __init__(self, codebook_size: int, out_channels: int, kernel_size: int, sees_row_ends: bool):
         super().__init__()
-        reach = kernel_size // 2
+        reach = max(kernel_size // 2, 2 if sees_row_ends else 1)
         self.above = ShiftedConv2d(codebook_size, out_channels, (-reach, -1), (-reach, reach))
-        self.left = ShiftedConv2d(codebook_size, out_channels, (-reach, 0), (-reach, -1))
+        self.left = left_conv(codebook_size, out_channels, (-reach, 0), reach, sees_row_ends)
+        self.sees_row_ends = sees_row_ends
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         above = F.pad(self.above(codes)[:, :, 1:], (0, 0, 1, 0))
-        left = F.pad(self.left(codes)[..., 1:], (1, 0))
+        left = self.left(codes)
+        if self.sees_row_ends:
+            left = F.pad(left.flatten(2)[..., 1:], (1, 0)).view_as(left)
+        else:
+            left = F.pad(left[..., 1:], (1, 0))
         return above + left  # (batch, out_channels, height, width)
 
 
@@ -69,13 +103,14 @@ class CausalConv2d(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: odd; `kernel_size - 1` rows above, and columns within `kernel_size // 2`.
+        sees_row_ends: left of a row lies the end of the row above.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, sees_row_ends: bool):
         super().__init__()
         reach = kernel_size // 2
         self.above = ShiftedConv2d(in_channels, out_channels, (1 - kernel_size, -1), (-reach, reach), bias=False)
-        self.left = ShiftedConv2d(in_channels, out_channels, (0, 0), (-reach, -1))
+        self.left = left_conv(in_channels, out_channels, (0, 0), reach, sees_row_ends)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.left(inputs) + self.above(inputs)
@@ -189,7 +224,7 @@ class PixelBlock(GradientCheckpointingLayer):
     def __init__(self, config: Any):
         super().__init__()
         channels, dropout = config.hidden_channels, config.dropout
-        causal_conv = partial(CausalConv2d, kernel_size=config.kernel_size)
+        causal_conv = partial(CausalConv2d, kernel_size=config.kernel_size, sees_row_ends=config.sees_row_ends)
         condition = config.condition_channels if config.has_condition else 0
         self.residual_layers = nn.ModuleList(
             GatedResidualLayer(channels, config.residual_channels, causal_conv, dropout, condition_channels=condition)

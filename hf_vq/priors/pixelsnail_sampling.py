@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from hf_vq.priors.pixelcnn_layers import ShiftedConv2d
 from hf_vq.priors.pixelcnn_sampling import Above
 from hf_vq.priors.pixelsnail_layers import (
     CausalAttention,
@@ -18,6 +19,7 @@ from hf_vq.priors.pixelsnail_layers import (
     FirstConv2d,
     GatedResidualLayer,
     PixelBlock,
+    RasterConv2d,
     coordinates,
 )
 
@@ -27,17 +29,47 @@ def dense(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.bias, layer.weight.flatten(1).t().contiguous()
 
 
+class RasterConvState:
+    """Cached `RasterConv2d` of one-hot codes: a code, once known, adds its part to those that follow it."""
+
+    def __init__(self, conv: ShiftedConv2d, num_grids: int, width: int):
+        rows, reach = conv.kernel_size
+        dtype = torch.promote_types(conv.weight.dtype, torch.float32)  # of sums that grow term by term
+        kernel = conv.weight.to(dtype).flip(2, 3)  # seen from the code: its own row first, then those below
+        self.kernels = kernel.permute(1, 2, 3, 0).flatten(1, 2).contiguous()  # (codebook_size, taps, out_channels)
+        self.bias = cast(torch.Tensor, conv.bias).to(dtype)
+        self.sums = self.bias.repeat(num_grids, rows * width + reach, 1)  # in raster order, of the current row on
+        self.sums[:, 0] = 0  # nothing is left of the first position
+        self.slots = self.sums[:, :width].unbind(1)
+        steps = [torch.arange(size, device=kernel.device) for size in (rows, reach)]
+        readers = (steps[0][:, None] * width + steps[1] + 1).flatten()  # of a code in the first column
+        self.readers = [readers + column for column in range(width)]
+
+    def start_row(self) -> None:
+        width = len(self.slots)
+        self.sums[:, :-width] = self.sums[:, width:].clone()
+        self.sums[:, -width:] = self.bias
+
+    def append(self, column: int, codes: torch.Tensor) -> None:
+        self.sums.index_add_(1, self.readers[column], self.kernels[codes])
+
+
 class FirstConvState:
     """Cached `FirstConv2d`: a code, once known, adds its columns of the kernels to the positions that read it."""
 
     def __init__(self, conv: FirstConv2d, num_grids: int, width: int):
-        reach, (rows, columns) = conv.left.margins[0], conv.above.kernel_size
+        self.raster = RasterConvState(conv.left, num_grids, width) if conv.sees_row_ends else None
+        rows, columns = conv.above.kernel_size
+        reach = columns // 2
         dtype = torch.promote_types(conv.above.weight.dtype, torch.float32)  # of sums that grow term by term
         kernel = F.pad(conv.above.weight, (0, 0, 0, 1)).to(dtype)  # with the position's own row
-        kernel[..., :reach] += conv.left.weight
+        left = kernel.new_zeros(width - 1, kernel.shape[0])
+        if self.raster is None:
+            kernel[..., :reach] += conv.left.weight
+            left += cast(torch.Tensor, conv.left.bias).to(dtype)
         kernel = kernel.flip(2, 3)  # seen from the code: its own row first, then those below
         self.kernels = kernel.permute(1, 2, 3, 0).contiguous()  # (codebook_size, rows + 1, columns, out_channels)
-        left = F.pad(cast(torch.Tensor, conv.left.bias).to(dtype).expand(width - 1, -1), (0, 0, reach + 1, reach))
+        left = F.pad(left, (0, 0, reach + 1, reach))
         self.empty_row = left + cast(torch.Tensor, conv.above.bias)  # (reach + width + reach, out_channels)
         self.sums = self.empty_row.repeat(num_grids, rows + 1, 1, 1)
         self.sums[:, 0] = left  # nothing is above the first row
@@ -45,12 +77,20 @@ class FirstConvState:
         windows = self.sums.unfold(2, columns, 1)[:, :, :width].permute(2, 0, 1, 4, 3)
         self.windows = windows.unbind(0)  # per column (grids, rows + 1, columns, out_channels)
 
+    def features(self, column: int) -> torch.Tensor:
+        """Outputs (grids, out_channels) at a column of the current row."""
+        return self.slots[column] if self.raster is None else self.slots[column] + self.raster.slots[column]
+
     def start_row(self) -> None:
+        if self.raster is not None:
+            self.raster.start_row()
         self.sums[:, :-1] = self.sums[:, 1:].clone()
         self.sums[:, -1] = self.empty_row
 
     def append(self, column: int, codes: torch.Tensor) -> None:
         self.windows[column].add_(self.kernels[codes])
+        if self.raster is not None:
+            self.raster.append(column, codes)
 
 
 class CausalConvStates:
@@ -60,6 +100,9 @@ class CausalConvStates:
         lefts = [conv.left for conv in convs]
         reach, channels = lefts[0].kernel_size[1], lefts[0].in_channels
         columns = lefts[0].weight.new_zeros(len(convs), num_grids, reach + width, channels)  # zeros left of the grid
+        self.row_ends = None  # where they go on the left of the next row, and where they are
+        if isinstance(lefts[0], RasterConv2d):
+            self.row_ends = columns[:, :, :reach], columns[:, :, width:]
         self.aboves = [Above(conv.above, num_grids, width) for conv in convs]
         self.content = columns[:, :, reach:].transpose(2, 3)  # (layers, grids, in_channels, width)
         self.slots = columns[:, :, reach:].unbind(2)  # per column (layers, grids, in_channels)
@@ -76,6 +119,9 @@ class CausalConvStates:
             above.push(self.content[layer])
             row = above.row()[:, :, 0] + (bias + condition)  # (grids, out_channels, width)
             self.context[:, layer].copy_(row.permute(2, 0, 1))
+        if self.row_ends is not None:
+            left, end = self.row_ends
+            left.copy_(end.clone())
 
     def step(self, column: int) -> torch.Tensor:
         """Outputs (layers, grids, out_channels) at a column."""
@@ -208,7 +254,7 @@ class PixelSNAILSamplingState:
             self.start_row(row)
         gated = F.glu(self.conv2.step(column)).unbind(0)  # what each residual layer adds
         self.conv2.slots[column].copy_(F.elu(self.conv1.step(column), inplace=True))
-        features, done = self.first.slots[column], 0
+        features, done = self.first.features(column), 0
         for block in self.blocks:
             features = block.step(self.position, features, gated[done : done + len(block.inputs)])
             done += len(block.inputs)

@@ -339,7 +339,7 @@ class Quantizer(InferenceVerbs, nn.Module):
 
 
 MOST_CODES = 2**63
-NONFINITE = "latents hold NaN or infinity: the encoder diverged"
+NONFINITE = "latents hold NaN or infinity: what they were made of, or the weights that made them, did"
 
 
 class ExactLinear(nn.Linear):

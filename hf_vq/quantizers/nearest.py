@@ -152,7 +152,7 @@ def _two_of(scores, group_best, member_step, group_step):
 def _check_finite(latents):
     bad = (~torch.isfinite(latents).all(dim=1)).sum().item()
     if bad:
-        raise RuntimeError(f"latents: {bad} of {len(latents)} vectors hold NaN or infinity: the encoder diverged")
+        raise RuntimeError(f"latents: {bad} of {len(latents)} vectors hold NaN or infinity")
 
 
 @_nearest.register_fake

@@ -8,6 +8,18 @@ import torch
 from hf_vq.arguments import check_fields
 
 
+def check_precision(bf16: bool, fp16: bool, use_cpu: bool) -> None:
+    """Raise a ValueError for a precision of training that would not take effect on this machine."""
+    if bf16 and fp16:
+        raise ValueError("bf16=True and fp16=True exclude each other")
+    gpu = not use_cpu and torch.accelerator.is_available()
+    if fp16 and not gpu:
+        raise ValueError("fp16=True needs a GPU: on a CPU, train with bf16=True or in full precision")
+    if bf16 and gpu and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise ValueError(f"bf16=True: {name} has no bfloat16, train with fp16=True or in full precision")
+
+
 @dataclass
 class AutoencoderTrainingArguments:
     """Options of `train_autoencoder`, named as in `transformers.TrainingArguments`.
@@ -65,10 +77,7 @@ class AutoencoderTrainingArguments:
         for name in ["eval_steps", "save_total_limit"]:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive, or None")
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16=True and fp16=True exclude each other")
-        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise ValueError("fp16=True needs a GPU: on a CPU, train with bf16=True or in full precision")
+        check_precision(self.bf16, self.fp16, self.use_cpu)
         if self.report_to not in ("none", "tensorboard", "trackio"):
             raise ValueError(f"report_to={self.report_to!r} must be 'none', 'tensorboard' or 'trackio'")
         if self.report_to != "none" and find_spec(self.report_to) is None:

@@ -40,13 +40,14 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict
         `usage_top`, `perplexity_top` and so on say those of each grid.
 
     Raises:
-        ValueError: an empty data set.
+        ValueError: an empty data set, or one with NaN or infinity.
     """
     device = model.device
     with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
         loss, count = torch.zeros(2, dtype=torch.float64, device=device).unbind()
-        for batch in batches(dataset, batch_size, device, collator_for(model, dataset)):
+        for number, batch in enumerate(batches(dataset, batch_size, device, collator_for(model, dataset))):
+            _check_finite(batch["sample"], number * batch_size)
             sample, padding = batch["sample"], padding_of(batch)
             output = model(sample, **padding)
             error.update(sample, output.sample, **padding)
@@ -67,6 +68,14 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict
         "num_codes": int(used.counts.sum()),
         "num_samples": num_samples,
     }
+
+
+def _check_finite(sample: torch.Tensor, first: int) -> None:
+    """Raise a ValueError for samples (batch, ...) with NaN or infinity; `first` is this process's row of the first."""
+    finite = sample.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        row = first + int((~finite).int().argmax())
+        raise ValueError(f"the data to evaluate on hold NaN or infinity: sample of row {row}")
 
 
 def usage_metric(model: Any) -> HierarchyUsage:

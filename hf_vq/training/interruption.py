@@ -15,12 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_vq.training.checkpoints import latest_checkpoint, why_incomplete
+from hf_vq.training.divergence import DivergenceError as DivergenceError  # its first home
+from hf_vq.training.divergence import find_nonfinite
 
 logger = logging.getLogger(__name__)
-
-
-class DivergenceError(RuntimeError):
-    """The loss or its gradient is NaN or infinite."""
 
 
 class InterruptGuard:
@@ -101,7 +99,7 @@ def save_before_stopping(
     """Save the last finished step, unless that is done or the weights are no numbers, and say how to go on.
 
     Args:
-        model: its parameters and buffers must be finite to be saved.
+        model: its weights must be finite to be saved, see `find_nonfinite`.
         output_dir: folder of the run.
         step: number of finished optimizer steps.
         last_step: number of optimizer steps the run was to have.
@@ -109,7 +107,7 @@ def save_before_stopping(
             middle of a step.
         reason: why training stops, for the message.
     """
-    finite = all(torch.isfinite(tensor).all() for tensor in [*model.parameters(), *model.buffers()])
+    finite = find_nonfinite(model) is None
     if save is not None and finite and step and why_incomplete(Path(output_dir) / f"checkpoint-{step}") is not None:
         try:
             save()

@@ -18,6 +18,7 @@ from accelerate.utils import ProjectConfiguration, send_to_device, set_seed, tqd
 from torch import nn
 from transformers import TrainerState
 
+from hf_vq.figures import is_defined
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.callbacks import CallbackArguments, Callbacks
 from hf_vq.training.checkpoints import (
@@ -29,7 +30,13 @@ from hf_vq.training.checkpoints import (
     write_text,
     writing_checkpoint,
 )
-from hf_vq.training.interruption import DivergenceError, InterruptGuard, StepStart, save_before_stopping
+from hf_vq.training.divergence import (
+    check_batch,
+    check_terms,
+    check_weights_finite,
+    telling_divergence,
+)
+from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
 from hf_vq.training.reading import Batch, check_readable, make_reader
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.tasks import Task, Turn
@@ -88,7 +95,8 @@ class TrainingLoop:
             "modules": list(task.modules),
         }
         self.before_step: StepStart | None = None  # while a step runs
-        task.begin(self.reader, self.accelerator.device, resumed=checkpoint is not None)
+        with telling_divergence(1, "start", task.modules):
+            task.begin(self.reader, self.accelerator.device, resumed=checkpoint is not None)
         self.turns = self._prepare(task.make_turns(self.max_steps))
         self.state["turns"] = [turn.name for turn in self.turns]
         self.whole_step = True  # no turn has moved since the last finished step
@@ -187,7 +195,7 @@ class TrainingLoop:
                         guard.stop()
                 return self.finish()
             except Exception as error:
-                together = self.accelerator.num_processes == 1 or isinstance(error, DivergenceError)
+                together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
                 self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
 
@@ -199,6 +207,8 @@ class TrainingLoop:
         """
         for module in self.task.modules.values():
             module.train()
+        for place, batch in enumerate(batches):
+            check_batch(self.step + 1, batch, lambda place=place: self.reader.rows(self.step, place))  # type: ignore[misc]
         batches = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in batches]
         for index, turn in enumerate(self.turns):
             if self.step >= turn.start_step:
@@ -232,27 +242,26 @@ class TrainingLoop:
         total: Any = 0  # of the loss and of every term, a tensor (terms,) float64
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(turn.module):
+            told = telling_divergence(self.step + 1, f"{prefix}loss", self.task.modules)
+            with told, contextlib.nullcontext() if last else self.accelerator.no_sync(turn.module):
                 loss, terms = turn.compute(turn.module, batch)
                 self.accelerator.backward(loss / len(batches))
             total = total + torch.stack([loss, *terms.values()]).detach().double() / len(batches)
         total = self.accelerator.reduce(total, "mean")
         grad_norm = self.accelerator.clip_grad_norm_(turn.parameters, self.args.max_grad_norm or math.inf)
+        values = dict(zip(["loss", *terms], total.tolist(), strict=True))
         scaled = self.accelerator.scaler is not None  # fp16: its scaler skips steps of infinite gradient by itself
-        if not torch.isfinite(total[0]) or not (scaled or torch.isfinite(grad_norm)):
-            raise DivergenceError(
-                f"step {self.step + 1}: {prefix}loss is {total[0].item()}, gradient norm {grad_norm.item()}"
-            )
+        check_terms(self.step + 1, values, None if scaled else grad_norm.item(), prefix)
         self.whole_step = False
-        turn.optimizer.step()
+        with telling_divergence(self.step + 1, f"{prefix}weights", self.task.modules):
+            turn.optimizer.step()
         skipped = turn.optimizer.step_was_skipped
         self.task.after_turn(turn, skipped)
         if not skipped:
             turn.schedule.step()
         for module in self.task.modules.values():  # of parameters that no optimizer has, too
             module.zero_grad(set_to_none=True)
-        values = dict(zip(["loss", *terms], total.tolist(), strict=True), grad_norm=grad_norm.item())
-        for name, value in values.items():
+        for name, value in {**values, "grad_norm": grad_norm.item()}.items():
             self.state["sums"].setdefault(f"{prefix}{name}", []).append(value)
 
     def after_step(self, bar: Any) -> bool:
@@ -295,20 +304,30 @@ class TrainingLoop:
         self.callbacks.call("on_log", logs=values)
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate what would be published."""
+        """Evaluate what would be published.
+
+        Raises:
+            DivergenceError: weights that are no numbers, or that give none.
+        """
         if self.eval_dataset is None:
             return {}
-        metrics = self.task.evaluate(self.eval_dataset, self.args.per_device_eval_batch_size, self.step)
+        check_weights_finite(self.step, self.task.modules)
+        with telling_divergence(self.step, "evaluation", self.task.modules):
+            metrics = self.task.evaluate(self.eval_dataset, self.args.per_device_eval_batch_size, self.step)
+        if "loss" in metrics:
+            check_terms(self.step, {"loss": metrics["loss"]}, None, prefix="eval_")
         metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
         value, state = metrics[f"eval_{self.best_metric}"], self.callbacks.state
         better = max if self.task.metrics[self.best_metric] else min
-        state.best_metric = value if state.best_metric is None else better(value, state.best_metric)
+        if is_defined(value):
+            state.best_metric = value if state.best_metric is None else better(value, state.best_metric)
         return metrics
 
     def save_checkpoint(self) -> None:
-        """Write `checkpoint-<step>`, whole or not at all."""
+        """Write `checkpoint-<step>`, whole or not at all; never weights that are no numbers."""
+        check_weights_finite(self.step, self.task.modules)
         self.state["seconds"] = time.monotonic() - self.started
         self.state["position"] = self.reader.position
         with writing_checkpoint(self.args.output_dir, self.step, self.accelerator) as folder:

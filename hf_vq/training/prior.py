@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_vq.arguments import check_fields
 from hf_vq.data.identity import differing_hash, tokenizer_of
+from hf_vq.training.arguments import check_precision
 from hf_vq.training.checkpoints import (
     abandon_newer,
     prepare_output_dir,
@@ -29,8 +30,9 @@ from hf_vq.training.checkpoints import (
     write_text,
 )
 from hf_vq.training.disk import module_footprint
+from hf_vq.training.divergence import check_batch, check_terms, check_weights_finite, telling_divergence
 from hf_vq.training.evaluation import evaluate_prior
-from hf_vq.training.interruption import DivergenceError, InterruptGuard, save_before_stopping
+from hf_vq.training.interruption import InterruptGuard, save_before_stopping
 from hf_vq.training.lengths import LengthsTrainer
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.weight_ema import WeightEMA
@@ -44,9 +46,10 @@ RUN_STATE = "run_state.json"
 class PriorTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the set-up that priors need, and defaults for small ones.
 
-    Three settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
+    Some settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
     then reports no `eval_loss`), `remove_unused_columns` (False) and `prediction_loss_only` (True: Trainer would
-    gather the logits of the whole validation set).
+    gather the logits of the whole validation set), `bf16_full_eval` and `fp16_full_eval` (False: they would leave the
+    published weights in half precision).
 
     Args:
         eval_steps: given alone, it switches `eval_strategy` to "steps".
@@ -68,11 +71,14 @@ class PriorTrainingArguments(TrainingArguments):
             "label_names": (None, []),
             "remove_unused_columns": (True, False),
             "prediction_loss_only": (False, True),
+            "fp16_full_eval": (False, False),  # it would cast the weights that are published
+            "bf16_full_eval": (False, False),
         }
         for name, (default, ours) in fixed.items():
             if getattr(self, name) not in (default, ours):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be changed for priors: it is {ours!r}")
             setattr(self, name, ours)
+        check_precision(self.bf16, self.fp16, self.use_cpu)
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         if str(self.resume_from_checkpoint).lower() in ("true", "false"):
@@ -104,9 +110,10 @@ def train_prior(
         DivergenceError: the loss became NaN or infinite.
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
-        _check_dataset(prior, dataset)
+        check_dataset(prior, dataset)
     remember_tokenizer(prior, train_dataset, eval_dataset)
-    check_likelihood(prior, train_dataset)
+    with telling_divergence(1, "start", {"prior": prior}):
+        check_likelihood(prior, train_dataset)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
@@ -115,7 +122,8 @@ def train_prior(
         if checkpoint is not None:
             trainer.load_run_state(checkpoint)
         try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with telling_divergence(lambda: trainer.state.global_step + 1, "weights", {"prior": prior}):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if trainer.stopped_by_signal:
                 trainer.stop_early("it was asked to")
                 guard.stop()
@@ -164,18 +172,39 @@ class PriorTrainer(LengthsTrainer):
         }
 
     def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*inputs, **options)
-        if not torch.isfinite(loss):  # Trainer would log the average of earlier losses instead, and go on
-            raise DivergenceError(f"step {self.state.global_step + 1}: loss is {loss.item()}")
+        step = self.state.global_step + 1
+        with telling_divergence(step, "loss", {"prior": self.model}):
+            loss = super().training_step(*inputs, **options)
+        check_terms(step, {"loss": loss.item()}, None)  # Trainer would log the mean of earlier losses instead
+        self.last_loss = loss.item()
         return loss
 
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        check_batch(self.state.global_step + self.model.training, inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also raises a `DivergenceError`, before the optimizer's step; fp16's scaler skips such steps by itself."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and norm is not None:
+            check_terms(self.state.global_step + 1, {"loss": self.last_loss}, float(norm))
+        return norm
+
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
-        with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+        step = self.state.global_step
+        check_weights_finite(step, {"prior": self.model})
+        with (
+            self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext(),
+            telling_divergence(step, "evaluation", {"prior": self.model}),
+        ):
             check_likelihood(self.model, self.eval_dataset)
-            return super().evaluate(*inputs, **options)
+            metrics = super().evaluate(*inputs, **options)
+        check_terms(step, {"loss": metrics["eval_loss"]}, None, prefix="eval_")
+        return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer writes in place and deletes old ones first: here a new one is sealed before any old one goes."""
+        check_weights_finite(self.state.global_step, {"prior": self.model})
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             unseal(folder)
@@ -223,14 +252,16 @@ class PriorTrainer(LengthsTrainer):
 
     def finish(self) -> dict[str, Any] | None:
         """Publish the weights, evaluate them and write the report."""
-        history, metrics = self.state.log_history, {}
+        history, metrics, step = self.state.log_history, {}, self.state.global_step
+        check_weights_finite(step, {"prior": self.model})
         losses = [entry["loss"] for entry in history if "loss" in entry]
         if self.eval_dataset is not None:
             metrics = {"eval_loss": self.evaluate()["eval_loss"]}
         if self.weight_ema is not None:
             self.weight_ema.copy_to_model()
         self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)  # takes autocast off the forward
-        check_likelihood(self.model, self.train_dataset)
+        with telling_divergence(step, "the last weights", {"prior": self.model}):
+            check_likelihood(self.model, self.train_dataset)
         if self.eval_dataset is not None and self.model.likelihood is not None:
             likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
             metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
@@ -330,7 +361,8 @@ def _without_shard_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _check_dataset(prior: Any, dataset: Any) -> None:
+def check_dataset(prior: Any, dataset: Any) -> None:
+    """Raise a ValueError for a data set that does not fit a prior: empty, of other codes, or without a condition."""
     config = prior.config
     if len(dataset) == 0:
         raise ValueError("the data set of codes is empty")
@@ -339,5 +371,12 @@ def _check_dataset(prior: Any, dataset: Any) -> None:
         raise ValueError(
             f"the codes come from a codebook of {size}, the prior has codebook_size={config.codebook_size}"
         )
-    if config.num_classes and "class_labels" not in dataset[0]:
+    item = dataset[0]
+    if config.num_classes and "class_labels" not in item:
         raise ValueError(f"the prior has num_classes={config.num_classes}, the data set has no class_labels")
+    for condition in prior.conditions:
+        if condition.taken and not condition.optional and condition.name not in item:
+            raise ValueError(
+                f"this {type(prior).__name__} takes {condition.name} by its config, the data set has "
+                f"{', '.join(sorted(item))} alone"
+            )

@@ -83,8 +83,16 @@ class IndexedReader:
 
     def beginning(self, count: int) -> Batch:
         """This process's share of the first `count` samples, or of all where there are fewer, in one batch."""
-        indices = self.stream.share(0, min(count, len(self.dataset)))
-        return self.collate([self.dataset[index] for index in indices])
+        return self.collate([self.dataset[index] for index in self.beginning_rows(count)])
+
+    def beginning_rows(self, count: int) -> list[int]:
+        """Rows of the data set that `beginning` reads."""
+        return self.stream.share(0, min(count, len(self.dataset)))
+
+    def rows(self, step: int, place: int) -> list[int] | None:
+        """Rows of the data set in a batch of a step; None where they are not known."""
+        size = self.args.per_device_train_batch_size
+        return self.stream.share(step * self.samples_per_step, self.samples_per_step)[place * size :][:size]
 
     def steps(self, step: int, pin_memory: bool) -> Iterator[list[Batch]]:
         """Endless lists of the batches of one optimizer step, of this process, from a step on."""
@@ -146,9 +154,18 @@ class StreamReader:
 
     def beginning(self, count: int) -> Batch:
         """This process's share of the first `count` samples, or of all where there are fewer, in one batch."""
-        items, processes = list(itertools.islice(self.dataset, count)), self.identity["num_processes"]
-        share = torch.arange(len(items)).tensor_split(processes)[self.mine.start // (self.mine.stop - self.mine.start)]
-        return self.collate([items[index] for index in share.tolist()])
+        items = list(itertools.islice(self.dataset, count))
+        return self.collate([items[index] for index in self.beginning_rows(len(items))])
+
+    def beginning_rows(self, count: int) -> list[int]:
+        """Rows that `beginning` reads, of a stream that has so many."""
+        parts = torch.arange(count).tensor_split(self.identity["num_processes"])
+        return parts[self.mine.start // (self.mine.stop - self.mine.start)].tolist()
+
+    def rows(self, step: int, place: int) -> list[int] | None:
+        """Rows of the pass in a batch of the step that was read last; None where it began in an earlier pass."""
+        first = self.position["given"] - self.samples_per_step + self.mine.start + place * self.batch_size
+        return None if first < 0 else list(range(first, first + self.batch_size))
 
     def items(self, position: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Endless items from a position on, each with the position behind it."""

@@ -13,6 +13,7 @@ import diffusers
 import torch
 import transformers
 
+from hf_vq.figures import is_defined, plain_figures
 from hf_vq.training.checkpoints import write_text
 from hf_vq.version import __version__
 
@@ -34,8 +35,8 @@ def describe_machine(device: str | torch.device) -> dict[str, Any]:
 
 
 def best_entry(history: list[dict[str, Any]], key: str, highest: bool = False) -> dict[str, Any] | None:
-    """The entry of the history where `key` is lowest, or highest; None where no entry has it."""
-    entries = [entry for entry in history if key in entry]
+    """The entry of the history where `key` is lowest, or highest; None where it is defined in none."""
+    entries = [entry for entry in history if is_defined(entry.get(key))]
     return (max if highest else min)(entries, key=lambda entry: entry[key]) if entries else None
 
 
@@ -57,7 +58,7 @@ def write_report(
         arguments: the training arguments, a dict.
         model_config: the model's config, a dict.
         history: list of dicts, each with `step` and the figures of that step.
-        metrics: the final figures, a dict.
+        metrics: the final figures, a dict; of those that are not defined the report says why, see `plain_figures`.
         best: the entry of the history that was best, or None.
         wall_time: seconds of training, those before a resume included.
         device: the torch device of the run.
@@ -70,7 +71,7 @@ def write_report(
         "command": shlex.join(sys.argv),
         "wall_time_seconds": round(wall_time, 3),
         "machine": describe_machine(device),
-        "metrics": metrics,
+        "metrics": plain_figures(metrics),
         "best": best,
         "history": history,
     }

@@ -18,6 +18,7 @@ from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
 from hf_vq.data.padding import SampleCollator, collator_for, padding_of
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
+from hf_vq.training.divergence import check_batch
 from hf_vq.training.evaluation import evaluate_autoencoder
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.weight_ema import WeightEMA
@@ -170,7 +171,10 @@ class Reconstruction(Task):
             math.ceil(LATENTS_PER_CODE * size * model.num_levels / math.prod(codes))
             for size, codes in zip(model.codebook_sizes, model.code_shapes(shape), strict=True)
         )
-        batch = send_to_device(reader.beginning(min(wanted, INITIAL_BATCHES * reader.samples_per_step)), device)
+        wanted = min(wanted, INITIAL_BATCHES * reader.samples_per_step)
+        batch = reader.beginning(wanted)
+        check_batch(1, batch, lambda: reader.beginning_rows(wanted))
+        batch = send_to_device(batch, device)
         with torch.no_grad():
             model.initialize_codebook(batch["sample"], **padding_of(batch))
 
