@@ -125,7 +125,8 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     def check_loaded(self, missing: Iterable[str], path: str | Path, unsaved: bool = False) -> None:
         """Completes a model that was loaded; arguments and errors as of `hf_vq.weights.check_loaded`."""
         missing = set(missing)
-        check_loaded(self, missing, path, lambda: type(self).from_config(dict(self.config)), unsaved)
+        model: Any = self
+        check_loaded(model, missing, path, lambda: type(self).from_config(dict(self.config)), unsaved)
         for prefix, module in self.named_modules():
             if isinstance(module, Quantizer):
                 start = prefix + "."
@@ -151,7 +152,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         path, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         check_folder(path, kwargs.get("subfolder"), cls)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        config = cls.load_config(path, **hub)
+        config: Any = cls.load_config(path, **hub)
         check_class(path, config, cls)
         plain = kwargs.get("low_cpu_mem_usage") is False
         dtype = (kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)) if plain else (None, None)

@@ -208,11 +208,12 @@ class Quantizer(InferenceVerbs, nn.Module):
             The names that it filled. Loading refuses files that lack any other parameter or saved buffer.
         """
         for name in missing & {"nonfinite_rows", "_one"}:  # not saved: transformers leaves them without values
-            self._buffers[name].fill_(name == "_one")
+            getattr(self, name).fill_(name == "_one")
         return missing & {"nonfinite_rows", "_one"}
 
     def finish_loading(self, missing: list[str]) -> None:
-        """Called after a checkpoint was loaded and completed, with the names of this quantizer's tensors it lacked."""
+        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
+        self.derive_buffers(set(missing))
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
