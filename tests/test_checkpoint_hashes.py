@@ -52,9 +52,7 @@ def test_no_bit_of_the_manifest_changes_what_it_says(run):
         except ValueError:
             refused += 1
         else:
-            found = json.loads(path.read_text())
-            assert (found["step"], found["files"]) == (said["step"], said["files"])
-            assert found.get("sha256", said["sha256"]) == said["sha256"]
+            assert json.loads(path.read_text()) == said
         path.write_bytes(content)
     assert refused > len(content) / 2
 
@@ -62,6 +60,6 @@ def test_no_bit_of_the_manifest_changes_what_it_says(run):
 def test_checkpoints_of_older_versions_have_sizes_alone_and_resume(run):
     path = run / "checkpoint-10" / MANIFEST
     said = json.loads(path.read_text())
-    del said["sha256"]
+    said["files"] = {name: entry["size"] for name, entry in said["files"].items()}
     path.write_text(json.dumps(said))
     assert resolve_checkpoint(run, True) == latest_checkpoint(run) == run / "checkpoint-10"

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
@@ -108,8 +108,7 @@ class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # ty
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        path = pretrained_model_name_or_path
-        base: Any = super()
+        path, base = pretrained_model_name_or_path, cast(Any, super())
         with naming_unknown_types(path, kwargs.get("subfolder")):
             loaded: Any = base.from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded

@@ -85,8 +85,8 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
         if (path / CONFIG).is_file() and not (path / INDEX).is_file():
             check_class(path, read_json(path / CONFIG), cls)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        config: Any = cls.load_config(pretrained_model_name_or_path, **hub)
-        check_class(path, config, cls)
+        index: Any = cls.load_config(pretrained_model_name_or_path, **hub)
+        check_class(path, index, cls)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:

@@ -253,7 +253,8 @@ class Quantizer(InferenceVerbs, nn.Module):
         return missing & {"nonfinite_rows", "_one"}
 
     def finish_loading(self, missing: list[str]) -> None:
-        """Called after a checkpoint was loaded and completed, with the names of this quantizer's tensors it lacked."""
+        """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
+        self.derive_buffers(set(missing))
         if self.fitted is not None:
             self.fitted.finish_loading()
 

@@ -1,7 +1,6 @@
 """What quantizers with a learned codebook share: search, k-means start, statistics, loading."""
 
 import math
-from typing import cast
 
 import torch
 from torch import nn
@@ -135,8 +134,8 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
 
     def finish_loading(self, missing: list[str]) -> None:
         super().finish_loading(missing)
-        if not self._loaded_unstarted:  # as torch, too, may have loaded it
-            self._take_as_loaded()
+        if "embedding.weight" not in missing and not self._loaded_unstarted:  # torch's own loading may have told
+            self._take_as_loaded(tells_use=not AVERAGES & set(missing))
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared, codebook = self._comparable(rows), self.codebook
@@ -204,7 +203,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
         if prefix + "embedding.weight" in state_dict:
-            self._take_as_loaded()
+            self._take_as_loaded(tells_use=prefix + "cluster_size" in state_dict)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -212,11 +211,11 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
             destination[prefix + "cluster_size"] = torch.zeros_like(self.cluster_size)
 
     @torch.no_grad()
-    def _take_as_loaded(self):
+    def _take_as_loaded(self, tells_use):
         """A codebook that was loaded has started, unless the file says that it had not, by codes that nothing uses."""
         use, self._pending = self._buffers.get("cluster_size"), None
-        known = self.kmeans_init and use is not None and use.device.type != "meta"
-        self._loaded_unstarted = known and not cast(torch.Tensor, use).any()
+        told = tells_use and self.kmeans_init and use is not None and use.device.type != "meta"
+        self._loaded_unstarted = told and use is not None and not use.any()
         self.initialized = not self._loaded_unstarted
         if self._loaded_unstarted:
             self._start_fresh()

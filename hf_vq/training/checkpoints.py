@@ -39,14 +39,13 @@ def write_text(path: str | Path, text: str) -> None:
 def seal(folder: str | Path, step: int) -> None:
     """Declare a checkpoint complete: flush its files to disk, then write the manifest that lists them."""
     folder = Path(folder)
-    sizes, hashes = {}, {}
+    files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
-        name = path.relative_to(folder).as_posix()
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        sizes[name] = path.stat().st_size
-    write_text(folder / MANIFEST, json.dumps({"step": step, "files": sizes, "sha256": hashes}, indent=2) + "\n")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+    write_text(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=2) + "\n")
 
 
 def unseal(folder: str | Path) -> None:
@@ -67,12 +66,12 @@ def why_incomplete(folder: str | Path) -> str | None:
     if folder.name.endswith(PARTIAL_SUFFIX):
         return "it was interrupted while it was written"
     try:
-        sizes = _read_manifest(folder)["files"]
+        files = _read_manifest(folder)
     except FileNotFoundError:
         return f"it has no {MANIFEST}: it was interrupted while it was written, or comes from elsewhere"
     except ValueError:
         return f"its {MANIFEST} cannot be read"
-    for name, size in sizes.items():
+    for name, (size, _) in files.items():
         path = folder / name
         if not path.is_file():
             return f"its file {name} is missing"
@@ -81,18 +80,20 @@ def why_incomplete(folder: str | Path) -> str | None:
     return None
 
 
-def _read_manifest(folder: Path) -> dict:
-    """The manifest of a checkpoint; a ValueError where it is none."""
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str | None]]:
+    """Size of each file of a checkpoint and its hash, which older versions did not write; a ValueError for others."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    named = FOLDER_NAME.fullmatch(folder.name)
     try:
-        sizes, hashes = manifest["files"], manifest.get("sha256")
-        whole = isinstance(sizes, dict) and (hashes is None or hashes.keys() == sizes.keys())
+        step, files = manifest["step"], manifest["files"]
+        if type(step) is not int or (named and int(named[1]) != step):
+            raise ValueError(f"{folder / MANIFEST} is of another step, {step!r}")
+        return {
+            name: (entry, None) if isinstance(entry, int) else (entry["size"], entry["sha256"])
+            for name, entry in files.items()
+        }
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST} is no manifest") from error
-    named = FOLDER_NAME.fullmatch(folder.name)
-    if not whole or type(manifest.get("step")) is not int or (named and int(named[1]) != manifest["step"]):
-        raise ValueError(f"{folder / MANIFEST} contradicts itself")
-    return manifest
 
 
 def check_unchanged(folder: str | Path) -> None:
@@ -102,7 +103,9 @@ def check_unchanged(folder: str | Path) -> None:
         ValueError: names the first file that has changed, and what to do.
     """
     folder = Path(folder)
-    for name, expected in (_read_manifest(folder).get("sha256") or {}).items():
+    for name, (_, expected) in _read_manifest(folder).items():
+        if expected is None:
+            continue
         with open(folder / name, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:

@@ -214,10 +214,8 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         self.patches.start_at_principal_directions(self._inputs(sample), groups, self.quantizer.bits_per_token, real)
         started = super().initialize_codebook(sample, padding_mask)
         if started and self.pixel_distribution is not None:
-            locations = [
-                self._locations(self.vectors(self.tokenize_sample(part, (None,)))) for part in sample.split(16)
-            ]
-            error = torch.cat(locations) - sample
+            parts: list[Any] = [self.tokenize_sample(part, (None,)) for part in sample.split(16)]  # in this mode
+            error = torch.cat([self._locations(self.vectors(codes)) for codes in parts]) - sample
             if padding_mask is not None:
                 error = error.movedim(1, -1)[padding_mask]  # (values, channels)
             self.pixel_distribution.start_scale(self._last_convolution.bias, error)
