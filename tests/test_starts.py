@@ -67,7 +67,7 @@ def test_the_encoder_gets_a_gradient_from_the_first_step(family, quantizer_type)
 @grids
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_every_channel_uses_its_levels_from_the_first_step(levels, symmetric):
-    """(Not fitted, the first latents of a VQVAE all take one code of [4, 4, 4, 4] or [2] * 8.)"""
+    """(Not fitted, not symmetric, these latents take one code of [2] * 8 and two of [4, 4, 4, 4].)"""
     torch.manual_seed(0)
     size = torch.tensor(levels).prod().item()
     config = {"levels_per_dim": levels, "preserve_symmetry": symmetric}
