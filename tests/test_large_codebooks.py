@@ -1,15 +1,11 @@
 """Codebooks of 2^18 to 2^63 codes: every tool behind the quantizers takes them, in the memory of what occurs."""
 
-import itertools
 import math
-import os
 import resource
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hf_vq import VQVAE
 from hf_vq.cli.inspect import describe
@@ -119,26 +115,6 @@ def test_seen_codes_give_the_figures_of_a_counter_for_each(batch_size, levels, m
         assert sparse.usage == pytest.approx(dense.usage, rel=1e-12)
         assert sparse.perplexity == pytest.approx(dense.perplexity, rel=1e-12)
         assert vars(sparse_likelihood) == pytest.approx(vars(dense_likelihood), rel=1e-12)
-
-
-def count_a_share(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    for size in (2**40, 2**10):
-        usage = CodebookUsage(size)
-        usage.update(torch.tensor([[5, 7, size - 1]] if rank else [[5, 5]]))
-        output = usage.compute()
-        torch.save([output.counts, output.dead_codes], f"{folder}/{size}-{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_processes_count_together(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + (os.getpid() + 7) % 20000))
-    mp.spawn(count_a_share, (str(tmp_path),), nprocs=2)
-    for rank, size in itertools.product((0, 1), (2**40, 2**10)):
-        counts, dead = torch.load(tmp_path / f"{size}-{rank}.pt", weights_only=True)
-        assert counts[counts > 0].tolist() == [3, 1, 1]
-        assert dead == size - 3
 
 
 @pytest.mark.parametrize(

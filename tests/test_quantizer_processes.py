@@ -1,4 +1,4 @@
-"""Quantizers on several processes: statistics summed, sharded codebooks."""
+"""Quantizers on several processes: statistics and counts summed, sharded codebooks."""
 
 import itertools
 import os
@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 
 from hf_vq import VQVAE
+from hf_vq.metrics.codebook import CodebookUsage
 from hf_vq.quantizers import make_quantizer
 
 
@@ -20,6 +21,8 @@ def _train_on_a_share(rank, folder):
     for variant, dtype in itertools.product(STATISTICS, DTYPES):
         torch.save(_train_twenty_steps(rank, 2, variant, dtype), f"{folder}/{variant}-{dtype}-{rank}.pt")
     torch.save(_start_principal_patches(rank, 2), f"{folder}/principal-{rank}.pt")
+    for size in CODEBOOKS:
+        torch.save(_count_codes(rank, size), f"{folder}/{size}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -47,6 +50,14 @@ def _start_principal_patches(rank, world_size):
     return model.state_dict()
 
 
+def _count_codes(rank, size):
+    usage = CodebookUsage(size)
+    usage.update(torch.tensor([[5, 7, size - 1]] if rank else [[5, 5]]))
+    output = usage.compute()
+    return [output.counts, output.dead_codes]
+
+
+CODEBOOKS = (2**40, 2**10)  # of which one has a counter for each code
 RESTARTING = {"restart_threshold": 0.5}
 STATISTICS = {
     "vector": ("vector", 24, RESTARTING),
@@ -89,6 +100,14 @@ def test_two_processes_start_patches_and_scale_like_one(shares):
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name in ("patches.encoder.weight", "upsample.1.conv.bias"):
         torch.testing.assert_close(first[name].abs(), alone[name].abs(), rtol=1e-4, atol=1e-4)  # signs are free
+
+
+@pytest.mark.parametrize("size", CODEBOOKS)
+def test_two_processes_count_codes_together(size, shares):
+    for rank in (0, 1):
+        counts, dead = torch.load(shares / f"{size}-{rank}.pt", weights_only=True)
+        assert counts[counts > 0].tolist() == [3, 1, 1]
+        assert dead == size - 3
 
 
 def _train_sharded(rank, folder):
