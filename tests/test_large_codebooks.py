@@ -28,8 +28,7 @@ from .tiny_models import Images
 
 FREE = {"entropy_weight": 0.0}
 LARGE = {  # quantizer type, codes, options
-    **{f"2^{bits} signs": ("lookup_free", 2**bits, FREE) for bits in (18, 31, 32, 36, 48, 62, 63)},
-    "FSQ of 8^12": ("finite_scalar", 8**12, {"levels_per_dim": [8] * 12}),
+    **{f"2^{bits} signs": ("lookup_free", 2**bits, FREE) for bits in (18, 31, 32, 63)},
     "FSQ of 2^63": ("finite_scalar", 2**63, {"levels_per_dim": [2] * 63, "preserve_symmetry": True}),
     "FSQ of 3^39": ("finite_scalar", 3**39, {"levels_per_dim": [3] * 39}),
     "residual signs": ("residual", 2**40, {"num_levels": 2, "level_type": "lookup_free", "level_config": FREE}),
@@ -39,6 +38,7 @@ LARGE = {  # quantizer type, codes, options
     "groups of FSQ": ("product", 4**20, {"groups": 2, "group_type": "finite_scalar",
                                          "group_config": {"levels_per_dim": [4] * 20}}),
 }  # fmt: skip
+PICTURED = ("2^63 signs", "residual FSQ")  # pictures see sizes and levels alone
 every = pytest.mark.parametrize("name", LARGE)
 
 
@@ -77,13 +77,14 @@ def test_a_large_codebook_goes_the_whole_road(name, tmp_path):
     assert torch.equal(model.detokenize(torch.from_numpy(dataset.codes)), model.detokenize(codes))
     assert describe(str(tmp_path / "codes"))["codebook_size"] == size
     assert describe(str(tmp_path / "run"))["codebook_size"] == size
-    # figures and pictures
+    # figures
     (figures,), _ = evaluate_likelihood(model, None, images)
     assert figures["nats_per_code"] == pytest.approx(math.log(size))
-    whole = CodebookUsage(size, levels)
-    whole.update(codes)
-    save_code_maps(tmp_path / "maps.png", images.samples, codes, size)
-    save_usage_histogram(tmp_path / "usage.png", whole.compute().counts, size * levels)
+    if name in PICTURED:
+        whole = CodebookUsage(size, levels)
+        whole.update(codes)
+        save_code_maps(tmp_path / "maps.png", images.samples[:2], codes[:2], size)
+        save_usage_histogram(tmp_path / "usage.png", whole.compute().counts, size * levels)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 2**10  # KiB
 
 
