@@ -277,6 +277,7 @@ def tiny(**options):
 @pytest.mark.parametrize("text", ["{bad", "[]", "3", '"text"', "", "\xff", '{"image_mean": 3}', '{"size": []}'])
 def test_a_broken_file_is_told_and_the_model_loads(tmp_path, text):
     model = tiny()
+    model.initialize_codebook(torch.rand(2, 1, 8, 8))
     model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_bytes(text.encode("latin-1"))
     for load in (VQVAE, AutoVQModel, AutoModel):

@@ -22,7 +22,7 @@ from hf_vq.registry import AUTOENCODERS, MODALITIES, PIPELINES, modality_of
 from .registering import register_for_now
 from .signal_modality import SIGNAL, SignalPipelineOutput, SignalProcessor, TextCodec
 from .test_image_processor import photo
-from .tiny_codecs import SignalCodec, register_codecs
+from .tiny_codecs import SignalCodec, register_codecs, started
 
 ROOT = Path(__file__).parent.parent
 TRAINING = ["--max_steps", 2, "--use_cpu", "true", "--disable_tqdm", "true", "--save_steps", 0]
@@ -180,7 +180,7 @@ def test_another_modality_has_its_own_words_on_a_card(signals):
 
 def test_a_card_and_inspect_do_without_a_modality(tmp_path, capsys, monkeypatch):
     register_codecs(monkeypatch)
-    SignalCodec(strides=(4,)).save_pretrained(tmp_path / "codec")
+    started(SignalCodec(strides=(4,))).save_pretrained(tmp_path / "codec")
     (tmp_path / "codec" / "evaluation.json").write_text(json.dumps({"autoencoder": {"mse": 0.5}}))
     folder = read_folder(tmp_path / "codec")
     data = describe(folder, "me/codec", "mit")

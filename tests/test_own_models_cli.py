@@ -21,7 +21,7 @@ from hf_vq.training.likelihood import FittedPixelLikelihood
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
 from .registering import register_for_now
 from .signal_modality import SIGNAL, TextCodec
-from .tiny_codecs import PictureCodec, Waves, make_codec, register_codecs
+from .tiny_codecs import PictureCodec, Waves, make_codec, register_codecs, started
 
 QUICK = {"use_cpu": True, "disable_tqdm": True, "max_steps": 2}
 PIXELCNN = {"prior": "PixelCNN", "prior_config": {"hidden_channels": 8, "num_layers": 1, "head_channels": 8}}
@@ -38,7 +38,7 @@ def own(monkeypatch, tmp_path):
     register_codecs(monkeypatch)
     register_for_now(monkeypatch, ToyMaskedPrior)
     monkeypatch.chdir(tmp_path)
-    codec = make_codec(PictureCodec).eval()
+    codec = started(make_codec(PictureCodec)).eval()
     codec.save_pretrained("codec")
     tokenize_dataset(codec, {"train": Waves(PictureCodec, 12), "validation": Waves(PictureCodec, 4)}, "codes")
     return tmp_path
@@ -47,7 +47,7 @@ def own(monkeypatch, tmp_path):
 @pytest.fixture
 def pictures(own):
     """The folder of a pipeline of images whose prior is the toy."""
-    autoencoder = hf_vq.VQVAE(1, 8, 0, stage_channels=(4,), codebook_size=8).eval()
+    autoencoder = started(hf_vq.VQVAE(1, 8, 0, stage_channels=(4,), codebook_size=8)).eval()
     prior = ToyMaskedPrior(ToyMaskedPriorConfig(codebook_size=8, num_classes=2, code_shape=(4, 4), num_places=16))
     hf_vq.VQPipeline(autoencoder, prior.eval()).save_pretrained("pipeline")
 
@@ -115,7 +115,7 @@ def test_a_picture_that_fails_costs_neither_the_others_nor_the_model(own, monkey
 
 
 def test_priors_that_make_no_pipeline_are_refused_before_the_training(own, capsys):
-    hierarchy = hf_vq.VQVAE2(2, 8, 0, 4, 8, 4, strides=(2, 2)).eval()
+    hierarchy = started(hf_vq.VQVAE2(2, 8, 0, 4, 8, 4, strides=(2, 2))).eval()
     hierarchy.save_pretrained("hierarchy")
     tokenize_dataset(hierarchy, {"train": Waves(PictureCodec, 12)}, "grids")
     config = {"codebook_size": 8, "hidden_channels": 8, "num_layers": 1, "head_channels": 8, "code_shape": (4, 2)}
@@ -161,7 +161,7 @@ def test_an_option_that_the_prior_does_not_take_is_refused_by_flag_and_by_recipe
 
 
 def test_an_option_must_be_one_of_every_prior_of_a_hierarchy(own, capsys):
-    hierarchy = hf_vq.VQVAE2(1, 8, 0, 4, 8, 4, strides=(2, 2)).eval()
+    hierarchy = started(hf_vq.VQVAE2(1, 8, 0, 4, 8, 4, strides=(2, 2))).eval()
     top = ToyMaskedPrior(ToyMaskedPriorConfig(codebook_size=8, code_shape=(4, 4), num_places=16))
     config = {"hidden_channels": 8, "num_attention_heads": 1, "context_codebook_sizes": (8,), "code_shape": (8, 8)}
     bottom = hf_vq.PixelSNAIL(hf_vq.PixelSNAILConfig(codebook_size=8, **config))

@@ -228,12 +228,12 @@ def test_masks_of_any_type_are_one(mask):
     ("options", "message"),
     [
         ({"value_range": (1, 1)}, r"value_range=\(1, 1\)"),
-        ({"value_range": (0, float("nan"))}, "value_range="),
+        ({"value_range": (0, float("nan"))}, r"value_range.* must be .*finite"),
         ({"value_range": [0]}, r"value_range=\[0\]"),
-        ({"value_range": "01"}, "value_range='01'"),
+        ({"value_range": "01"}, r"value_range.*'01'"),
         ({"background": "wite"}, "background='wite'"),
         ({"background": "#ffffff00"}, "background="),
-        ({"background": 3}, "background=3"),
+        ({"background": 3}, r"background.*3"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -24,7 +24,7 @@ from .contracts import test_autoencoders
 from .prior_families import FAMILIES
 from .test_data import own_cache  # noqa: F401
 from .test_hierarchical_pipelines import build
-from .tiny_codecs import register_codecs
+from .tiny_codecs import register_codecs, started
 from .tiny_models import Images, tiny_autoencoder, tiny_prior
 
 ANOTHER = "prior was trained on the codes of another tokenizer: its codes_sha256 is [0-9a-f]{64}, that of the"
@@ -39,7 +39,7 @@ def codecs(monkeypatch):
 
 def tokenizer(seed=0, **options):
     torch.manual_seed(seed)
-    return tiny_autoencoder(**options).eval()
+    return started(tiny_autoencoder(**options)).eval()
 
 
 def codes_of(folder, model):

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+from hashlib import sha256
 
 import pytest
 import torch
@@ -338,7 +339,7 @@ def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch, kind, name):
     for path in checkpoint.glob(f"{name}.*"):  # each of these names is one of Trainer's, of accelerate's, or of both
         torch.save({"step": Malice()}, path)
         manifest = json.loads((checkpoint / "checkpoint_manifest.json").read_text())
-        manifest["files"][path.name] = path.stat().st_size
+        manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
         (checkpoint / "checkpoint_manifest.json").write_text(json.dumps(manifest))
     with contextlib.suppress(pickle.UnpicklingError):
         train(resume=str(checkpoint))

@@ -116,6 +116,12 @@ def make_codec(codec_class, **changes):
     return codec_class(**{**CODECS[codec_class][0], **changes})
 
 
+def started(model):
+    """A model whose codebook has started, from random samples."""
+    model.initialize_codebook(torch.rand(16, model.in_channels, *[16] * model.space_dims) * 2 - 1)
+    return model
+
+
 class Waves(Dataset):
     """Smooth samples of two classes, the same in every process; every third is shorter where lengths vary."""
 

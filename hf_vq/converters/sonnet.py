@@ -54,7 +54,10 @@ def plan_sonnet(source: Source) -> Plan:
         "padding": "same",
         "middle_kernel_size": shape_of(tensors, f"{prefix}_encoder/_enc_3/w", 4)[0],
         "quantizer_type": "ema" if averaged else "vector",
-        "quantizer_config": {"restart_threshold": 0.0, **({"zero_debias": True} if averaged else {})},
+        "quantizer_config": {
+            "restart_threshold": 0.0,
+            **({"zero_debias": True, "kmeans_init": False} if averaged else {}),
+        },
         "input_scale": 0.5,
     }
 

@@ -205,6 +205,7 @@ class ResidualQuantizer(CompositeQuantizer):
         level, least, best = self.levels[0], math.inf, None
         if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
             return False
+        level.initialized = True  # before the first copy of it: one that has not started is saved as such
         for _ in range(SHARED_STARTS):
             level.scatter(rows)
             residuals = self._residuals(rows)
