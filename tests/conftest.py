@@ -1,5 +1,6 @@
 """What several tests need."""
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,13 @@ from safetensors.torch import load_file
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_imported_stays():
+    """Collections of garbage, which every training of transformers forces, need not look at what was there before."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

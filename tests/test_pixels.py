@@ -251,7 +251,8 @@ def tiny(white=255):
 
 
 @pytest.mark.parametrize("name", ["RGBA", "I;16", "I"])
-def test_commands_read_what_the_processor_reads_and_keep_its_range(tmp_path, capsys, name):
+def test_commands_read_what_the_processor_reads_and_keep_its_range(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr("hf_vq.cli.train_autoencoder.save_pictures", lambda *arguments: None)
     picture, suffix, options, pixels = RIGHT[name]
     path = write(tmp_path / "data", picture, suffix)
     flags = ["--value_range", *map(str, options["value_range"])] if options else []
