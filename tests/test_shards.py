@@ -41,9 +41,20 @@ def tokenizer(seed=0, **options):
     return tiny_autoencoder(**options).eval()
 
 
+WRITTEN = {}  # folders of the usual tokenizer: what their files hold
+
+
 def write(folder, model=None, count=24, shard_size=10, **options):
+    key = (count, shard_size, *options.items())
+    if model is None and key in WRITTEN:
+        (folder / "data").mkdir(parents=True)
+        for name, content in WRITTEN[key].items():
+            (folder / name).write_bytes(content)
+        return folder
     data = {"train": Labelled(count, **options), "validation": Labelled(12, **options)}
     tokenize_dataset(model or tokenizer(), data, folder, shard_size=shard_size)
+    if model is None:
+        WRITTEN[key] = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return folder
 
 
@@ -78,7 +89,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(number, tmp_path):
     folder = write(tmp_path)
     path, expected = shard(folder, number), contents(folder)
     whole, draw, refused = path.read_bytes(), random.Random(number), []
-    for place in draw.sample(range(len(whole)), 150):
+    for place in draw.sample(range(len(whole)), 75):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
@@ -88,7 +99,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(number, tmp_path):
             refused.append(str(error))
         else:
             assert found == expected, place
-    assert len(refused) > 50
+    assert len(refused) > 25
     assert all(str(path) in message and "\n" not in message for message in refused)
 
 

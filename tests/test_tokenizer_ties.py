@@ -1,7 +1,6 @@
 """A prior knows the tokenizer of its codes: pipelines, evaluation and swapped components take no other."""
 
 import copy
-import itertools
 import json
 import shutil
 
@@ -182,13 +181,13 @@ def test_every_tokenizer_is_known_again_in_every_precision_and_no_other_is(name,
     assert makes_codes(finer(model), *hashes) is True
     assert makes_codes(other, *hashes) is False
     assert makes_codes(copy.deepcopy(model).double(), *hashes) is True
-    for dtype, then in itertools.product(HALVES, (*HALVES, torch.float32)):
+    for dtype in HALVES:
         loaded = load(tmp_path / "saved", dtype=dtype)
-        assert makes_codes(loaded, *hashes) is True
         assert makes_codes(copy.deepcopy(model).to(dtype), *hashes) is True
-        assert makes_codes(loaded.to(then), *hashes) is True
         assert makes_codes(loaded, hashes[0]) is None  # of an identity that an older version wrote
-        assert makes_codes(copy.deepcopy(other).to(dtype).to(then), *hashes) is False
+        for then in (dtype, *(each for each in (*HALVES, torch.float32) if each != dtype)):
+            assert makes_codes(copy.deepcopy(loaded).to(then), *hashes) is True
+            assert makes_codes(copy.deepcopy(other).to(dtype).to(then), *hashes) is False
     loaded = load(tmp_path / "saved", dtype=torch.float16)
     loaded.save_pretrained(tmp_path / "half")
     for options in ({}, {"dtype": torch.bfloat16}, {"dtype": torch.float32}):
