@@ -233,7 +233,8 @@ def stock_options(random):
         quantizer = draw_quantizer(random, random.choice(list(OPTIONS)))
         case = (family, quantizer, option, door)
         words = f"{option}, {family} {described(*quantizer)}, saved by its {door}"
-        yield Case(words, lambda case=case: _stock(*case), "works")
+        pickled = STOCK[option][0].get("safe_serialization") is False  # a clear refusal will do
+        yield Case(words, lambda case=case: _stock(*case), "honest" if pickled else "works")
 
 
 def _stock(family, quantizer, option, door):

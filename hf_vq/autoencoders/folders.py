@@ -68,8 +68,11 @@ class RenamedConfig(FrozenDict):
 class KeptInFloat32:
     """Names of the modules that diffusers keeps in float32; none while it loads plainly, which it does not combine."""
 
+    def __init__(self, names: list[str]):
+        self.names = names
+
     def __get__(self, instance: Any, owner: Any = None) -> list[str] | None:
-        return None if _plainly.get() else ["quantize", "quantizer"]
+        return None if _plainly.get() else self.names
 
 
 _plainly: ContextVar[bool] = ContextVar("_plainly", default=False)
@@ -120,13 +123,16 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     quantizers: Sequence[Quantizer]
     _processor: Any = None
     in_channels: int
-    _keep_in_fp32_modules = KeptInFloat32()
+    _keep_in_fp32_modules: Any = KeptInFloat32(["quantize", "quantizer", "quantizers"])
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
+        kept = vars(cls).get("_keep_in_fp32_modules")
+        if isinstance(kept, list):
+            cls._keep_in_fp32_modules = KeptInFloat32(kept)
 
     def check_loaded(self, missing: Iterable[str], path: str | Path, unsaved: bool = False) -> None:
         """Completes a model that was loaded; arguments and errors as of `hf_vq.weights.check_loaded`."""

@@ -44,6 +44,16 @@ def _layers(source):
     return layers
 
 
+def _check_kernels(source):
+    """A ValueError that names a kernel whose bias is there alone."""
+    for name, tensor in source.tensors.items():
+        folder, _, leaf = name.rpartition("/")
+        kernel = f"{folder}/{'0' if leaf == '1' else leaf.replace('bias', 'kernel')}"
+        alone = re.fullmatch(r"bias(:0)?|1", leaf) and tensor.ndim == 1 and kernel not in source.tensors
+        if alone and name not in _passed_over(source):
+            raise ValueError(f"the checkpoint has no tensor {kernel!r}")
+
+
 def _natural(name):
     """Sorts conv2d before conv2d_1 before conv2d_2 before conv2d_10."""
     parts = [re.fullmatch(r"(.*?)(?:_(\d+))?", part) for part in name.split("/")]
@@ -68,6 +78,7 @@ def _recognises_pixelcnn(source):
 
 @add_format("keras-vqvae", ORIGIN, _recognises_vqvae)
 def plan_vqvae(source: Source) -> Plan:
+    _check_kernels(source)
     layers = _layers(source)
     encoder = [layer for path, layer in layers.items() if TRANSPOSED not in path]
     decoder = [layer for path, layer in layers.items() if TRANSPOSED in path]
@@ -122,6 +133,7 @@ def plan_vqvae(source: Source) -> Plan:
 
 @add_format("keras-pixelcnn", ORIGIN, _recognises_pixelcnn)
 def plan_pixelcnn(source: Source) -> Plan:
+    _check_kernels(source)
     first, blocks, heads = _parts_of_pixelcnn(source)
     size, width = first.shape[2:]
     config = PixelCNNConfig(
