@@ -75,7 +75,6 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
 
     face_type = "hf_vq_vqvae2"
     hierarchical = True
-    _keep_in_fp32_modules = ["quantizers"]
     _supports_gradient_checkpointing = True
 
     @renamed_options(level_dropout="grid_dropout")
