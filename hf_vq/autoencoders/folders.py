@@ -324,7 +324,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
 
 
 def _cast(module: nn.Module, dtype: torch.dtype, kept: Iterable[str]) -> None:
-    """Casts floating-point tensors in place, as diffusers loads them: but for quantizers and modules of these names."""
+    """Casts floating-point tensors in place, but for quantizers and modules of these names, as diffusers does."""
     if isinstance(module, Quantizer):
         return
     for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
