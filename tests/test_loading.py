@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 import hf_vq
-from hf_vq import AutoVQModel, AutoVQPrior
+from hf_vq import AutoVQModel, AutoVQPrior, as_grids
 
 from .contracts import test_autoencoders, test_pipelines, test_priors
 from .quantizer_variants import VARIANTS
@@ -24,10 +24,18 @@ from .tiny_priors import RasterConvPrior
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 
+class KeepingCodec(PictureCodec):
+    """Of a user who keeps more than quantizers in float32."""
+
+    _keep_in_fp32_modules = ["quantizer", "to_sample"]
+
+
 @pytest.fixture(autouse=True)
 def classes_of_the_users(monkeypatch):
     register_codecs(monkeypatch)
     register_for_now(monkeypatch, test_priors.ToyMaskedPrior, RasterConvPrior, test_pipelines.SignalPipeline)
+    register_for_now(monkeypatch, KeepingCodec)
+    monkeypatch.setitem(test_autoencoders.SMALL, "KeepingCodec", {"channels": 1, "strides": (2, 2)})
 
 
 def file_of(folder):
@@ -385,7 +393,7 @@ def test_wrong_options_of_saving_are_refused_before_anything_is_written(kind, tm
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("name", ["VQVAE", "VQVAE2", "VQModel", "SignalCodec"])
+@pytest.mark.parametrize("name", [*sorted(test_autoencoders.SMALL), "SignalCodec", "KeepingCodec"])
 def test_what_stock_accepts_when_it_loads_plainly(name, dtype, tmp_path):
     model, sample = test_autoencoders.make(name)
     model.save_pretrained(tmp_path)
@@ -396,7 +404,7 @@ def test_what_stock_accepts_when_it_loads_plainly(name, dtype, tmp_path):
     for key, tensor in usual.state_dict().items():
         assert tensor.dtype == loaded.state_dict()[key].dtype
         assert torch.equal(tensor, loaded.state_dict()[key])
-    given, expected = (hf_vq.as_grids(each.tokenize(sample.to(each.dtype))) for each in (loaded, usual))
+    given, expected = (as_grids(each.tokenize(sample.to(each.dtype))) for each in (loaded, usual))
     assert all(torch.equal(one, other) for one, other in zip(given, expected, strict=True))
 
 

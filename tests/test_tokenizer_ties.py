@@ -193,6 +193,12 @@ def test_every_tokenizer_is_known_again_in_every_precision_and_no_other_is(name,
     for options in ({}, {"dtype": torch.bfloat16}, {"dtype": torch.float32}):
         assert makes_codes(load(tmp_path / "half", **options), *hashes) is True
     assert makes_codes(copy.deepcopy(model).to("meta"), *hashes) is None
+    for dtype in HALVES:  # which made the codes
+        identity = tokenizer_identity(copy.deepcopy(model).to(dtype))
+        hashes = identity["codes_sha256"], identity["rounded_sha256"]
+        assert makes_codes(model, *hashes) is True
+        assert makes_codes(load(tmp_path / "saved"), *hashes) is True
+        assert makes_codes(other, *hashes) is False
 
 
 def test_a_compiled_autoencoder_is_the_one_that_it_was(trained):

@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
@@ -68,8 +69,8 @@ class RenamedConfig(FrozenDict):
 class KeptInFloat32:
     """Names of the modules that diffusers keeps in float32; none while it loads plainly, which it does not combine."""
 
-    def __init__(self, names: list[str]):
-        self.names = names
+    def __init__(self, names: Iterable[str]):
+        self.names = list(names)
 
     def __get__(self, instance: Any, owner: Any = None) -> list[str] | None:
         return None if _plainly.get() else self.names
@@ -123,16 +124,16 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     quantizers: Sequence[Quantizer]
     _processor: Any = None
     in_channels: int
-    _keep_in_fp32_modules: Any = KeptInFloat32(["quantize", "quantizer", "quantizers"])
+    _keep_in_fp32_modules = KeptInFloat32(["quantize", "quantizer", "quantizers"])
     _weights_name = SAFETENSORS_WEIGHTS_NAME
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        kept: Any = vars(cls).get("_keep_in_fp32_modules")
+        if isinstance(kept, list | tuple):  # of a class with modules of its own
+            cls._keep_in_fp32_modules = KeptInFloat32(kept)
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
-        kept = vars(cls).get("_keep_in_fp32_modules")
-        if isinstance(kept, list):
-            cls._keep_in_fp32_modules = KeptInFloat32(kept)
 
     def check_loaded(self, missing: Iterable[str], path: str | Path, unsaved: bool = False) -> None:
         """Completes a model that was loaded; arguments and errors as of `hf_vq.weights.check_loaded`."""
@@ -171,7 +172,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         with loading_plainly(plain):
             model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
         if dtype[1] or dtype[0]:
-            nn.Module.to(model, dtype[1] or dtype[0])  # which leaves quantizers in float32; diffusers' own warns
+            _cast(model, dtype[1] or dtype[0], cls._keep_in_fp32_modules or ())
         check_averaged(model, config, path)
         model.check_loaded(missing_names(info), path)
         model.load_processor(path, **kwargs)
@@ -320,3 +321,15 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         }
         config.update(hidden, _use_default_values=sorted(hidden), _hf_vq_version=__version__)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def _cast(module: nn.Module, dtype: torch.dtype, kept: Iterable[str]) -> None:
+    """Casts floating-point tensors in place, but for quantizers and modules of these names, as diffusers does."""
+    if isinstance(module, Quantizer):
+        return
+    for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    for name, child in module.named_children():
+        if name not in kept:
+            _cast(child, dtype, kept)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
@@ -102,6 +103,8 @@ def run(
     modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
+    if options.resume and initial is None:
+        config = with_options_of_then(options.model, config, train.sample_shape, Path(args.resume_from_checkpoint))
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
@@ -165,6 +168,20 @@ def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]
         return model_class(**{**channels, **config})
     except TypeError as error:
         raise ValueError(f"model_config does not fit {name}: {error}") from error
+
+
+def with_options_of_then(
+    name: str, config: dict[str, Any], sample_shape: tuple[int, ...], checkpoint: Path
+) -> dict[str, Any]:
+    """The config by which a run began that is resumed, where a default has changed since and added tensors."""
+    earlier = AUTOENCODERS[name].with_written_options(config, earlier=True)
+    weights = checkpoint / "model.safetensors"
+    if earlier == AUTOENCODERS[name].with_written_options(config, earlier=False) or not weights.is_file():
+        return config
+    with safe_open(weights, framework="pt") as file:
+        stored = set(file.keys())
+    is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored
+    return earlier if is_earlier else config
 
 
 @torch.no_grad()

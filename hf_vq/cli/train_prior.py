@@ -33,7 +33,13 @@ from hf_vq.registry import PRIORS
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
-from hf_vq.training.prior import PriorTrainingArguments, check_dataset, remember_tokenizer, train_prior
+from hf_vq.training.prior import (
+    PriorTrainingArguments,
+    check_dataset,
+    former_options,
+    remember_tokenizer,
+    train_prior,
+)
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -102,6 +108,9 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     coarser = load_coarser(options, grid, train)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
+    if options.resume and initial is None:
+        former = former_options(PRIORS[options.prior].config_class, str(args.resume_from_checkpoint))
+        config = {**former, **config}
     if config["num_classes"] == 0:
         train.labels = None
         if validation is not None:

@@ -184,7 +184,9 @@ def pick_format(source: Source, name: str | None = None) -> Format:
         raise ValueError(f"{source.path}, {config}, may be any of {known}: give the format")
     near = _nearly_recognised(source)
     if near:
-        raise ValueError(f"{source.path}, {config}, is one tensor short of a known format: {'; '.join(near)}")
+        raise ValueError(
+            f"{source.path}, {config}, lacks one of the tensors by which a format is known: {'; '.join(near)}"
+        )
     seen = ", ".join(list(source.tensors)[:8])
     raise ValueError(
         f"{source.path} is of no known format, {config}: its {len(source.tensors)} tensors begin with {seen}; "

@@ -50,8 +50,8 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None, r
 def makes_codes(autoencoder: Tokenizer, codes_sha256: str, rounded_sha256: str | None = None) -> bool | None:
     """Whether an autoencoder is the tokenizer of these hashes, in the precision of then or in another.
 
-    The same model in half precision is that tokenizer too, wherever it was cast: its weights are those of then,
-    rounded, so that some codes may differ, but all mean what they meant. Quantizers stay in float32.
+    The same model in half precision is that tokenizer too, wherever it was cast, then or now: the weights of one are
+    those of the other, rounded, so that some codes may differ, but all mean the same. Quantizers stay in float32.
 
     Args:
         autoencoder: the model.
@@ -71,7 +71,7 @@ def makes_codes(autoencoder: Tokenizer, codes_sha256: str, rounded_sha256: str |
     if exact.hexdigest() == codes_sha256:
         return True
     if rounded_sha256 is not None:
-        return _rounded(autoencoder, [()])[0] in rounded_sha256.split()
+        return not {*_rounded(autoencoder, CASTS)}.isdisjoint(rounded_sha256.split())
     stays = _prefixes_of_quantizers(autoencoder)
     floats = [
         each.float() for name, each in tensors.items() if each.is_floating_point() and not name.startswith(stays)

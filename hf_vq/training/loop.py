@@ -346,7 +346,8 @@ class TrainingLoop:
         registered objects it would unpickle anything, so our own state is JSON and safetensors.
 
         Raises:
-            ValueError: the checkpoint belongs to other data, another batch size, seed, number of processes or task.
+            ValueError: the checkpoint belongs to other data, another batch size, seed, number of processes, task or
+                model.
         """
         state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         state.setdefault("modules", ["autoencoder"])  # of a time that knew one module
@@ -366,7 +367,12 @@ class TrainingLoop:
         self.state = state
         if state.get("position") is not None:
             self.reader.position = state["position"]
-        self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
+        try:
+            self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ValueError(f"{folder} holds the weights of another model: {' '.join(str(error).split())}") from error
         self.task.load(folder)
         random_states = load_tensors_only(folder / f"random_states_{self.accelerator.process_index}.pkl")
         restored = torch.equal(torch.get_rng_state(), random_states["torch_manual_seed"])

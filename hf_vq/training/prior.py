@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_vq.arguments import check_fields
 from hf_vq.data.identity import differing_hash, tokenizer_of
+from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import check_precision
 from hf_vq.training.checkpoints import (
     abandon_newer,
@@ -117,6 +118,11 @@ def train_prior(
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
+    for name, value in former_options(type(prior.config), checkpoint).items() if checkpoint is not None else ():
+        if getattr(prior.config, name) != value:
+            raise ValueError(
+                f"{checkpoint} was written with {name}={value}, this prior has {name}={getattr(prior.config, name)}"
+            )
     with InterruptGuard() as guard:
         trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)
         if checkpoint is not None:
@@ -297,6 +303,13 @@ def remember_tokenizer(prior: Any, dataset: Any, eval_dataset: Any = None) -> No
     if identity:
         prior.config.codes_sha256 = identity.get("codes_sha256")
         prior.config.rounded_codes_sha256 = identity.get("rounded_sha256")
+
+
+def former_options(config_class: Any, checkpoint: str | Path) -> dict[str, Any]:
+    """What the prior of a checkpoint has of those options that older versions did not know, by name."""
+    path = Path(checkpoint) / CONFIG
+    saved = read_json(path) if path.is_file() else None
+    return {} if saved is None else {name: saved.get(name, old) for name, old in config_class.former_options.items()}
 
 
 def check_likelihood(prior: Any, dataset: Any) -> None:

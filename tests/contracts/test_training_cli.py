@@ -1,6 +1,7 @@
 """By the command line, every autoencoder and every prior trains in every precision, and samples and is evaluated."""
 
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import hf_vq
 import hf_vq_cli
@@ -15,6 +17,7 @@ from hf_vq import registry
 from hf_vq.autoencoders.outputs import check_rebuilds
 from hf_vq.cli.train_prior import trainable_priors
 from hf_vq.data.tokenizing import tokenize_dataset
+from hf_vq.training.checkpoints import seal
 from hf_vq.training.prior import PriorTrainingArguments
 
 from ..registering import register_for_now
@@ -126,6 +129,43 @@ def test_every_prior_trains_samples_is_evaluated_by_the_command_line(
         evaluated = ("--codes", road / "codes", "--output", tmp_path / "evaluation.json")
         assert run("evaluate", output, *evaluated) == 0
         assert json.loads((tmp_path / "evaluation.json").read_text())["prior"]["nats_per_code"] > 0
+
+
+@pytest.mark.parametrize("verb", ["autoencoder", "prior"])
+def test_runs_that_an_earlier_version_began_resume_with_the_options_of_then(
+    verb, pictures, tokenized, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("hf_vq.cli.train_autoencoder.save_pictures", lambda *arguments: None)
+    monkeypatch.setattr("hf_vq.cli.train_prior.save_loss_curve", lambda *arguments: None)
+
+    def train(output, config, *more):
+        if verb == "autoencoder":
+            config = {**SMALL["VQVAE"], "quantizer_type": "finite_scalar", "quantizer_config": config}
+            given = ("--model_config", json.dumps(config), "--data", pictures)
+        else:
+            config = {**PRIORS["PixelSNAIL"], **config}
+            given = ("--prior", "PixelSNAIL", "--prior_config", json.dumps(config))
+            given += ("--codes", tokenized["VQVAE"] / "codes")
+        return run("train", verb, *given, *FEW, "--save_steps", 1, "--output", output, *more)
+
+    options = {"levels_per_dim": [4, 2]} if verb == "autoencoder" else {}
+    then, now = ({"fit_latents": each} if options else {"sees_row_ends": each} for each in (False, True))
+    assert train(tmp_path / "whole", options | then) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half/checkpoint-2")
+    checkpoint = tmp_path / "half/checkpoint-1"
+    if verb == "prior":  # which did not write that option
+        config = json.loads((checkpoint / "config.json").read_text())
+        config.pop("sees_row_ends", None)
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        seal(checkpoint, 1)
+    capsys.readouterr()
+    assert train(tmp_path / "half", options | now, "--resume") == 2
+    assert "another model" in (error := capsys.readouterr().err) or "written with sees_row_ends=False" in error
+    assert train(tmp_path / "half", options, "--resume") == 0
+    weights, expected = (load_file(tmp_path / run / "checkpoint-2/model.safetensors") for run in ("half", "whole"))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def refused(capsys, message, output, *arguments):
