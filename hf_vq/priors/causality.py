@@ -141,8 +141,8 @@ def _measure(prior, logits, compared):
     possible = (values > IMPOSSIBLE) & compared
     mean = values.masked_fill(~possible, 0).sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)
     sizes = (values - mean, logits.to(values.dtype), values)
-    figures = [moved, *(size.abs().masked_fill(~possible, 0) for size in sizes)]
-    return Movement(*(figure.max().item() for figure in figures), logits.dtype)
+    spread, largest, rated = (size.abs().masked_fill(~possible, 0).max().item() for size in sizes)
+    return Movement(moved.max().item(), spread, largest, rated, logits.dtype)
 
 
 class NoFloat32(Exception):

@@ -28,7 +28,7 @@ def check_codebook_fits(codebook_size: int, width: int) -> None:
 
 
 @contextlib.contextmanager
-def telling_size(codebook_size: int) -> Iterator[None]:
+def telling_size(codebook_size: Any) -> Iterator[None]:
     """Within: an allocation that fails is a ValueError that names the codebook's size."""
     try:
         yield
