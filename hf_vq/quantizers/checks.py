@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Collection, Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ MOST_WEIGHTS = 2**36  # of a learned codebook: 256 GiB in float32
 
 def check_positive_int(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
