@@ -21,7 +21,8 @@ WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str
 SEQUENCES = (tuple, list, set, Sequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping)
 UNIONS = (Union, types.UnionType)
-PLAIN = {int, float, bool, str, dict, list, type(None), Ellipsis}  # what JSON holds, and what stands for more
+PLAIN = {int, float, bool, str, dict, list, type(None), Ellipsis}  # leaves of what JSON holds
+CONFIG = dict | list | float  # what may be in a mapping of options
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -53,15 +54,15 @@ def as_plain(value: Any, annotation: Any = Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     leaves, kinds = _leaves(annotation), _kinds(annotation)
-    plain = leaves <= PLAIN  # no room for tensors
-    if hasattr(value, "tolist") and plain and leaves & {int, float, bool, list}:
-        return value.tolist()
-    if type(value) is dict or (isinstance(value, Mapping) and kinds & set(MAPPINGS)):
-        found = {name: as_plain(item, dict | list) for name, item in value.items()}
+    if isinstance(value, Mapping) and kinds & set(MAPPINGS) and leaves <= PLAIN | {Any}:
+        found = {name: as_plain(item, CONFIG) for name, item in value.items()}
         return value if type(value) is dict and _same(value.values(), found.values()) else found
-    sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if type(value) in (list, tuple) or (sequence and plain and kinds & {list, tuple, Sequence}):
-        items = [as_plain(item, dict | list if list in kinds else Any) for item in value]
+    if not leaves <= PLAIN or not leaves & {int, float, bool}:  # there may be tensors, or data
+        return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and kinds & {list, tuple, Sequence}:
+        items = [as_plain(item, CONFIG) for item in value]
         if isinstance(value, list | tuple):
             return value if _same(value, items) else type(value)(items)
         return items
