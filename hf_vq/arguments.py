@@ -15,10 +15,14 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", type(None): "None"}
 SEQUENCES = (tuple, list, set, Sequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping)
 UNIONS = (Union, types.UnionType)
+PLAIN = {int, float, bool, str, dict, list, type(None), Ellipsis}  # leaves of what JSON holds
+CONFIG = dict | list | float  # what may be in a mapping of options
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -37,33 +41,81 @@ def check_argument(name: str, value: Any, annotation: Any) -> None:
         raise ValueError(problem)
 
 
-def check_arguments(function: Callable, values: Mapping[str, Any]) -> None:
+def as_plain(value: Any, annotation: Any = Any) -> Any:
+    """A value as Python's own numbers, lists and dicts, as an annotation wants them; all else as it is.
+
+    Numbers of NumPy are taken like others, but no JSON holds them.
+
+    Args:
+        value: anything.
+        annotation: where it wants numbers and no tensors, arrays become numbers and lists; where it wants a mapping or
+            a sequence, others than dicts, lists and tuples (such as OmegaConf's) become those.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    leaves, kinds = _leaves(annotation), _kinds(annotation)
+    if isinstance(value, Mapping) and kinds & set(MAPPINGS) and leaves <= PLAIN | {Any}:
+        found = {name: as_plain(item, CONFIG) for name, item in value.items()}
+        return value if type(value) is dict and _same(value.values(), found.values()) else found
+    if not leaves <= PLAIN or not leaves & {int, float, bool}:  # there may be tensors, or data
+        return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and kinds & {list, tuple, Sequence}:
+        items = [as_plain(item, CONFIG) for item in value]
+        if isinstance(value, list | tuple):
+            return value if _same(value, items) else type(value)(items)
+        return items
+    return value
+
+
+def check_arguments(function: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
     """`check_argument` of everything that a function is called with, but for values that are its own defaults.
 
     Args:
         function: with a signature that tells the types.
         values: by name of the parameter.
+
+    Returns:
+        The values `as_plain`.
     """
     kinds, defaults = _signature(function)
+    plain = dict(values)
     for name, value in values.items():
         if name in kinds and value is not defaults[name]:
-            check_argument(name, value, kinds[name])
+            plain[name] = as_plain(value, kinds[name])
+            check_argument(name, plain[name], kinds[name])
+    return plain
 
 
 def check_fields(instance: Any) -> None:
-    """`check_argument` of the fields of a dataclass that are numbers or truth values, or sequences of them."""
+    """`check_argument` of the fields of a dataclass that are numbers or truth values, or sequences of them.
+
+    They are then `as_plain`.
+    """
     kinds = _class_hints(type(instance))  # type: ignore[arg-type]
     for entry in fields(instance):
         value = getattr(instance, entry.name)
         kind = kinds.get(entry.name, Any)
         if value is not entry.default and {int, float, bool, Any} & _leaves(kind):
-            check_argument(entry.name, value, kind)
+            plain = as_plain(value, kind)
+            check_argument(entry.name, plain, kind)
+            if plain is not value:
+                setattr(instance, entry.name, plain)
 
 
-def check_field(owner: type, name: str, value: Any) -> None:
-    """`check_argument` of one annotated attribute of a class, unless the value is its default there."""
-    if value is not getattr(owner, name, inspect.Parameter.empty):
-        check_argument(name, value, _class_hints(owner).get(name, Any))
+def check_field(owner: type, name: str, value: Any) -> Any:
+    """`check_argument` of one annotated attribute of a class, unless the value is its default there.
+
+    Returns:
+        The value `as_plain`.
+    """
+    if value is getattr(owner, name, inspect.Parameter.empty):
+        return value
+    kind = _class_hints(owner).get(name, Any)
+    value = as_plain(value, kind)
+    check_argument(name, value, kind)
+    return value
 
 
 def checked(function: Function) -> Function:
@@ -76,8 +128,8 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong
-        check_arguments(function, bound.arguments)
-        return function(*args, **kwargs)
+        bound.arguments.update(check_arguments(function, bound.arguments))
+        return function(*bound.args, **bound.kwargs)
 
     return call  # type: ignore[return-value]
 
@@ -120,6 +172,16 @@ def _leaves(kind):
     """The types that a union and what it holds are made of."""
     parts = [part for part in get_args(kind) if not isinstance(part, list)]
     return {leaf for part in parts for leaf in _leaves(part)} if parts else {kind}
+
+
+def _kinds(kind):
+    """A type without what it holds, or those of a union."""
+    origin = get_origin(kind) or kind
+    return {each for part in get_args(kind) for each in _kinds(part)} if origin in UNIONS else {origin}
+
+
+def _same(before, after):
+    return all(one is other for one, other in zip(before, after, strict=True))
 
 
 def _problem(name, value, kind):

@@ -17,7 +17,7 @@ from hf_vq.metrics.counts import CodeCounts
 from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.modalities.image_pictures import save_code_maps
 from hf_vq.priors import PRIORS
-from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers import QUANTIZERS, Quantizer, make_quantizer
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.likelihood import evaluate_likelihood
 from hf_vq.training.pictures import save_usage_histogram
@@ -171,3 +171,30 @@ def test_code_maps_show_large_codes_apart_and_small_ones_as_ever(tmp_path):
     assert len({tuple(colour) for colour in _code_colours(far).tolist()}) == len(far)
     few = torch.arange(6).view(2, 3).numpy()
     assert (_code_colours(few) == [_code_colours(row) for row in few]).all()
+
+
+class Counted(Quantizer):
+    """A user's quantizer, with a codebook of its own."""
+
+    def __init__(self, codebook_size: int, dim: int):
+        super().__init__(codebook_size, dim)
+        self.vectors = torch.nn.Embedding(codebook_size, dim)
+
+
+LEARNED = {
+    **{name: lambda size, name=name: make_quantizer(name, size, 6) for name in QUANTIZERS},
+    "remapped": lambda size: make_quantizer("remapped", size, 6, {"num_used": 5}),
+    "residual groups": lambda size: make_quantizer("product", size, 6, {"groups": 2, "group_type": "residual"}),
+    "resized": lambda size: make_quantizer("ema", 8, 6).resize(size),
+    "of a model": lambda size: VQVAE(codebook_size=size, codebook_dim=6),
+    "of a user": lambda size: Counted(size, 6),
+}
+for without in ("finite_scalar", "lookup_free"):
+    del LEARNED[without]
+
+
+@pytest.mark.parametrize("size", [2**40, 2**47, 2**63])
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_learned_codebook_that_no_memory_holds_is_refused_by_its_size(name, size):
+    with pytest.raises(ValueError, match=rf"^codebook_size={size} [^\n]*$"):
+        LEARNED[name](size)

@@ -104,6 +104,23 @@ def test_an_untrained_copy_is_found_in_any_precision(dtype):
         prior.log_prob(Codes(4).codes)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.05, 0.02])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_small_leak_is_found_in_any_precision(dtype, share):
+    """One that rounding in half precision would explain, beside logits that vary by about 1."""
+    prior, codes = tiny_prior(num_classes=0).to(dtype), Codes(4).codes
+    prior.log_prob(codes)
+    predict = prior.predict
+    prior.predict = lambda codes: predict(codes) + share * nn.functional.one_hot(codes, 8).to(prior.dtype)
+    before = {name: tensor.clone() for name, tensor in prior.state_dict().items()}
+    for check in (prior.log_prob, prior.check_likelihood):
+        prior.causal_state = None
+        with pytest.raises(ValueError, match="PixelCNN has logits that depend"):
+            check(codes)
+    assert all(tensor.dtype == dtype and torch.equal(tensor, before[n]) for n, tensor in prior.state_dict().items())
+
+
 def test_a_copy_that_begins_as_nothing_is_found_after_training(tmp_path):
     prior, codes = copying(), Codes(64)
     uniform = evaluate_prior(prior, codes)

@@ -20,7 +20,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 
-from hf_vq.arguments import check_arguments
+from hf_vq.arguments import check_arguments, check_own
 from hf_vq.hosts import ModelHost
 from hf_vq.hub import PROCESSOR, PushMixin, auto_map, write_shim
 from hf_vq.quantizers import Quantizer
@@ -132,6 +132,8 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         kept: Any = vars(cls).get("_keep_in_fp32_modules")
         if isinstance(kept, list | tuple):  # of a class with modules of its own
             cls._keep_in_fp32_modules = KeptInFloat32(kept)
+        if hasattr(vars(cls).get("__init__"), "__wrapped__"):  # by @register_to_config, which the contract asks for
+            check_own(cls, "__init__")
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
 
@@ -260,7 +262,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         values = with_new_names(kwargs, renamed, owner)
         for base in type(self).__mro__:  # the arguments are the config, whichever class of a family takes them
             if isinstance(vars(base).get("__init__"), FunctionType):
-                check_arguments(vars(base)["__init__"], values)
+                values = check_arguments(vars(base)["__init__"], values)
         if "quantizer_config" in values:
             values = self.with_written_options(values, earlier=False)
         super().register_to_config(**values)

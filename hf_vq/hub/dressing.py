@@ -45,7 +45,7 @@ class HubConfigMixin(_Config):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        check_field(type(self), type(self).attribute_map.get(name, name), value)
+        value = check_field(type(self), type(self).attribute_map.get(name, name), value)
         super().__setattr__(name, value)
 
     @classmethod

@@ -253,7 +253,7 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
         elif keyword not in OPTION_DEFAULTS or not _is_default(value, OPTION_DEFAULTS[keyword]):
             taken = ", ".join([*prior.sampling_options, *prior.condition_names]) or "no keywords"
             raise TypeError(f"{name}, a {type(prior).__name__}, does not take {keyword!r}; it takes {taken}")
-    check_arguments(type(prior).sample, options)
+    options = check_arguments(type(prior).sample, options)
     if isinstance(prior, AutoregressivePrior):
         check_sampling_options(**{name: options[name] for name in RANGED if name in options})
     return options, conditions

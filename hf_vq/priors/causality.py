@@ -1,9 +1,14 @@
 """Whether a network predicts codes without having seen them: of one that has, the sum of logits is no likelihood."""
 
-from typing import Any
+import contextlib
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from hf_vq.priors.embedding import HALF
 from hf_vq.priors.inputs import IGNORED, map_tensors
 from hf_vq.priors.tokens import IMPOSSIBLE
 
@@ -26,7 +31,9 @@ def check_causality(
 
     What it cannot find: a leak at one step of a long order, until its turn comes; one that this item and its
     conditions do not show; one so much smaller than the logits of codes that are possible (a mask or an offset aside)
-    that rounding in their dtype hides it; and a change of what no attribute that is a number, a flag or text tells of.
+    that rounding hides it; and a change of what no attribute that is a number, a flag or text tells of. What rounding
+    in half precision could explain is looked at again with the weights in float32, but for weights that accelerate
+    offloads and networks that compute in half precision alone: there such rounding may hide it.
 
     Args:
         prior: an `AutoregressivePrior` in eval mode, without gradients.
@@ -66,37 +73,114 @@ def check_causality(
 
 
 def _check_cuts(prior, item, code_shape, conditions, places, cuts):
-    """One pass over four copies (4, codes) of an item, the first as it is."""
+    """One pass over four copies (4, codes) of an item, the first as it is; another where only rounding may be seen."""
     steps = torch.tensor([len(places), *cuts], device=item.device)[:, None]
     step = torch.arange(len(places), device=item.device)[None]
     grids, own = item.clone(), item[:, places]
     grids[:, places] = torch.where(step >= steps, prior.tokens.others(own), own)
-    accelerators = [item.device] if item.device.type == "cuda" else []
-    with torch.random.fork_rng(accelerators), torch.autocast(item.device.type, enabled=False):
-        logits = prior.predict(grids.view(-1, *code_shape), **conditions)
-    logits = logits.flatten(1, -2)[:, places]  # (4, steps, ...)
-    compared = (step <= steps)[..., None]
+
+    def measure(predict, conditions):
+        accelerators = [item.device] if item.device.type == "cuda" else []
+        with torch.random.fork_rng(accelerators), torch.autocast(item.device.type, enabled=False):
+            logits = predict(grids.view(-1, *code_shape), **conditions)
+        return _measure(prior, logits.flatten(1, -2)[:, places], (step <= steps)[..., None])
+
+    found = measure(prior.predict, conditions)
+    dtypes = {found.dtype, *(weight.dtype for weight in prior.parameters())}
+    leaks = found.is_beyond(dtypes)
+    if not leaks and found.is_beyond({torch.float32}):  # hidden by rounding in half precision, or made by it
+        wide = {name: map_tensors(_widened, value) for name, value in conditions.items()}
+        with contextlib.suppress(NoFloat32):
+            found = measure(_in_float32(prior), wide)
+            leaks = found.is_beyond({found.dtype})
+    if leaks:
+        raise ValueError(
+            f"{type(prior).__name__} has logits that depend on the very codes they are of, or on codes drawn later: "
+            f"they moved by {found.moved:.3g}. Its log_prob is no likelihood; predict must not let a code see itself "
+            "or what follows in code_order"
+        )
+
+
+class Movement(NamedTuple):
+    """How far logits move that must not, and what tells how far rounding may move them.
+
+    Attributes:
+        moved: the largest movement of a log-probability.
+        spread: how much the log-probabilities of one code vary.
+        largest: the largest logit.
+        rated: the largest log-probability.
+        dtype: of the logits.
+    """
+
+    moved: float
+    spread: float
+    largest: float
+    rated: float
+    dtype: torch.dtype
+
+    def is_beyond(self, dtypes: Iterable[torch.dtype]) -> bool:
+        """Whether rounding in these dtypes does not explain it.
+
+        A part of a network may compute in float32 whatever its weights are, and the log-softmax rounds as well.
+        """
+        fine = torch.finfo(torch.float32).eps
+        eps = max(fine, *(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point))
+        return self.moved > eps**0.5 * self.spread + 8 * (eps * self.largest + fine * self.rated)
+
+
+def _measure(prior, logits, compared):
+    """The movement of logits (4, steps, ...) from those of the first row, where (4, steps, 1) bool says."""
     values = prior.tokens.comparable(logits)
     if (values.isnan() & compared).any():
         raise ValueError(
             f"{type(prior).__name__} has logits that are NaN or infinity: no likelihood follows from them"
         )
-    moved = (values[1:] - values[:1]).abs().masked_fill(~compared[1:], 0).max()
+    moved = (values[1:] - values[:1]).abs().masked_fill(~compared[1:], 0)
     # Rounding may differ between the rows of a batch; what a network reads moves logits by as much as they vary.
     # What is impossible whatever the input, such as a masked code, says nothing of how much that is.
     possible = (values > IMPOSSIBLE) & compared
     mean = values.masked_fill(~possible, 0).sum(-1, keepdim=True) / possible.sum(-1, keepdim=True).clamp(min=1)
-    spread = (values - mean).abs().masked_fill(~possible, 0).max()
-    largest = logits.to(values.dtype).abs().masked_fill(~possible, 0).max()
-    # a part of a network may compute in float32 whatever its weights are, and the log-softmax rounds as well
-    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, prior.dtype, torch.float32))
-    rounding = torch.finfo(torch.float32).eps * values.abs().masked_fill(~possible, 0).max()
-    if moved > eps**0.5 * spread + 8 * (eps * largest + rounding):
-        raise ValueError(
-            f"{type(prior).__name__} has logits that depend on the very codes they are of, or on codes drawn later: "
-            f"they moved by {moved.item():.3g}. Its log_prob is no likelihood; predict must not let a code see itself "
-            "or what follows in code_order"
-        )
+    sizes = (values - mean, logits.to(values.dtype), values)
+    spread, largest, rated = (size.abs().masked_fill(~possible, 0).max().item() for size in sizes)
+    return Movement(moved.max().item(), spread, largest, rated, logits.dtype)
+
+
+class NoFloat32(Exception):
+    """A network that does not compute in float32."""
+
+
+def _in_float32(prior):
+    """`prior.predict` with weights and buffers of half precision in float32; the prior's own stay as they are."""
+    own = dict(chain(prior.named_parameters(), prior.named_buffers()))
+    if any(hasattr(module, "_hf_hook") for module in prior.modules()) or any(each.is_meta for each in own.values()):
+        raise NoFloat32  # accelerate brings the weights, in their own precision
+    wide = {f"prior.{name}": _widened(tensor) for name, tensor in own.items()}
+
+    def predict(grids, **conditions):
+        try:
+            return torch.func.functional_call(Predicting(prior), wide, (grids,), conditions)
+        except RuntimeError as error:  # such as a kernel that knows half precision alone
+            raise NoFloat32 from error
+
+    return predict
+
+
+class Predicting(nn.Module):
+    """A prior's `predict` as a forward."""
+
+    def __init__(self, prior: nn.Module):
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, grids: torch.Tensor, **conditions: Any) -> torch.Tensor:
+        predict: Any = self.prior.predict
+        return predict(grids, **conditions)
+
+
+def _widened(value):
+    """A tensor of half precision in float32; all else as it is."""
+    half = torch.is_tensor(value) and value.dtype in HALF
+    return value.float() if half else value
 
 
 def _state(prior):

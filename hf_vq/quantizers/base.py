@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from hf_vq.arguments import check_own, checked
 from hf_vq.grids import as_int64
 from hf_vq.modes import InferenceVerbs
-from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments
+from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments, telling_size
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import masked_mse, straight_through, widened
 from hf_vq.quantizers.nearest import widest_float
@@ -79,6 +79,8 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _telling_size(vars(cls)["__init__"])  # type: ignore[method-assign]
         check_own(cls, "__init__")
         if "detokenize" in vars(cls):  # one with a way of its own gets codes as the others do
             cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
@@ -349,6 +351,15 @@ class ExactLinear(nn.Linear):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         wide = widest_float(rows.device)
         return nn.functional.linear(rows.to(wide), self.weight.to(wide), self.bias.to(wide)).to(rows.dtype)
+
+
+def _telling_size(constructor):
+    @functools.wraps(constructor)
+    def construct(self, *arguments, **options):
+        with telling_size(arguments[0] if arguments else options.get("codebook_size")):
+            constructor(self, *arguments, **options)
+
+    return construct
 
 
 def _of_any_integers(detokenize):

@@ -1,16 +1,42 @@
 """Checks of arguments, which name the argument and the value."""
 
+import contextlib
 import inspect
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
+from numbers import Integral
 from typing import Any
 
 import torch
 
+NO_MEMORY = "allocate memory|out of memory|calculation overflowed|Overflow when unpacking"  # in errors of torch
+MOST_WEIGHTS = 2**36  # of a learned codebook: 256 GiB in float32
+
 
 def check_positive_int(**values: Any) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_codebook_fits(codebook_size: int, width: int) -> None:
+    """Raise a ValueError for a learned codebook (codebook_size, width) that no memory holds."""
+    if codebook_size * width > MOST_WEIGHTS:
+        raise ValueError(
+            f"codebook_size={codebook_size} is too large for a learned codebook: with {width} numbers a code it takes "
+            f"{codebook_size * width * 4 / 2**30:,.0f} GiB; 'finite_scalar' and 'lookup_free' need none"
+        )
+
+
+@contextlib.contextmanager
+def telling_size(codebook_size: Any) -> Iterator[None]:
+    """Within: an allocation that fails is a ValueError that names the codebook's size."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, TypeError, OverflowError) as error:
+        if isinstance(error, MemoryError | OverflowError) or re.search(NO_MEMORY, str(error)):
+            raise ValueError(f"codebook_size={codebook_size} needs more memory than there is") from error
+        raise
 
 
 def check_range(low: float, high: float, **values: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_above, check_choice, check_range
+from hf_vq.quantizers.checks import check_above, check_choice, check_codebook_fits, check_range
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.entropy import assignment_entropies
 from hf_vq.quantizers.gradients import directions, rotate, straight_through
@@ -80,6 +80,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         diversity: float = 1.0,
     ):
         super().__init__(codebook_size, dim, code_dim)
+        check_codebook_fits(codebook_size, self.code_dim)
         check_range(0, math.inf, beta=beta, entropy_weight=entropy_weight, diversity=diversity)
         check_range(0, 1, decay=decay, restart_threshold=restart_threshold, entropy_offset=entropy_offset)
         check_above(0, entropy_temperature=entropy_temperature)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_above, check_positive_int, check_range
+from hf_vq.quantizers.checks import check_above, check_codebook_fits, check_positive_int, check_range
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mean
 from hf_vq.quantizers.lookup import lookup
@@ -56,6 +56,7 @@ class GumbelQuantizer(Quantizer):
         super().__init__(codebook_size, dim)
         self.output_dim = dim if output_dim is None else output_dim
         check_positive_int(temperature_steps=temperature_steps, output_dim=self.output_dim)
+        check_codebook_fits(codebook_size, max(dim, self.output_dim))
         check_above(0, temperature=temperature)
         check_range(0, math.inf, kl_weight=kl_weight)
         self.final_temperature = temperature if final_temperature is None else final_temperature

@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_vq.arguments import checked
 from hf_vq.hosts import ModuleHost
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.quantizers.checks import check_codebook_fits, check_positive_int
 
 PER_CODE = ("embedding.weight", "cluster_size", "embedding_sum")  # tensors with a row per code
 
@@ -57,6 +57,7 @@ class CodebookSurgery(ModuleHost):
             ValueError: no positive number, or a quantizer that does not know how often its codes are used.
         """
         check_positive_int(codebook_size=codebook_size)
+        check_codebook_fits(codebook_size, self.embedding.weight.shape[1])
         origin = self._most_used_first()[:codebook_size].sort().values
         self._take(origin)
         while self.codebook_size < codebook_size:

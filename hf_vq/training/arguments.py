@@ -1,5 +1,6 @@
 """Options of training an autoencoder."""
 
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -20,11 +21,49 @@ def check_precision(bf16: bool, fp16: bool, use_cpu: bool) -> None:
         raise ValueError(f"bf16=True: {name} has no bfloat16, train with fp16=True or in full precision")
 
 
+def launched_precision(bf16: bool, fp16: bool) -> tuple[bool, bool]:
+    """`bf16` and `fp16`, where neither is given as `accelerate launch --mixed_precision` says.
+
+    Raises:
+        ValueError: it asks for another precision than the options do, or for one that is not known here.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", "bf16", "fp16"):
+        raise ValueError(f"accelerate launch --mixed_precision={launched}: training knows no, bf16 and fp16")
+    for name, given in (("bf16", bf16), ("fp16", fp16)):
+        if given and launched not in ("no", name):
+            raise ValueError(f"{name}=True, but accelerate launch --mixed_precision={launched}: give one of them")
+    return bool(bf16 or launched == "bf16"), bool(fp16 or launched == "fp16")
+
+
+def launched_compilation(torch_compile: bool) -> bool:
+    """`torch_compile`, or True where `accelerate launch --dynamo_backend inductor` says so.
+
+    Raises:
+        ValueError: it asks for another backend.
+    """
+    launched = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if launched not in ("no", "inductor"):
+        raise ValueError(f"accelerate launch --dynamo_backend={launched}: training compiles with inductor alone")
+    return bool(torch_compile or launched == "inductor")
+
+
+def check_launched_accumulation(gradient_accumulation_steps: int) -> None:
+    """Raise a ValueError where accelerate's environment asks for another number of forwards per optimizer step."""
+    launched = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
+    if launched not in ("", "auto", "1", str(gradient_accumulation_steps)):
+        raise ValueError(
+            f"gradient_accumulation_steps={gradient_accumulation_steps}, but accelerate launch "
+            f"--gradient_accumulation_steps={launched}: give the same"
+        )
+
+
 @dataclass
 class AutoencoderTrainingArguments:
     """Options of `train_autoencoder`, named as in `transformers.TrainingArguments`.
 
     A batch of one optimizer step is `per_device_train_batch_size` x `gradient_accumulation_steps` x processes samples.
+    What `accelerate launch` says of precision and compilation counts where the options leave it open.
 
     Raises:
         ValueError: an option out of its range, two that exclude each other, or float16 on a CPU.
@@ -77,7 +116,10 @@ class AutoencoderTrainingArguments:
         for name in ["eval_steps", "save_total_limit"]:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive, or None")
+        self.bf16, self.fp16 = launched_precision(self.bf16, self.fp16)
         check_precision(self.bf16, self.fp16, self.use_cpu)
+        self.torch_compile = launched_compilation(self.torch_compile)
+        check_launched_accumulation(self.gradient_accumulation_steps)
         if self.report_to not in ("none", "tensorboard", "trackio"):
             raise ValueError(f"report_to={self.report_to!r} must be 'none', 'tensorboard' or 'trackio'")
         if self.report_to != "none" and find_spec(self.report_to) is None:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import load as load_tensors_only
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, send_to_device, set_seed, tqdm
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed, tqdm
 from torch import nn
 from transformers import TrainerState
 
@@ -128,10 +128,11 @@ class TrainingLoop:
             mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
             dynamo_backend="inductor" if args.torch_compile else "no",
             step_scheduler_with_optimizer=False,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # this loop accumulates by itself
             log_with=None if args.report_to == "none" else args.report_to,
             project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
         )
-        accelerator.sync_gradients = True  # this loop accumulates by itself
+        accelerator.sync_gradients = True
         return accelerator
 
     def _prepare(self, turns: list[Turn]) -> list[Turn]:

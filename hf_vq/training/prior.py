@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from hf_vq.arguments import check_fields
 from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.saved import CONFIG, read_json
-from hf_vq.training.arguments import check_precision
+from hf_vq.training.arguments import check_precision, launched_precision
 from hf_vq.training.checkpoints import (
     abandon_newer,
     prepare_output_dir,
@@ -79,6 +79,7 @@ class PriorTrainingArguments(TrainingArguments):
             if getattr(self, name) not in (default, ours):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be changed for priors: it is {ours!r}")
             setattr(self, name, ours)
+        self.bf16, self.fp16 = launched_precision(self.bf16, self.fp16)
         check_precision(self.bf16, self.fp16, self.use_cpu)
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"

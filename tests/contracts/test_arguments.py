@@ -1,13 +1,15 @@
 """Every number that a registered class takes is a number: what is none is refused with its name, before any work."""
 
 import inspect
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,9 +21,12 @@ from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.registry import option_names
 from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS, QUANTIZERS
 from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.autoencoder import train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments
 
 from ..quantizer_variants import VARIANTS
+from ..tiny_models import Images
+from .test_autoencoders import SMALL as TINY
 
 OURS = {kind: [name for name, found in table.items() if found.__module__.startswith("hf_vq")]
         for kind, table in (("autoencoder", AUTOENCODERS), ("pipeline", PIPELINES), ("prior", PRIORS))}  # fmt: skip
@@ -196,10 +201,9 @@ def test_a_value_against_its_annotation(annotation, value, words):
 
 
 def test_what_fits_passes():
-    numpy = pytest.importorskip("numpy")
     for annotation, value in (
-        (float, 3), (float, numpy.float32(0.5)), (int, numpy.int64(3)), (bool, numpy.bool_(True)), (bool, 0),
-        (int | tuple[int, ...], [3, 4]), (int | str, "nearest"), (torch.Tensor | None, numpy.zeros(2)), (dict, {}),
+        (float, 3), (float, np.float32(0.5)), (int, np.int64(3)), (bool, np.bool_(True)), (bool, 0),
+        (int | tuple[int, ...], [3, 4]), (int | str, "nearest"), (torch.Tensor | None, np.zeros(2)), (dict, {}),
     ):  # fmt: skip
         check_argument("value", value, annotation)
 
@@ -210,3 +214,112 @@ def test_what_fits_passes():
     assert call(3, math.nan, other="x") == 3
     with pytest.raises(TypeError, match="missing"):
         call()
+
+
+class Settings(Mapping):
+    """A mapping that is no dict, as OmegaConf's."""
+
+    def __init__(self, values):
+        self.values_ = values
+
+    def __getitem__(self, name):
+        value = self.values_[name]
+        return Settings(value) if isinstance(value, dict) else Items(value) if isinstance(value, list) else value
+
+    def __iter__(self):
+        return iter(self.values_)
+
+    def __len__(self):
+        return len(self.values_)
+
+
+class Items(Sequence):
+    """A sequence that is neither list nor tuple."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+    def __len__(self):
+        return len(self.values)
+
+
+def as_numpy(value):
+    """The value with every number in it one of NumPy."""
+    if isinstance(value, bool | int | float):
+        return {bool: np.bool_, int: np.int64, float: np.float64}[type(value)](value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(as_numpy, value))
+    return {name: as_numpy(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def options_of(function):
+    """Its defaults by name."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+@pytest.mark.parametrize("name", OURS["autoencoder"])
+def test_numbers_of_numpy_and_other_mappings_make_the_same_autoencoder_and_are_saved(name, tmp_path):
+    model_class = AUTOENCODERS[name]
+    options = {**options_of(model_class.__init__), **TINY[name]}
+    torch.manual_seed(0)
+    wanted = model_class(**options)
+    torch.manual_seed(0)
+    model = model_class(**as_numpy(options))
+
+    def named(config):
+        return json.loads(json.dumps({name: config[name] for name in options}))
+
+    assert named(model.config) == named(wanted.config)
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in wanted.state_dict().items())
+    model.save_config(tmp_path)
+    assert named(model_class.from_config(model_class.load_config(tmp_path)).config) == named(wanted.config)
+
+
+@pytest.mark.parametrize("name", OURS["prior"])
+def test_numbers_of_numpy_make_the_same_config_of_a_prior_and_are_saved(name, tmp_path):
+    config_class = PRIORS[name].config_class
+    prior = object.__new__(PRIORS[name])
+    prior.config = config_class(**NEEDED.get(name, {}))
+    shape = (getattr(prior.config, "num_levels", 4), 4, 4)[: prior.grid_dims]
+    wanted = config_class(**{"code_shape": shape, **NEEDED.get(name, {})})
+    options = {entry.name: getattr(wanted, entry.name) for entry in fields(config_class)}
+    own = {key: value for key, value in options.items() if isinstance(value, bool | int | float | tuple | list)}
+    config = config_class(**{**as_numpy(own), "code_shape": np.array(shape)})
+    config.save_pretrained(tmp_path)
+    saved = config_class.from_pretrained(tmp_path)
+    assert tuple(saved.code_shape) == tuple(shape)
+    assert all(json.dumps(getattr(saved, key)) == json.dumps(value) for key, value in own.items())
+
+
+@pytest.mark.parametrize("options", [
+    {"beta": np.float32(0.5), "kmeans_init": np.bool_(False), "decay": np.array(0.5), "restart_threshold": 0},
+    Settings({"beta": torch.tensor(0.5)}),
+    {"level_config": Settings({"beta": np.float32(0.5)}), "num_levels": np.int8(2)},
+    Settings({"level_type": "finite_scalar", "level_config": {"levels_per_dim": [2, 2, 2, 2]}}),
+    {"levels_per_dim": np.array([2, 4, 2])}, {"levels_per_dim": Items([4, np.int64(4)])}, {"num_used": np.int64(5)},
+], ids=str)  # fmt: skip
+def test_options_of_quantizers_from_numpy_and_other_mappings_are_taken_and_saved(options, tmp_path):
+    kinds = {"level_config": "residual", "levels_per_dim": "finite_scalar", "num_used": "remapped", "beta": "ema"}
+    quantizer_type = next(kind for name, kind in kinds.items() if name in options)
+    size = {"codebook_size": np.int64(16), "codebook_dim": np.array(4)}
+    make_quantizer(quantizer_type, np.int64(16), np.int32(4), options)
+    model = hf_vq.VQVAE(1, 8, **size, quantizer_type=quantizer_type, quantizer_config=options).train()
+    model(torch.rand(2, 1, 16, 16))
+    model.save_pretrained(tmp_path)
+    found = hf_vq.VQVAE.from_pretrained(tmp_path)
+    assert dict(found.config)["quantizer_config"] == json.loads(json.dumps(dict(model.config)["quantizer_config"]))
+
+
+def test_a_training_with_numbers_of_numpy_writes_what_it_was_given(tmp_path):
+    options = {"max_steps": 2, "learning_rate": 0.5**10, "seed": 3, "logging_steps": 1, "weight_ema_decay": 0.5}
+    args = AutoencoderTrainingArguments(
+        str(tmp_path / "run"), disable_tqdm=np.bool_(True), use_cpu=np.bool_(True), **as_numpy(options)
+    )
+    report = train_autoencoder(hf_vq.VQVAE(1, 8, codebook_size=8, codebook_dim=4), Images(8), args)
+    assert options.items() <= report["settings"]["arguments"].items()
+    args = PriorTrainingArguments(str(tmp_path), use_cpu=True, learning_rate=np.float32(0.5), seed=np.int64(3))
+    assert json.loads(args.to_json_string())["learning_rate"] == 0.5

@@ -17,6 +17,7 @@ from hf_vq import registry
 from hf_vq.autoencoders.outputs import check_rebuilds
 from hf_vq.cli.train_prior import trainable_priors
 from hf_vq.data.tokenizing import tokenize_dataset
+from hf_vq.training.autoencoder import AutoencoderTrainingArguments
 from hf_vq.training.checkpoints import seal
 from hf_vq.training.prior import PriorTrainingArguments
 
@@ -185,6 +186,51 @@ def test_a_precision_that_cannot_take_effect_is_refused_before_any_work(verb, pi
         (["--fp16", "true", "--bf16", "true"], "bf16=True and fp16=True exclude each other"),
     ):
         refused(capsys, message, tmp_path / "run", "train", verb, *source, *FEW, "--use_cpu", "true", *flags)
+
+
+@pytest.mark.parametrize("verb", ["autoencoder", "prior"])
+def test_what_accelerate_launch_says_of_precision_is_done_or_refused(
+    verb, pictures, tokenized, tmp_path, capsys, monkeypatch
+):
+    """`accelerate launch` says it by the environment."""
+    monkeypatch.setattr("hf_vq.cli.train_autoencoder.save_pictures", lambda *arguments: None)
+    monkeypatch.setattr("hf_vq.cli.train_prior.save_loss_curve", lambda *arguments: None)
+    model = {"autoencoder": ("--model", "VQVAE", "--model_config", json.dumps(SMALL["VQVAE"]), "--data", pictures),
+             "prior": ("--prior", "PixelCNN", "--prior_config", json.dumps(PRIORS["PixelCNN"]), "--codes",
+                       tokenized["VQVAE"] / "codes")}[verb]  # fmt: skip
+    given = ("train", verb, *model, *FEW, "--use_cpu", "true")
+    losses = {}
+    for name, launched, flags in (("fp32", "no", ()), ("bf16", "no", ("--bf16", "true")), ("launched", "bf16", ())):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        assert run(*given, *flags, "--output", tmp_path / name) == 0
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        losses[name] = [entry["loss"] for entry in report["history"] if "loss" in entry]
+        assert report["settings"]["arguments"]["bf16"] == (name != "fp32")
+    assert losses["launched"] == losses["bf16"] != losses["fp32"]
+    for launched, flags, message in (
+        ("fp16", (), "fp16=True needs a GPU"),
+        ("fp8", (), "accelerate launch --mixed_precision=fp8: training knows no, bf16 and fp16"),
+        ("fp16", ("--bf16", "true"), "bf16=True, but accelerate launch --mixed_precision=fp16"),
+    ):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        refused(capsys, message, tmp_path / "run", *given, *flags)
+
+
+def test_what_else_accelerate_launch_says_is_done_or_refused(tmp_path, monkeypatch):
+    def arguments(**options):
+        return AutoencoderTrainingArguments(str(tmp_path), use_cpu=True, **options)
+
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert arguments().torch_compile
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with pytest.raises(ValueError, match="--dynamo_backend=eager: training compiles with inductor alone"):
+        arguments()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    assert not arguments().torch_compile
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    arguments(gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps=1, but accelerate launch"):
+        arguments()
 
 
 def test_a_precision_of_evaluation_that_would_be_published_is_refused(tmp_path):
