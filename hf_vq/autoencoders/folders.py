@@ -170,11 +170,12 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         config: Any = cls.load_config(path, **hub)
         check_class(path, config, cls)
         plain = kwargs.get("low_cpu_mem_usage") is False
-        dtype = (kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)) if plain else (None, None)
+        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")] if plain else []
+        dtype = next(filter(None, given), None)
         with loading_plainly(plain):
             model, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
-        if dtype[1] or dtype[0]:
-            _cast(model, dtype[1] or dtype[0], cls._keep_in_fp32_modules or ())
+        if dtype is not None:
+            _cast(model, dtype, cls._keep_in_fp32_modules or ())
         check_averaged(model, config, path)
         model.check_loaded(missing_names(info), path)
         model.load_processor(path, **kwargs)

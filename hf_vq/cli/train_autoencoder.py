@@ -104,7 +104,9 @@ def run(
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
     if options.resume and initial is None:
-        config = with_options_of_then(options.model, config, train.sample_shape, Path(args.resume_from_checkpoint))
+        config = with_options_of_then(
+            options.model, config, train.sample_shape, Path(str(args.resume_from_checkpoint))
+        )
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
