@@ -121,7 +121,7 @@ def other(name, width=12):
 )
 @torch.no_grad()
 def test_other_families_in_tiles_agree_with_the_whole(name):
-    model, sample = other(name), picture(2, 1, 72, 104)
+    model, sample = other(name).double(), picture(2, 1, 72, 104).double()  # two codes of 3,744 hang on rounding
     codes = model.tokenize(sample)
     whole = model.detokenize(codes)
     model.enable_tiling(32, exact=name in ("RQVAE", "MAGVIT2"))
