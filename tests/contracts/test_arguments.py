@@ -301,7 +301,7 @@ def test_numbers_of_numpy_make_the_same_config_of_a_prior_and_are_saved(name, tm
     {"level_config": Settings({"beta": np.float32(0.5)}), "num_levels": np.int8(2)},
     Settings({"level_type": "finite_scalar", "level_config": {"levels_per_dim": [2, 2, 2, 2]}}),
     {"levels_per_dim": np.array([2, 4, 2])}, {"levels_per_dim": Items([4, np.int64(4)])}, {"num_used": np.int64(5)},
-], ids=str)  # fmt: skip
+], ids=["numpy", "tensor", "levels", "grids", "array", "sequence", "integer"])  # fmt: skip
 def test_options_of_quantizers_from_numpy_and_other_mappings_are_taken_and_saved(options, tmp_path):
     kinds = {"level_config": "residual", "levels_per_dim": "finite_scalar", "num_used": "remapped", "beta": "ema"}
     quantizer_type = next(kind for name, kind in kinds.items() if name in options)
