@@ -7,6 +7,7 @@ infinite.
 
 import functools
 import inspect
+import itertools
 import math
 import sys
 import types
@@ -128,10 +129,17 @@ def checked(function: Function) -> Function:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # which says what is wrong
-        bound.arguments.update(check_arguments(function, bound.arguments))
-        return function(*bound.args, **bound.kwargs)
+        plain = check_arguments(function, bound.arguments)
+        # by place or by name, as it was called: diffusers takes what comes by place for a default
+        placed = zip(signature.parameters.values(), args, strict=False)
+        first = [plain[each.name] for each, _ in itertools.takewhile(_has_place, placed)]
+        return function(*first, *args[len(first) :], **{name: plain.get(name, one) for name, one in kwargs.items()})
 
     return call  # type: ignore[return-value]
+
+
+def _has_place(pair):
+    return pair[0].kind is not pair[0].VAR_POSITIONAL
 
 
 def check_own(owner: type, *methods: str) -> None:

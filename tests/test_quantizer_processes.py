@@ -23,7 +23,7 @@ def _train_on_a_share(rank, folder):
     torch.save(_start_principal_patches(rank, 2), f"{folder}/principal-{rank}.pt")
     for size in CODEBOOKS:
         torch.save(_count_codes(rank, size), f"{folder}/{size}-{rank}.pt")
-    torch.save(_train_sharded(rank), f"{folder}/sharded-{rank}.pt")
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 
@@ -51,7 +51,9 @@ def _start_principal_patches(rank, world_size):
     return model.state_dict()
 
 
-def _train_sharded(rank):
+def _train_sharded(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
+    dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = VQVAE(1, hidden_channels=8, stage_channels=(4,), num_residual_layers=0, codebook_size=8, codebook_dim=6)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
@@ -65,7 +67,9 @@ def _train_sharded(rank):
         optimizer.zero_grad()
         codebooks.append(model.quantizer.embedding.weight.clone())
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {"codebooks": codebooks, "state": state if rank == 0 else {}}
+    torch.save({"codebooks": codebooks, "state": state if rank == 0 else {}}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _count_codes(rank, size):
@@ -128,9 +132,11 @@ def test_two_processes_count_codes_together(size, shares):
         assert dead == size - 3
 
 
-def test_fsdp2_moves_the_same_float32_codebook_on_every_rank_and_saves_it(shares):
+def test_fsdp2_moves_the_same_float32_codebook_on_every_rank_and_saves_it(tmp_path, monkeypatch):
     """(A frozen Parameter instead of a buffer would lose every update.)"""
-    ranks = [torch.load(shares / f"sharded-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
+    mp.spawn(_train_sharded, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     first, *_, last = ranks[0]["codebooks"]
     assert not torch.equal(first, last)
     assert last.dtype == torch.float32
