@@ -238,3 +238,20 @@ CONVERTED = [
     ("rqvae/stage2", _RQ_STAGE),
     ("rqvae/stage2_text", _RQ_STAGE),
 ]  # fmt: skip
+
+
+class Rows(torch.utils.data.Dataset):
+    """A data set of the rows of tensors or of tuples of them, {name: (rows, ...)}, with attributes."""
+
+    def __init__(self, columns, **attributes):
+        self.columns = columns
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index):
+        return {
+            name: tuple(grid[index] for grid in column) if isinstance(column, tuple) else column[index]
+            for name, column in self.columns.items()
+        }

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from behaviour_models import AUTOENCODERS, CONVERTED, PRIORS, make_conditions, small_hierarchy, small_pipeline
+from behaviour_models import AUTOENCODERS, CONVERTED, PRIORS, Rows, make_conditions, small_hierarchy, small_pipeline
 from checkouts import check_origin
 from PIL import Image
 
@@ -185,20 +185,6 @@ def drawn(model, codes, conditions):
 
 
 # Roads
-
-
-class Rows(torch.utils.data.Dataset):
-    """A data set of the first rows of tensors, {name: (rows, ...)}."""
-
-    def __init__(self, columns, **attributes):
-        self.columns = columns
-        vars(self).update(attributes)
-
-    def __len__(self):
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, index):
-        return {name: column[index] for name, column in self.columns.items()}
 
 
 def autoencoder_loop():

@@ -3,13 +3,12 @@
 import math
 
 import torch
-from behaviour_models import PRIORS, small_hierarchy, small_pipeline
+from behaviour_models import PRIORS, Rows, small_hierarchy, small_pipeline
 from fault_kinds import Case, check, kind
 from fault_models import (
     FAMILIES,
     OPTIONS,
     SAMPLE,
-    Rows,
     described,
     draw_levels,
     draw_quantizer,

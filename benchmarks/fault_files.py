@@ -5,14 +5,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from behaviour_models import PRIORS
+from behaviour_models import PRIORS, Rows
 from diffusers.training_utils import EMAModel
 from fault_kinds import Case, Wrong, check, kind
 from fault_models import (
     FAMILIES,
     OPTIONS,
     SAMPLE,
-    Rows,
     described,
     draw_quantizer,
     make_autoencoder,

@@ -136,20 +136,3 @@ def train(model, steps, batch=16, learning_rate=3e-3):
         output.loss.backward()
         optimizer.step()
     return {name: float(value.detach()) for name, value in output.losses.items()}
-
-
-class Rows(torch.utils.data.Dataset):
-    """A data set of samples or codes, with attributes."""
-
-    def __init__(self, columns, **attributes):
-        self.columns = columns
-        vars(self).update(attributes)
-
-    def __len__(self):
-        return len(next(iter(self.columns.values())))
-
-    def __getitem__(self, index):
-        return {
-            name: tuple(grid[index] for grid in column) if isinstance(column, tuple) else column[index]
-            for name, column in self.columns.items()
-        }

@@ -9,13 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from behaviour_models import PRIORS
+from behaviour_models import PRIORS, Rows
 from fault_kinds import Case, Wrong, check, kind
 from fault_models import (
     FAMILIES,
     OPTIONS,
     SAMPLE,
-    Rows,
     described,
     draw_quantizer,
     make_autoencoder,
