@@ -13,7 +13,7 @@ from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.registry import register
 
-_REMEMBERED = 10  # latents per code, by which use is counted
+_REMEMBERED = 100  # latents per code, by which use is counted
 _LEAST_SIZE = 1e-6  # of codes that a transform starts with
 
 
@@ -27,8 +27,9 @@ class VectorQuantizer(CodebookQuantizer):
     Args:
         codebook_size: number of codes.
         dim: width of the latents.
-        decay: share of the running use that a step keeps, in [0, 1]; None: it is the use by about the last 10 latents
-            per code, however many a step has. Configs that were saved without it mean 0.99.
+        decay: share of the running use that a step keeps, in [0, 1]; None: it is the use since the start, later that
+            by about the last 100 latents per code, however many a step has, so that a young codebook soon finds its
+            dead codes. Configs that were saved without it mean 0.99.
         code_transform: the codes are a frozen codebook times a learned matrix, so that every step moves all of them
             (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes restarts. With `kmeans_init` both start so
             that their product is the clusters of the first batch; configs that were saved without it mean False, a
@@ -132,9 +133,11 @@ class VectorQuantizer(CodebookQuantizer):
 
     def _update(self, counts, fresh):
         counts = counts.to(self.cluster_size.dtype)
-        latents_per_code = counts.sum() / self.codebook_size
-        kept = (-latents_per_code / _REMEMBERED).exp() if self.use_decay is None else self.use_decay
-        self.cluster_size.lerp_(counts, 1 - kept)
+        if self.use_decay is None:
+            latents_per_code = counts.sum() / self.codebook_size
+            self.cluster_size.mul_((-latents_per_code / _REMEMBERED).exp()).add_(counts)
+        else:
+            self.cluster_size.lerp_(counts, 1 - self.use_decay)
         dead, average = find_dead(self.cluster_size, self.restart_threshold, counts)
         self.embedding.weight.copy_(torch.where(dead[:, None], fresh, self.embedding.weight))
         self.cluster_size.copy_(torch.where(dead, average, self.cluster_size))
