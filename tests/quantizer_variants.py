@@ -26,6 +26,7 @@ VARIANTS = {
     "finite_scalar projected": ("finite_scalar", 40, {"levels_per_dim": [8, 5]}),
     "finite_scalar symmetric": ("finite_scalar", 40, {"levels_per_dim": [8, 5], "preserve_symmetry": True}),
     "lookup_free": ("lookup_free", 64, {"entropy_temperature": 1.0}),
+    "lookup_free unfitted": ("lookup_free", 64, {"entropy_temperature": 1.0, "fit_latents": False}),
     "lookup_free spherical": ("lookup_free", 16, {"spherical": True, "first_bit": "least"}),
     "gumbel": ("gumbel", 12, {"final_temperature": 0.2, "temperature_steps": 9}),
     "residual": ("residual", 12, {"num_levels": 3}),

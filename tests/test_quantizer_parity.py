@@ -264,7 +264,7 @@ def test_lucidrains_lookup_free(case):
     config = {
         "spherical": options.get("spherical", False), "beta": options["commitment_loss_weight"],
         "entropy_weight": options["entropy_loss_weight"], "diversity": options["diversity_gamma"],
-        "entropy_floor": 1e-5,
+        "entropy_floor": 1e-5, "fit_latents": False,
     }  # fmt: skip
     quantizer, default = (
         make_quantizer("lookup_free", options["codebook_size"], options["dim"], {**config, "entropy_temperature": t})
@@ -330,7 +330,7 @@ def test_lucidrains_random_projection_is_a_product_of_cosine_codebooks():
 def test_taming_gumbel(monkeypatch):
     tensors, meta, weights = original("taming_gumbel")
     options = meta["hyperparameters"]
-    config = {"kl_weight": options["kl_weight"], "temperature": 1.0}
+    config = {"kl_weight": options["kl_weight"], "temperature": 1.0, "kmeans_init": False}
     names = {"proj.weight": "proj.weight", "proj.bias": "proj.bias", "embedding.weight": "embed.weight"}
     weights = {ours: weights[f"quantize.{theirs}"] for ours, theirs in names.items()}
     weights["proj.weight"] = weights["proj.weight"][:, :, 0, 0]
@@ -351,7 +351,7 @@ def test_taming_gumbel(monkeypatch):
 
 def test_gumbel_gradient_is_that_of_the_relaxed_sample():
     """Straight through: torch's own gumbel_softmax(hard=True), times the codebook."""
-    quantizer = make_quantizer("gumbel", 12, 6, {"temperature": 0.7, "kl_weight": 0.0}).train()
+    quantizer = make_quantizer("gumbel", 12, 6, {"temperature": 0.7, "kl_weight": 0.0, "kmeans_init": False}).train()
     rows, upstream = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6)
     torch.manual_seed(3)
     ours = torch.autograd.grad((quantizer(rows).latents * upstream).sum(), [rows, *quantizer.parameters()])
@@ -366,7 +366,7 @@ def test_gumbel_gradient_is_that_of_the_relaxed_sample():
 def test_open_magvit2_lookup_free():
     tensors, meta = fixture("open_magvit2")
     options = meta["hyperparameters"]["init"]
-    config = {"first_bit": "least", "entropy_offset": 1e-5, "entropy_weight": 1.0, "beta": 0.0}
+    config = {"first_bit": "least", "entropy_offset": 1e-5, "entropy_weight": 1.0, "beta": 0.0, "fit_latents": False}
     quantizer = make_quantizer("lookup_free", options["n_embed"], options["embed_dim"], config)
     for kind in ("raw", "ema"):
         codes = quantizer.tokenize(tensors[f"{kind}.prequant"])

@@ -46,7 +46,9 @@ def test_gradients_reach_the_encoder(variant):
     assert all(parameter.grad.isfinite().all() for parameter in quantizer.parameters())
 
 
-@pytest.mark.parametrize("variant", ["vector", "ema", "vector cosine, bypass", "residual", "product", "lookup_free"])
+@pytest.mark.parametrize(
+    "variant", ["vector", "ema", "vector cosine, bypass", "residual", "product", "lookup_free unfitted"]
+)
 def test_the_gradient_passes_straight_through(variant):
     quantizer, latents = trained(variant), torch.randn(2, 6, 4, 4, requires_grad=True)
     upstream = torch.randn(2, 6, 4, 4)
@@ -85,7 +87,7 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("variant", ["vector", "ema", "residual shared", "lookup_free"])
+@pytest.mark.parametrize("variant", ["vector", "ema", "residual shared", "lookup_free unfitted"])
 def test_inductor_trains_as_eager_does(variant, two_threads):
     """With two threads inductor's own scatter-add writes beyond its tensor (pytorch/pytorch#191837)."""
     eager = trained(variant)
@@ -151,8 +153,8 @@ def test_bits_per_token(variant):
         ({"quantizer_config": {"gradient": "bypass"}}, "bypass.*normalize"),
         ({"quantizer_config": {"entropy_temperature": 0}}, "entropy_temperature.*0"),
         (
-            {"quantizer_type": "vector", "quantizer_config": {"code_transform": True, "kmeans_init": True}},
-            "kmeans_init",
+            {"quantizer_type": "vector", "quantizer_config": {"code_transform": True, "restart_threshold": 0.1}},
+            "restart_threshold must be 0, got 0.1",
         ),
         (
             {"quantizer_type": "vector", "quantizer_config": {"frozen_codebook_dim": 8}},
@@ -277,10 +279,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def test_diversity_keeps_a_codebook_from_collapsing():
     torch.manual_seed(3)
-    used = {}
+    used, alone = {}, {"entropy_temperature": 1.0, "fit_latents": False, "beta": 0.25}
     for weight in (0.0, 1.0):
         latents = (0.05 * torch.randn(1, 6, 500) + 1).requires_grad_()  # all of one sign
-        quantizer = make_quantizer("lookup_free", 64, 6, {"entropy_weight": weight, "entropy_temperature": 1.0})
+        quantizer = make_quantizer("lookup_free", 64, 6, {**alone, "entropy_weight": weight})
         optimizer = torch.optim.Adam([latents], lr=0.05)
         for _ in range(100):
             optimizer.zero_grad()

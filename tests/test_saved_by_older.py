@@ -22,7 +22,7 @@ from hf_vq.data.tokenizing import tokenize_dataset
 from .conftest import FIXTURES
 
 SAVED = FIXTURES / "saved/0.1.0"
-CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # between processors, whose kernels round in another order
 AUTOENCODERS = {
     "hierarchy/saved/autoencoder": hf_vq.VQVAE2,
     "transformer/saved/autoencoder": hf_vq.VQVAE,

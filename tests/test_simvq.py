@@ -14,7 +14,7 @@ def gradient(loss, tensor):
 @pytest.mark.parametrize("width", [2, 4, 16])
 def test_a_frozen_codebook_of_any_width_against_plain_torch(width, tmp_path):
     torch.manual_seed(0)
-    config = {"code_transform": True, "frozen_codebook_dim": width, "beta": 0.25}
+    config = {"code_transform": True, "frozen_codebook_dim": width, "beta": 0.25, "kmeans_init": False}
     quantizer = make_quantizer("vector", 9, 4, config)
     frozen, matrix = quantizer.embedding.weight, quantizer.code_transform.weight
     assert (frozen.shape, matrix.shape) == ((9, width), (4, width))
@@ -43,6 +43,25 @@ def test_a_frozen_codebook_of_any_width_against_plain_torch(width, tmp_path):
     assert loaded.quantizer.frozen_codebook_dim == width
     sample = torch.randn(1, 3, 8, 8)
     assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+
+
+@pytest.mark.parametrize("width", [3, 4, 16])
+def test_a_frozen_codebook_starts_at_the_clusters_of_the_latents(width):
+    """As k-means alone does where the width suffices, else at their nearest points in the best subspace of it."""
+    torch.manual_seed(0)
+    centres = torch.randn(9, 4) @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.05])) + 0.5
+    rows = (centres[torch.arange(270) % 9] + 0.01 * torch.randn(270, 4))[..., None]
+    errors = []
+    for config in ({"code_transform": True, "frozen_codebook_dim": width}, {}):
+        torch.manual_seed(1)
+        quantizer = make_quantizer("vector", 9, 4, config).train()
+        assert not quantizer.initialized
+        torch.manual_seed(2)
+        assert quantizer.initialize(rows)
+        errors.append((quantizer.eval()(rows).latents - rows).square().mean() / rows.var())
+        quantizer.reset()
+        assert not quantizer.initialized
+    assert errors[0] < 0.1 if width < 4 else errors[0] < errors[1] + 1e-6
 
 
 def test_a_frozen_codebook_has_the_width_of_the_codes_by_default():

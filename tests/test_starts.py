@@ -159,6 +159,53 @@ def test_maps_of_the_levels_learn_the_reconstruction(level_type):
     assert all(len(codes[:, level].unique()) > 4 for level in range(3))
 
 
+# Starts from clusters
+
+
+@pytest.mark.parametrize("count", [512, 20])
+def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
+    torch.manual_seed(0)
+    centres = 3 + torch.randn(16, 4)
+    rows = (centres[torch.arange(count) % 16] + 0.1 * torch.randn(count, 4))[..., None]
+    quantizer = make_quantizer("gumbel", 16, 4, {}).train()
+    assert not quantizer.initialized
+    quantizer.codebook_updates = "deferred"
+    quantizer(rows)
+    assert quantizer.initialized
+    quantizer.update_codebook()
+    output = quantizer.eval()(rows)
+    assert (output.latents - rows).square().mean() < 0.2 * rows.var()
+    assert 1 < output.losses["kl"] < torch.tensor(16.0).log()  # decided, not certain
+    loaded = make_quantizer("gumbel", 16, 4, {})
+    loaded.load_state_dict(quantizer.state_dict())
+    assert loaded.initialized
+    fresh = make_quantizer("gumbel", 16, 4, {})
+    loaded.load_state_dict(fresh.state_dict())  # never trained: it starts when it is
+    assert not loaded.initialized
+    assert make_quantizer("gumbel", 16, 4, {"kmeans_init": False}).initialized
+    assert not fresh.train().initialize(torch.ones(8, 4, 2))  # no clusters
+
+
+def test_use_is_counted_by_latents_not_by_steps():
+    """The same latents in one step and in forty give the same use; a code that ceases to be used is found dead."""
+    torch.manual_seed(0)
+    quantizers = [make_quantizer("vector", 4, 2, {"restart_threshold": each}).train() for each in (0.05, 1e-9)]
+    rows = torch.randn(40, 2, 4)
+    for quantizer, steps in zip(quantizers, (1, 20), strict=True):
+        torch.manual_seed(1)
+        quantizer.initialize(rows)
+        for part in rows.chunk(steps):
+            quantizer(part)
+    at_once, by_steps = (each.cluster_size / each.cluster_size.sum() for each in quantizers)
+    torch.testing.assert_close(at_once, by_steps, rtol=0.1, atol=0)
+    quantizer = quantizers[0]
+    unused = rows[(quantizer.tokenize(rows) != 0).all(dim=1)]
+    code = quantizer.codebook[0].clone()
+    for _ in range(60):
+        quantizer(unused)
+    assert not torch.equal(quantizer.codebook[0], code)
+
+
 # Fitted latents
 
 
@@ -216,6 +263,7 @@ OLD = {
     "finite_scalar": {"levels_per_dim": [4, 4]},
     "residual": {"num_levels": 2, "level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4]}},
     "product": {"group_type": "finite_scalar", "group_config": {"levels_per_dim": [4, 4]}},
+    "lookup_free": {"entropy_temperature": 1.0},
 }
 
 
@@ -332,4 +380,5 @@ def test_the_loss_of_several_levels(composite):
 def test_all_variants_have_only_known_changed_options():
     for quantizer_type, _, config in VARIANTS.values():
         written = with_changed_options(quantizer_type, config, earlier=True)
-        assert (without_earlier_options(quantizer_type, written) or {}) == config
+        shortest = without_earlier_options(quantizer_type, written)
+        assert with_changed_options(quantizer_type, shortest, earlier=True) == written

@@ -89,6 +89,14 @@ class Plan:
     ignored: tuple[str, ...] = ()
 
 
+def as_before(model_class: Any, arguments: dict[str, Any]) -> Callable[[], Any]:
+    """Makes an autoencoder whose quantizer has the earlier defaults where an original does not tell.
+
+    Defaults that have changed since are for models that begin to learn.
+    """
+    return lambda: model_class(**model_class.with_written_options(arguments, earlier=True))
+
+
 @dataclass
 class PipelinePlan:
     """How a pipeline is made from one source that holds all its parts.

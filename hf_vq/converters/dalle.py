@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import DVAE
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/openai/DALL-E"
@@ -49,7 +49,7 @@ def plan_dalle(source: Source) -> Plan:
             return kernel[:, :, 0, 0].T + take(f"{DECODER}input.b")
         return take(_original_name(name))
 
-    return Plan(lambda: DVAE(**arguments), weight)
+    return Plan(as_before(DVAE, arguments), weight)
 
 
 def _original_name(name):

@@ -4,7 +4,7 @@ import inspect
 import warnings
 
 from hf_vq.autoencoders import VQModel
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 
 LEGACY = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -29,4 +29,4 @@ def plan_diffusers(source: Source) -> Plan:
             old = old.replace(ours, theirs)
         return take(old if old in source.tensors else name)
 
-    return Plan(lambda: VQModel(**arguments), weight)
+    return Plan(as_before(VQModel, arguments), weight)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_vq.autoencoders import VQVAE
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 
 ORIGIN = "https://keras.io/examples/generative/vq_vae"
@@ -128,7 +128,7 @@ def plan_vqvae(source: Source) -> Plan:
             return kernel.transpose(0, 1).flip(2, 3)
         return kernel
 
-    return Plan(lambda: VQVAE(**arguments), weight, _passed_over(source))
+    return Plan(as_before(VQVAE, arguments), weight, _passed_over(source))
 
 
 @add_format("keras-pixelcnn", ORIGIN, _recognises_pixelcnn)

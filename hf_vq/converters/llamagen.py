@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import VQModel
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.convolutional import original_name, vq_model_arguments
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -64,7 +64,7 @@ def plan_llamagen(source: Source) -> Plan:
             return take("quantize.embedding.weight")
         return take(_llamagen_name(original_name(name, stages), stages))
 
-    return Plan(lambda: VQModel(**arguments), weight, IGNORED)
+    return Plan(as_before(VQModel, arguments), weight, IGNORED)
 
 
 def _llamagen_name(name, stages):

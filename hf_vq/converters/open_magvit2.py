@@ -7,7 +7,7 @@ import torch
 
 from hf_vq.arguments import check_argument
 from hf_vq.autoencoders import MAGVIT2Model
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.taming import model_config
 
@@ -50,7 +50,7 @@ def plan_open_magvit2(source: Source) -> Plan:
         tensor = take(theirs)
         return take(AVERAGES + theirs.replace(".", "")) if averaged else tensor
 
-    return Plan(lambda: MAGVIT2Model(**arguments), weight, (AVERAGES, "loss."))
+    return Plan(as_before(MAGVIT2Model, arguments), weight, (AVERAGES, "loss."))
 
 
 def open_magvit2_config(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:

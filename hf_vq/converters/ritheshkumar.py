@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from hf_vq.autoencoders import VQVAE
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.priors import PixelCNN, PixelCNNConfig
 
@@ -65,7 +65,7 @@ def plan_vqvae(source: Source) -> Plan:
             return take(f"{layer[1]}coder.{place}.block.{BLOCK[layer[3]]}.{kind}")
         return take(f"{PLACES[stem]}.{kind}")
 
-    return Plan(lambda: VQVAE(**arguments), weight)
+    return Plan(as_before(VQVAE, arguments), weight)
 
 
 def _recognises_prior(source):

@@ -3,7 +3,7 @@
 import re
 
 from hf_vq.autoencoders import VQVAE2
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
 ORIGIN = "https://github.com/rosinality/vq-vae-2-pytorch"
@@ -47,7 +47,7 @@ def plan_rosinality(source: Source) -> Plan:
             return tensor.T if tensor.ndim == 2 else tensor
         return take(_original_name(name, convolutions))
 
-    return Plan(lambda: VQVAE2(**arguments), weight)
+    return Plan(as_before(VQVAE2, arguments), weight)
 
 
 def _original_name(name, convolutions):

@@ -3,7 +3,7 @@
 import torch
 
 from hf_vq.autoencoders import RQVAE
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.convolutional import network_arguments, original_name
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -81,7 +81,7 @@ def plan_rqvae(source: Source) -> Plan:
         found = [take(f"quantizer.codebooks.{index}.{CODEBOOK[part]}") for index in sources]
         return found[0][:-1] if part == "embedding.weight" else found[0]
 
-    return Plan(lambda: RQVAE(**arguments), weight, ("loss.", "discriminator."))
+    return Plan(as_before(RQVAE, arguments), weight, ("loss.", "discriminator."))
 
 
 def _first(value):

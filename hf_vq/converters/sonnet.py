@@ -1,7 +1,7 @@
 """The VQ-VAE of Sonnet's example, from its variables as .npz."""
 
 from hf_vq.autoencoders import VQVAE
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import count, shape_of
 
 ORIGIN = "https://github.com/google-deepmind/sonnet"
@@ -79,4 +79,4 @@ def plan_sonnet(source: Source) -> Plan:
     derived = tuple(
         f"{prefix}_vqvae/{part}" for part in ("ema_cluster_size/average", "ema_dw/average", "ema_dw/_counter")
     )
-    return Plan(lambda: VQVAE(**arguments), weight, ignored + derived)
+    return Plan(as_before(VQVAE, arguments), weight, ignored + derived)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_vq.autoencoders import VQModel
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.convolutional import network_arguments, original_name, vq_model_arguments
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 
@@ -170,4 +170,4 @@ def _plan(source, inner, params, sizes, quantizer_type, options, quantizer_names
     ignored = tuple(prefix + beginning for beginning in IGNORED)
     if prefix:  # the diffusion model or the transformer around the first stage
         ignored += tuple(name for name in source.tensors if not name.startswith(FIRST_STAGE))
-    return Plan(lambda: VQModel(**arguments), weight, ignored)
+    return Plan(as_before(VQModel, arguments), weight, ignored)

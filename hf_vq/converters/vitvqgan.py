@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hf_vq.autoencoders import ViTVQModel
-from hf_vq.converters.base import Plan, Source, add_format
+from hf_vq.converters.base import Plan, Source, add_format, as_before
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.taming import model_config
 
@@ -41,7 +41,7 @@ def _recognises(source):
 @add_format("vitvqgan", "https://github.com/thuanz123/enhancing-transformers", _recognises)
 def plan_vitvqgan(source: Source) -> Plan:
     arguments = vitvqgan_config(source.tensors, model_config(source.config).get("params") or {})
-    return Plan(lambda: ViTVQModel(**arguments), lambda name, take: take(original_name(name)), ("loss.",))
+    return Plan(as_before(ViTVQModel, arguments), lambda name, take: take(original_name(name)), ("loss.",))
 
 
 def vitvqgan_config(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:

@@ -178,10 +178,14 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         if found is None:
             return False
         centroids, counts = found
-        self.embedding.weight.copy_(centroids)
+        self._set_codes(centroids)
         self._start_averages(counts * self.codebook_size / counts.sum())
         self.initialized = True
         return True
+
+    def _set_codes(self, centroids):
+        """Makes these the codes, (codebook_size, code_dim)."""
+        self.embedding.weight.copy_(centroids)
 
     @torch.no_grad()
     def scatter(self, rows: torch.Tensor) -> None:

@@ -1,17 +1,22 @@
 """Codes drawn from a categorical distribution, relaxed by Gumbel noise."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_codebook_fits, check_positive_int, check_range
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mean
+from hf_vq.quantizers.kmeans import kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.registry import register
+
+_LEAST_DISTANCE = 0.01  # of the variance: a batch may have no more latents than there are clusters
 
 
 @register("gumbel")
@@ -29,6 +34,9 @@ class GumbelQuantizer(Quantizer):
         final_temperature: where the temperature falls to on a half cosine, as DALL-E's from 1 to 1/16; None: stays.
         temperature_steps: training steps until then; DALL-E took 150,000.
         kl_weight: 0 or more.
+        kmeans_init: the first training batch starts the logits: minus the squared distance to each cluster of its
+            latents, over the mean squared distance to the nearest. The code vectors start at the clusters where
+            `output_dim` is `dim`. Configs that were saved without it mean False: logits and vectors start at random.
         output_dim: width of the code vectors; None: `dim`.
 
     Attributes:
@@ -51,6 +59,7 @@ class GumbelQuantizer(Quantizer):
         final_temperature: float | None = None,
         temperature_steps: int = 150_000,
         kl_weight: float = 5e-4,
+        kmeans_init: bool = True,
         output_dim: int | None = None,
     ):
         super().__init__(codebook_size, dim)
@@ -67,12 +76,27 @@ class GumbelQuantizer(Quantizer):
         self.embedding = nn.Embedding(codebook_size, self.output_dim)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._due = False
+        self.kmeans_init, self.initialized = kmeans_init, not kmeans_init
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Logits and code vectors started at random."""
+        return {"kmeans_init": False}
 
     @torch.no_grad()
     def derive_buffers(self, missing: set[str]) -> set[str]:
         if "steps" in missing:  # of a file without them, such as DALL-E's: training starts anew
             self.steps.zero_()
         return super().derive_buffers(missing) | missing & {"steps"}
+
+    def finish_loading(self, missing: list[str]) -> None:
+        super().finish_loading(missing)
+        self.initialized = not self.kmeans_init or bool(self.steps > 0)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "steps" in state_dict:
+            self.initialized = not self.kmeans_init or bool(self.steps > 0)
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -87,6 +111,25 @@ class GumbelQuantizer(Quantizer):
         if self._due:
             self._due = False
             self.steps += 1
+
+    def _initialize(self, rows):
+        found = kmeans(rows, self.codebook_size)
+        if found is None:
+            return False
+        centroids, counts = found
+        mean = counts @ centroids / counts.sum()
+        nearest = centroids[nearest_codes(rows, centroids)]
+        squares = torch.stack([(rows - nearest).square().sum(), (rows - mean).square().sum()])
+        distance, variance = sum_over_processes(squares) / counts.sum()
+        if variance == 0:
+            return False  # latents that are all alike have no clusters
+        distance = distance.clamp_min(_LEAST_DISTANCE * variance)
+        self.proj.weight.copy_(2 * centroids / distance)
+        self.proj.bias.copy_(-centroids.square().sum(dim=1) / distance)
+        if self.output_dim == self.dim:
+            self.embedding.weight.copy_(centroids)
+        self.initialized = True
+        return True
 
     def _quantize(self, rows, valid, counted, batch_size):
         if self.training:

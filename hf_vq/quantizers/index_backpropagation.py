@@ -1,5 +1,7 @@
 """A codebook whose every vector learns from every latent."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,7 +22,9 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         codebook_size: number of codes.
         dim: width of the latents.
         beta: weight of the codebook term, 0 or more.
-        code_dim, entropy_weight, entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`.
+        entropy_weight: of the entropy penalty, 0 or more. Configs that were saved without it mean 0, with which few
+            codes come into use.
+        code_dim, entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`.
 
     Raises:
         ValueError: an argument out of its range.
@@ -37,7 +41,7 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
         *,
         beta: float = 0.25,
         code_dim: int | None = None,
-        entropy_weight: float = 0.0,
+        entropy_weight: float = 0.05,
         entropy_temperature: float = 0.01,
         entropy_offset: float = 0.0,
         diversity: float = 1.0,
@@ -55,6 +59,11 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
             diversity=diversity,
         )
         self.embedding = nn.Embedding(codebook_size, self.code_dim, _weight=self.first_codebook())
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """There was no entropy penalty."""
+        return {"entropy_weight": 0.0}
 
     def _pass_gradient(self, rows, compared, quantized, codebook):
         def mix(rows):

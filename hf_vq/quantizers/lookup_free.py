@@ -1,16 +1,20 @@
 """Lookup-free quantization: a code is the signs of its channels."""
 
 import math
+from typing import Any
 
 import torch
 
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_above, check_choice, check_positive_int, check_range
 from hf_vq.quantizers.entropy import bit_entropies
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import directions, masked_mse, straight_through
 from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
+
+EARLIER: dict[str, Any] = {"fit_latents": False, "beta": 0.25, "entropy_weight": 0.1}
 
 
 @register("lookup_free")
@@ -25,8 +29,9 @@ class LookupFreeQuantizer(Quantizer):
         codebook_size: a power of two.
         dim: width of the latents; learned linear maps lead to one channel per bit and back where it differs.
         spherical: latents and codes have length 1.
-        beta: weight of the commitment term, 0 or more.
-        entropy_weight: of the entropy penalty, 0 or more.
+        beta: weight of the commitment term, 0 or more. Configs that were saved without it mean 0.25.
+        entropy_weight: of the entropy penalty, 0 or more. Configs that were saved without it mean 0.1, which is
+            several times the reconstruction's part of the loss.
         diversity: weight of the second entropy, 0 or more.
         entropy_temperature: above 0.
         entropy_groups: groups of bits whose mean assignments count as independent; 1 is exact.
@@ -34,6 +39,8 @@ class LookupFreeQuantizer(Quantizer):
             floor 1e-5, Open-MAGVIT2 offset 1e-5; with more than 2^17 codes either hides most of the gradient.
         first_bit: whether the first channel is the "most" or the "least" significant bit of a code, as in lucidrains'
             package and in Open-MAGVIT2.
+        fit_latents: channels get zero mean and a standard deviation of 1 by their running moments (`FittedLatents`),
+            so that every bit takes both values from the first step. Configs that were saved without it mean False.
 
     Raises:
         ValueError: an argument out of its range.
@@ -45,14 +52,15 @@ class LookupFreeQuantizer(Quantizer):
         dim: int,
         *,
         spherical: bool = False,
-        beta: float = 0.25,
-        entropy_weight: float = 0.1,
+        beta: float = 0.1,
+        entropy_weight: float = 0.01,
         diversity: float = 1.0,
         entropy_temperature: float = 0.01,
         entropy_groups: int = 1,
         entropy_floor: float = 0.0,
         entropy_offset: float = 0.0,
         first_bit: str = "most",
+        fit_latents: bool = True,
     ):
         check_positive_int(codebook_size=codebook_size, entropy_groups=entropy_groups)
         bits = codebook_size.bit_length() - 1
@@ -73,6 +81,17 @@ class LookupFreeQuantizer(Quantizer):
         self.entropy_groups, self.entropy_floor, self.entropy_offset = entropy_groups, entropy_floor, entropy_offset
         self.length = bits**-0.5 if spherical else 1.0
         self.first_bit = first_bit
+        if fit_latents:
+            self.fitted = FittedLatents((1.0,) * bits)
+
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Latents were not fitted, and entropy and commitment weighed more."""
+        return EARLIER
+
+    @property
+    def initialized(self) -> bool:
+        return self.fitted is None or self.fitted.started
 
     @property
     def _places(self):
@@ -83,6 +102,9 @@ class LookupFreeQuantizer(Quantizer):
     def residual_scale(self, index: int) -> float:
         """Size of the grid at level `index` of a residual quantizer."""
         return 2.0**-index
+
+    def _initialize(self, rows):
+        return False  # nothing but `fitted` starts
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared = self._comparable(rows)

@@ -73,7 +73,7 @@ def without_earlier_options(quantizer_type: Any, quantizer_config: dict[str, Any
     for part, part_type in quantizer_class.part_types(options).items():
         if options.get(part) is not None:
             options[part] = without_earlier_options(part_type, options[part])
-    return options
+    return options or None if quantizer_config else quantizer_config
 
 
 def level_types() -> list[str]:

@@ -63,6 +63,10 @@ class RemappedQuantizer(Quantizer):
         self.base = make_quantizer("vector", codebook_size, dim, base_config)
         self.register_buffer("used", torch.arange(num_used))
 
+    @classmethod
+    def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
+        return {"base_config": "vector"}
+
     @property
     def initialized(self) -> bool:
         return self.base.initialized

@@ -12,11 +12,15 @@ from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.composite import CompositeQuantizer
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import rotate, straight_through
+from hf_vq.quantizers.lookup_free import EARLIER
 from hf_vq.quantizers.nearest import widest_float
 from hf_vq.quantizers.registry import level_types
 from hf_vq.registry import QUANTIZERS, register
 
-LEVEL_DEFAULTS = {"finite_scalar": {"preserve_symmetry": True, "bound": "clamp", "fit_latents": False}}
+LEVEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "finite_scalar": {"preserve_symmetry": True, "bound": "clamp", "fit_latents": False},
+    "lookup_free": EARLIER,
+}
 SHARED_STARTS, SHARED_STEPS = 4, 10  # of k-means for a codebook that all levels share
 
 
@@ -34,7 +38,7 @@ class ResidualQuantizer(CompositeQuantizer):
         num_levels: levels.
         level_type: "ema", "vector", "finite_scalar", "lookup_free", or another `quantizer_type` that can be a level.
             The grids of the third and fourth shrink from level to level; finite scalar levels are symmetric and
-            bounded by "clamp".
+            bounded by "clamp", those of the fourth weigh commitment by 0.25 and entropy by 0.1.
         level_config: the options of a level's quantizer.
         shared_codebook: one codebook for all levels. It starts by k-means on what all levels see, and is updated once
             a step by what all levels saw.

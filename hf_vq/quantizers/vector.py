@@ -13,6 +13,9 @@ from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
 from hf_vq.registry import register
 
+_REMEMBERED = 100  # latents per code, by which use is counted
+_LEAST_SIZE = 1e-6  # of codes that a transform starts with
+
 
 @register("vector")
 class VectorQuantizer(CodebookQuantizer):
@@ -24,12 +27,17 @@ class VectorQuantizer(CodebookQuantizer):
     Args:
         codebook_size: number of codes.
         dim: width of the latents.
-        code_transform: the codes are a frozen random codebook times a learned matrix, so that every step moves all of
-            them (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes `kmeans_init` and restarts.
+        decay: share of the running use that a step keeps, in [0, 1]; None: it is the use since the start, later that
+            by about the last 100 latents per code, however many a step has, so that a young codebook soon finds its
+            dead codes. Configs that were saved without it mean 0.99.
+        code_transform: the codes are a frozen codebook times a learned matrix, so that every step moves all of them
+            (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes restarts. With `kmeans_init` both start so
+            that their product is the clusters of the first batch; configs that were saved without it mean False, a
+            random codebook and matrix as in the paper.
         frozen_codebook_dim: width of that frozen codebook, whose matrix then leads to the width of the codes; None:
             their own width. It needs `code_transform`.
         legacy: put beta on the codebook term instead, as taming-transformers and diffusers do.
-        beta, decay, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
+        beta, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
             entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`.
 
     Raises:
@@ -43,6 +51,7 @@ class VectorQuantizer(CodebookQuantizer):
         codebook_size: int,
         dim: int,
         *,
+        decay: float | None = None,
         code_transform: bool = False,
         frozen_codebook_dim: int | None = None,
         legacy: bool = False,
@@ -52,12 +61,13 @@ class VectorQuantizer(CodebookQuantizer):
             check_positive_int(frozen_codebook_dim=frozen_codebook_dim)
             if not code_transform:
                 raise ValueError(f"frozen_codebook_dim={frozen_codebook_dim} needs code_transform=True")
-        if code_transform:
-            for name in ("kmeans_init", "restart_threshold"):
-                if options.setdefault(name, 0):
-                    raise ValueError(f"code_transform keeps its codes frozen: {name} must be 0, got {options[name]!r}")
-        super().__init__(codebook_size, dim, **options)
-        self.legacy = legacy
+        if code_transform and options.setdefault("restart_threshold", 0.0):
+            raise ValueError(
+                "code_transform keeps its codes frozen: restart_threshold must be 0, "
+                f"got {options['restart_threshold']!r}"
+            )
+        super().__init__(codebook_size, dim, **options if decay is None else {**options, "decay": decay})
+        self.legacy, self.use_decay = legacy, decay
         self.frozen_codebook_dim = (frozen_codebook_dim or self.code_dim) if code_transform else None
         if self.frozen_codebook_dim is not None:
             self.embedding = FrozenCodebook(self.first_codebook())
@@ -68,6 +78,11 @@ class VectorQuantizer(CodebookQuantizer):
         if self.restart_threshold > 0:
             self.register_buffer("cluster_size", torch.ones(codebook_size, dtype=torch.float32))
 
+    @classmethod
+    def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Use was averaged over steps, and a frozen codebook was random."""
+        return {"decay": 0.99, **({"kmeans_init": False} if options.get("code_transform") else {})}
+
     def first_codebook(self) -> torch.Tensor:
         """A random codebook, (codebook_size, code_dim); with a transform (codebook_size, frozen_codebook_dim)."""
         if self.frozen_codebook_dim is None:
@@ -77,7 +92,9 @@ class VectorQuantizer(CodebookQuantizer):
     @torch.no_grad()
     def reset(self) -> None:
         super().reset()
-        self.initialized = self.initialized or self.frozen_codebook_dim is not None  # which k-means does not start
+        if self.code_transform is not None:
+            self.code_transform.reset_parameters()
+            self.initialized = not self.kmeans_init
 
     @property
     def stock_compatible(self) -> bool:
@@ -86,6 +103,18 @@ class VectorQuantizer(CodebookQuantizer):
     def _code_vectors(self):
         codes = self.embedding.weight
         return codes if self.code_transform is None else self.code_transform(codes)
+
+    def _set_codes(self, centroids):
+        if self.code_transform is None:
+            return super()._set_codes(centroids)
+        size = centroids.square().mean().sqrt().clamp_min(_LEAST_SIZE)
+        transform = self.code_transform.weight  # random, and the same on all processes
+        rank = min(transform.shape)
+        principal = torch.linalg.eigh(centroids.T @ centroids).eigenvectors[:, -rank:]
+        left, _, right = torch.linalg.svd(transform[:rank], full_matrices=False)
+        basis = principal @ left @ right  # (code_dim, frozen_codebook_dim): orthonormal rows or columns
+        self.embedding.weight.copy_(centroids @ basis / size)
+        transform.copy_(basis * size)
 
     def _losses(self, rows, quantized, passed, valid):
         losses = {
@@ -103,7 +132,12 @@ class VectorQuantizer(CodebookQuantizer):
         return counts, draw_rows(rows, self.codebook_size, valid)
 
     def _update(self, counts, fresh):
-        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
+        counts = counts.to(self.cluster_size.dtype)
+        if self.use_decay is None:
+            latents_per_code = counts.sum() / self.codebook_size
+            self.cluster_size.mul_((-latents_per_code / _REMEMBERED).exp()).add_(counts)
+        else:
+            self.cluster_size.lerp_(counts, 1 - self.use_decay)
         dead, average = find_dead(self.cluster_size, self.restart_threshold, counts)
         self.embedding.weight.copy_(torch.where(dead[:, None], fresh, self.embedding.weight))
         self.cluster_size.copy_(torch.where(dead, average, self.cluster_size))
