@@ -108,8 +108,8 @@ def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[i
         bottom += label_height / 2
         canvas.imshow(picture, extent=(left, right, bottom, bottom + height), interpolation="nearest", aspect="auto")
         if labels is not None:
-            above = bottom + height + 2 * POINT
-            canvas.text((left + right) / 2, above, str(_plain_label(labels[index])), ha="center", fontsize=8, color=INK)
+            middle, above = (left + right) / 2, bottom + height + 2 * POINT
+            canvas.text(middle, above, str(_plain_label(labels[index])), ha="center", fontsize=8, color=INK)
     save_figure(path, figure)
 
 
