@@ -107,10 +107,11 @@ def build(work, seed=0):
     save_file(tensors, work / "expected.safetensors")
 
 
-def push(arguments):
-    """`hf-vq push`: its exit code and what it wrote."""
+def push(arguments, folder="."):
+    """`hf-vq push` in a folder: its exit code and what it wrote."""
     from hf_vq_cli import main
 
+    os.chdir(folder)
     time.sleep = lambda seconds: None  # huggingface_hub waits half a minute for a Hub that hangs up
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

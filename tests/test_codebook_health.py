@@ -1,13 +1,11 @@
 """Codebooks in training: resized, split, restarted, following the data, in little memory."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from hf_vq.quantizers import EMAVectorQuantizer, make_quantizer
 
+from .processes import in_a_process, most_memory
 from .quantizer_variants import make, trained
 from .test_quantizers import LEARNED
 
@@ -59,21 +57,19 @@ def test_reset_starts_again_by_kmeans(name):
 # Health
 
 
+def memory_of_a_step():
+    quantizer = EMAVectorQuantizer(16384, 64, kmeans_init=False).train()
+    small = torch.randn(1, 64, 16, requires_grad=True)
+    quantizer(small).loss.backward()
+    latents = torch.randn(1, 64, 16384, requires_grad=True)
+    before = most_memory()
+    output = quantizer(latents)
+    (output.loss + output.latents.square().mean()).backward()
+    return most_memory() - before
+
+
 def test_training_step_at_16384_by_16384_adds_little_memory():
-    script = """
-import resource, torch
-from hf_vq.quantizers import EMAVectorQuantizer
-quantizer = EMAVectorQuantizer(16384, 64, kmeans_init=False).train()
-small = torch.randn(1, 64, 16, requires_grad=True)
-quantizer(small).loss.backward()
-latents = torch.randn(1, 64, 16384, requires_grad=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-output = quantizer(latents)
-(output.loss + output.latents.square().mean()).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-    added = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
-    assert added < 512, f"{added} MiB"
+    assert in_a_process(memory_of_a_step) < 512, "a table of 16384 x 16384 has 1,024"
 
 
 @LEARNED

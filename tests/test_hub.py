@@ -19,6 +19,7 @@ from hf_vq.hub.shims import modeling_files
 from .conftest import FIXTURES
 from .hub_client import EVALUATION
 from .hub_server import TOKEN, Hub
+from .test_docs import blocks, commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,7 +53,7 @@ class Client:
         return answer["value"]
 
     def push(self, *arguments):
-        return self("push", arguments=list(map(str, arguments)))
+        return self("push", arguments=list(map(str, arguments)), folder=str(self.work))
 
     def close(self):
         self.process.stdin.close()
@@ -97,6 +98,16 @@ def test_folders_travel_dressed_and_nothing_else_does(client, hub):
         "autoencoder/hf_vq_remote.py", "evaluation.json", "model_index.json", "pipeline.py", "prior/config.json",
         "prior/hf_vq_remote.py", "prior/model.safetensors",
     ]  # fmt: skip
+
+
+def test_a_push_as_the_readme_prints_it(client, hub):
+    (line,) = [words for text in blocks("README.md", "bash") for words in commands(text) if words[1] == "push"]
+    folder = client.work / line[2]
+    folder.parent.mkdir()
+    folder.symlink_to(client.work / "pipeline")
+    code, _, errors = client.push(*line[2:])
+    assert code == 0, errors
+    assert {"README.md", "model_index.json"} <= set(hub.files("user/digits"))
 
 
 def test_a_converted_checkpoint_brings_its_licence_and_origin(client, hub, tmp_path):

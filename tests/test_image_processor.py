@@ -4,8 +4,6 @@ import copy
 import json
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,8 @@ from hf_vq.data.images import load_images
 from hf_vq.modalities import ImageProcessor
 
 from .conftest import no_complaints
+from .processes import in_a_process
+from .stock_users import process_picture
 
 
 def photo(size=(37, 23), channels=3, seed=0):
@@ -172,15 +172,8 @@ def test_stock_reads_it_in_a_process_without_hf_vq(tmp_path):
     ours, picture = ImageProcessor(size=(16, 16)), photo()
     ours.save_pretrained(tmp_path)
     picture.save(tmp_path / "photo.png")
-    program = (
-        "import json, sys; from PIL import Image; from transformers import AutoImageProcessor; "
-        f"stock = AutoImageProcessor.from_pretrained({str(tmp_path)!r}); "
-        f"picture = Image.open({str(tmp_path / 'photo.png')!r}); "
-        "assert 'hf_vq' not in sys.modules; "
-        "print(json.dumps(stock(picture, return_tensors='pt')['pixel_values'].tolist()))"
-    )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    torch.testing.assert_close(torch.tensor(json.loads(shown)), ours(picture), rtol=0, atol=1e-6)
+    shown = in_a_process(process_picture, tmp_path, tmp_path / "photo.png")
+    torch.testing.assert_close(torch.tensor(shown), ours(picture), rtol=0, atol=1e-6)
 
 
 def test_foreign_files_are_read_where_they_mean_what_ours_do(tmp_path):

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from hf_vq.cli import inspect
 from hf_vq.data.codes import load_codes
 
 from .conftest import FIXTURES
+from .processes import in_a_process
+from .stock_users import type_command
 
 pytestmark = pytest.mark.filterwarnings("default::FutureWarning")  # they are what is tested
 
@@ -140,9 +140,8 @@ def test_one_flag_or_recipe_key_under_both_names_is_refused(said, capsys):
 
 
 def test_a_warning_of_ours_is_one_plain_line():
-    command = [sys.executable, "-m", "hf_vq_cli", "inspect", str(SAVED / "saved/autoencoder")]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert shown.stderr == "warning: VQVAE2: level_dropout is now called grid_dropout\n"
+    code, errors = in_a_process(type_command, "inspect", str(SAVED / "saved/autoencoder"))
+    assert (code, errors) == (0, "warning: VQVAE2: level_dropout is now called grid_dropout\n")
 
 
 def test_a_warning_of_others_says_where_it_comes_from(monkeypatch, capsys):

@@ -1,12 +1,10 @@
 """Quantizers on several processes: statistics and counts summed, sharded codebooks."""
 
 import itertools
-import os
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
@@ -14,17 +12,15 @@ from hf_vq import VQVAE
 from hf_vq.metrics.codebook import CodebookUsage
 from hf_vq.quantizers import make_quantizer
 
+from .processes import in_two_processes
+
 
 def _train_on_a_share(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     for variant, dtype in itertools.product(STATISTICS, DTYPES):
         torch.save(_train_twenty_steps(rank, 2, variant, dtype), f"{folder}/{variant}-{dtype}-{rank}.pt")
     torch.save(_start_principal_patches(rank, 2), f"{folder}/principal-{rank}.pt")
     for size in CODEBOOKS:
         torch.save(_count_codes(rank, size), f"{folder}/{size}-{rank}.pt")
-    dist.barrier()  # none leaves while another still talks to it
-    dist.destroy_process_group()
 
 
 def _train_twenty_steps(rank, world_size, variant, dtype):
@@ -52,8 +48,6 @@ def _start_principal_patches(rank, world_size):
 
 
 def _train_sharded(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = VQVAE(1, hidden_channels=8, stage_channels=(4,), num_residual_layers=0, codebook_size=8, codebook_dim=6)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
@@ -68,8 +62,6 @@ def _train_sharded(rank, folder):
         codebooks.append(model.quantizer.embedding.weight.clone())
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     torch.save({"codebooks": codebooks, "state": state if rank == 0 else {}}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def _count_codes(rank, size):
@@ -100,9 +92,7 @@ DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5}  # and how near
 def shares(tmp_path_factory):
     """What two processes trained, each on its half: a process takes longer to start than to train."""
     folder = tmp_path_factory.mktemp("shares")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
-        mp.spawn(_train_on_a_share, (str(folder),), nprocs=2)
+    in_two_processes(_train_on_a_share, str(folder))
     return folder
 
 
@@ -132,10 +122,9 @@ def test_two_processes_count_codes_together(size, shares):
         assert dead == size - 3
 
 
-def test_fsdp2_moves_the_same_float32_codebook_on_every_rank_and_saves_it(tmp_path, monkeypatch):
+def test_fsdp2_moves_the_same_float32_codebook_on_every_rank_and_saves_it(tmp_path):
     """(A frozen Parameter instead of a buffer would lose every update.)"""
-    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
-    mp.spawn(_train_sharded, (str(tmp_path),), nprocs=2)
+    in_two_processes(_train_sharded, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     first, *_, last = ranks[0]["codebooks"]
     assert not torch.equal(first, last)

@@ -1,9 +1,7 @@
 """A training that is killed, twice, ends with the weights of one that was not, bit for bit; two processes as one."""
 
 import json
-import multiprocessing
 import signal
-import socket
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from hf_vq.training.autoencoder import AutoencoderTrainingArguments
 
 from . import resume_runs
 from .adversarial_task import tiny_discriminator, train_adversarial
+from .processes import context, free_port
 from .tiny_models import Images, tiny_autoencoder
 
 WEIGHTS = {
@@ -23,10 +22,7 @@ WEIGHTS = {
 
 
 def start(target, *arguments):
-    """Run a function in a process of its own; the imports are done once, in the server it is forked from."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([resume_runs.__name__])
-    process = context.Process(target=target, args=arguments)
+    process = context().Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -112,9 +108,7 @@ def test_a_truncated_checkpoint_is_skipped_and_a_lonely_one_refused(kind, tmp_pa
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [start(resume_runs.run_as_rank, rank, port, str(tmp_path / "two")) for rank in range(2)]
     one = resume_runs.train_on_whole_batches(str(tmp_path / "one"))
     for process in processes:

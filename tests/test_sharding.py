@@ -1,13 +1,11 @@
 """FSDP2: priors whose weights lie in two processes, half in each, learn as in one."""
 
-import os
-
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
 
 from .prior_families import FAMILIES
+from .processes import in_two_processes
 
 
 def half(rank, value):
@@ -15,9 +13,6 @@ def half(rank, value):
 
 
 def _learn(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["HF_VQ_TEST_PORT"])
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     gradients = {}
     for name, (prior, inputs, conditions) in FAMILIES.items():
@@ -29,12 +24,10 @@ def _learn(rank, folder):
         prior(half(rank, inputs), **mine).loss.backward()
         gradients[name] = {key: parameter.grad.full_tensor() for key, parameter in prior.named_parameters()}
     torch.save(gradients, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
-def test_sharded_priors_have_the_gradients_of_one_process(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_VQ_TEST_PORT", str(20000 + os.getpid() % 20000))
-    mp.spawn(_learn, (str(tmp_path),), nprocs=2)
+def test_sharded_priors_have_the_gradients_of_one_process(tmp_path):
+    in_two_processes(_learn, str(tmp_path))
     sharded = torch.load(tmp_path / "0.pt", weights_only=True)
     for name, (prior, inputs, conditions) in FAMILIES.items():
         prior(inputs, **conditions).loss.backward()

@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,7 +22,9 @@ from hf_vq.priors import (
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 from .conftest import compile_whole
+from .processes import in_a_process
 from .sampling_checks import cached_logits, code_order
+from .stock_users import generate_tokens
 from .tiny_models import Codes
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -276,19 +276,6 @@ def test_a_saved_prior_is_a_llama_where_it_can_be(variant, tmp_path):
     assert (tmp_path / "generation_config.json").exists() == is_llama
 
 
-STOCK = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-torch.manual_seed(0)
-for folder in sys.argv[1:]:
-    prior, prompt = AutoModelForCausalLM.from_pretrained(folder), torch.load(f"{folder}/prompt.pt")
-    assert type(prior).__name__ == "LlamaForCausalLM"
-    tokens = [prior.generate(prompt, do_sample=False), prior.generate(prompt.repeat(20, 1))]
-    torch.save(tokens, f"{folder}/tokens.pt")
-assert not [name for name in sys.modules if name.startswith("hf_vq")]
-"""
-
-
 def test_stock_transformers_without_hf_vq_gives_our_codes(tmp_path):
     priors = {name: make_prior(name) for name in ("sound", "image", "class and text", "residual")}
     prompts = {}
@@ -297,9 +284,7 @@ def test_stock_transformers_without_hf_vq_gives_our_codes(tmp_path):
         prompts[name] = prior.make_prompt(**conditions) if conditions else prior.make_prompt(2)
         prior.save_pretrained(tmp_path / name)
         torch.save(prompts[name], tmp_path / name / "prompt.pt")
-    command = [sys.executable, "-W", "error", "-c", STOCK, *(str(tmp_path / name) for name in priors)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    in_a_process(generate_tokens, [tmp_path / name for name in priors])
     for name, prior in priors.items():
         _, conditions = make_codes(prior, 2)
         ours = prior.sample(**(conditions or {"batch_size": 2}), temperature=0)

@@ -16,6 +16,7 @@ MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at mos
 ROW_ITEMS = 12
 MAX_MAPS = 4
 CELL = 0.9  # inches of a cell
+POINT = 1 / 72  # inches of a point
 
 
 def save_reconstruction_grid(path: str | Path, samples: torch.Tensor, reconstructions: torch.Tensor) -> None:
@@ -100,14 +101,15 @@ def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[i
     pixels = _to_pixels(samples[:MAX_ITEMS])
     columns = 10 if len(pixels) % 10 == 0 else min(len(pixels), 8)
     rows = math.ceil(len(pixels) / columns)
-    label_height = 0.2 if labels is not None else 0.0
-    figure, cells = _new_grid(rows, columns, cell_height=CELL * pixels.shape[1] / pixels.shape[2] + label_height)
-    for index, cell in enumerate(cells.flat):
-        cell.axis("off")
-        if index < len(pixels):
-            cell.imshow(pixels[index], interpolation="nearest")
-            if labels is not None:
-                cell.set_title(str(_plain_label(labels[index])), fontsize=8, color=INK, pad=2)
+    height, label_height = CELL * pixels.shape[1] / pixels.shape[2], 0.2 if labels is not None else 0.0
+    figure, canvas, cell = _new_canvas(rows, columns, cell_height=height + label_height)
+    for index, picture in enumerate(pixels):
+        left, right, bottom, _ = cell(*divmod(index, columns))
+        bottom += label_height / 2
+        canvas.imshow(picture, extent=(left, right, bottom, bottom + height), interpolation="nearest", aspect="auto")
+        if labels is not None:
+            middle, above = (left + right) / 2, bottom + height + 2 * POINT
+            canvas.text(middle, above, str(_plain_label(labels[index])), ha="center", fontsize=8, color=INK)
     save_figure(path, figure)
 
 
@@ -150,34 +152,33 @@ def _save_rows(path, rows, title):
     """Named rows of pictures, one above the other, column by column."""
     columns = min(len(rows[0][1]), ROW_ITEMS)
     height, width = rows[0][1].shape[1:3]
-    figure, cells = _new_grid(len(rows), columns, cell_height=CELL * height / width, left=1.15, top=0.34)
-    for (name, pictures), line in zip(rows, cells, strict=True):
-        for picture, cell in zip(pictures, line, strict=False):
-            cell.imshow(picture, interpolation="nearest", aspect="auto")
-            cell.set_xticks([])
-            cell.set_yticks([])
-            for side in cell.spines.values():
-                side.set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, fontsize=10, color=INK)
+    figure, canvas, cell = _new_canvas(len(rows), columns, cell_height=CELL * height / width, left=1.15, top=0.34)
+    for row, (name, pictures) in enumerate(rows):
+        for column, picture in enumerate(pictures[:columns]):
+            canvas.imshow(picture, extent=cell(row, column), interpolation="nearest", aspect="auto")
+        left, _, bottom, top = cell(row, 0)
+        words = {"ha": "right", "va": "center", "fontsize": 10, "color": INK}
+        canvas.text(left - 8 * POINT, (bottom + top) / 2, name, **words)
     figure.suptitle(title, x=0.02, y=0.98, ha="left", va="top", fontsize=11, color=INK)
     save_figure(path, figure)
 
 
-def _new_grid(rows, columns, cell_height, left=0.08, top=0.08):
-    """A figure of `rows` x `columns` axes without frames around them; sizes in inches."""
+def _new_canvas(rows, columns, cell_height, left=0.08, top=0.08):
+    """A figure, its only axes in inches from its lower left, and a function from row and column to the cell there.
+
+    (A pair of axes for each cell takes several times as long to make and to draw.)
+    """
     from matplotlib.figure import Figure
 
     gap, edge = 0.06, 0.08
     width = left + edge + columns * CELL + (columns - 1) * gap
     height = top + edge + rows * cell_height + (rows - 1) * gap
     figure = Figure(figsize=(width, height), dpi=160)
-    cells = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - edge / width,
-        top=1 - top / height,
-        bottom=edge / height,
-        wspace=gap / CELL,
-        hspace=gap / cell_height,
-    )
-    return figure, cells
+    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    canvas.axis("off")
+
+    def cell(row, column):  # left, right, bottom, top
+        x, y = left + column * (CELL + gap), height - top - row * (cell_height + gap)
+        return x, x + CELL, y - cell_height, y
+
+    return figure, canvas, cell
