@@ -123,7 +123,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
         """As transformers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
         base: Any = super()
         check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
-        base.save_pretrained(save_directory, *args, **kwargs)
+        self.save_and_push(base.save_pretrained, save_directory, *args, **kwargs)
 
     def check_loaded(self, missing: Iterable[str], path: str | Path) -> None:
         """Completes a prior that a converter filled; arguments and errors as of `hf_vq.weights.check_loaded`."""
