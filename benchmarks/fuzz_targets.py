@@ -38,7 +38,7 @@ from hf_vq.registry import AUTOENCODERS, MODALITIES, PIPELINES, PRIORS, QUANTIZE
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.autoencoder import train_autoencoder
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
-from hf_vq.training.prior import PriorTrainingArguments, train_prior
+from hf_vq.training.prior import SAME_OPTIONS, PriorTrainingArguments, train_prior
 
 TIMES = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in TRANSFORMER.items()}
 SMALL_AUTOENCODERS = {
@@ -85,12 +85,14 @@ class Target:
         kinds: annotations by argument.
         build: makes or calls it with one argument by name, the others small.
         use: what is done with what was made; where it is a call, nothing.
+        late: whether what it takes may also be refused when it meets model and data, before any step.
     """
 
     name: str
     kinds: dict[str, Any]
     build: Callable[..., Any]
     use: Callable[[Any], Any] = lambda made: None
+    late: bool = False
 
 
 def annotations(function: Callable, *left_out: str) -> dict[str, Any]:
@@ -130,13 +132,16 @@ def use_autoencoder(model: Any) -> None:
 def use_quantizer(quantizer: Any) -> None:
     """Training and its gradient, codes and back."""
     latents = torch.randn(2, quantizer.dim, 4, 4, requires_grad=True)
-    quantizer.train()(latents).loss.backward()
+    output = quantizer.train()(latents)
+    (output.loss + output.latents.sum()).backward()
     quantizer.eval().detokenize(quantizer.tokenize(latents.detach()))
 
 
 def use_prior(prior: Any) -> None:
     """Training and its gradient, sampling, saved and loaded."""
-    shape = prior.config.code_shape or (3, 4)
+    shape = prior.config.code_shape
+    if shape is None:
+        shape = {1: (12,), 2: (3, 4), 3: (getattr(prior.config, "num_levels", 2), 3, 4)}[prior.grid_dims]
     if hasattr(prior, "set_code_vectors"):
         prior.set_code_vectors(torch.randn_like(prior.code_vectors))
     codes = torch.randint(prior.config.codebook_size, (2, *shape)) if prior.models_codes else torch.zeros(2, *shape)
@@ -244,7 +249,7 @@ def training() -> list[Target]:
     ours = set(get_type_hints(AutoencoderTrainingArguments)) | {"ddp_find_unused_parameters"}
     found = [
         Target(owner.__name__, {name: kind for name, kind in _field_annotations(owner).items() if name in ours},
-               functools.partial(_arguments, owner, small), use)
+               functools.partial(_arguments, owner, small), use, late=True)
         for owner, use in ((AutoencoderTrainingArguments, _train_autoencoder), (PriorTrainingArguments, _train_prior))
     ]  # fmt: skip
     for kind, evaluate in evaluations.items():
@@ -314,7 +319,10 @@ def _pipe(name):
 
 
 def _call(name, **one):
-    return _pipe(name)(**{"class_labels": [0], **one})
+    pair = {}
+    if one.keys() & {"image", "mask_image"}:  # they go together
+        pair = {"image": np.zeros((1, 16, 16, 1), dtype=np.uint8), "mask_image": np.zeros((1, 16, 16))}
+    return _pipe(name)(**{"class_labels": [0], **pair, **one})
 
 
 def _repiped(name, **one):
@@ -364,6 +372,9 @@ def _images():
 
 def _field_annotations(owner):
     hints = get_type_hints(owner, include_extras=True)
+    if owner is PriorTrainingArguments:
+        shared = get_type_hints(AutoencoderTrainingArguments, include_extras=True)
+        hints |= {name: shared[name] for name in SAME_OPTIONS}
     return {entry.name: hints[entry.name] for entry in fields(owner) if entry.init}
 
 
@@ -372,15 +383,19 @@ def _arguments(owner, small, **one):
     return owner(**{**small, "output_dir": str(folder), **one})
 
 
+def _shortened(args):
+    """Of one step, not compiled: how long a training is asked to be is not the question."""
+    args.max_steps, args.torch_compile = 1, False
+    return args
+
+
 def _train_autoencoder(args):
-    if args.max_steps > 3 or args.max_steps < 1:
-        args.max_steps = 1  # how long a training is asked to be is not the question
+    args = _shortened(args)
     train_autoencoder(hf_vq.VQVAE(**SMALL_AUTOENCODERS["VQVAE"]), _Samples(), args, _Samples())
 
 
 def _train_prior(args):
-    if args.max_steps > 3 or args.max_steps < 1:
-        args.max_steps = 1
+    args = _shortened(args)
     config = hf_vq.PixelCNNConfig(**{**PIXELCNN, "num_classes": 3, "code_shape": (4, 4)})
     train_prior(hf_vq.PixelCNN(config), _Codes(), args, _Codes())
 

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, default_collate
 
+from hf_vq.arguments import checked
+from hf_vq.ranges import Side
+
 STOCK_NAME = "pixel_values"  # what image data sets of transformers call a sample
 
 
@@ -31,7 +34,8 @@ class SampleCollator:
         sides: what the padded sides are at least, so that all batches are alike.
     """
 
-    def __init__(self, multiples: Sequence[int] | None = None, sides: Sequence[int] | None = None):
+    @checked
+    def __init__(self, multiples: Sequence[Side] | None = None, sides: Sequence[Side] | None = None):
         self.multiples, self.sides = multiples, sides
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        check_own(cls, "__call__")
+        check_own(cls, "__init__", "__call__")
 
     @classmethod
     def check_contract(cls) -> None:
