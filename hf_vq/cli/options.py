@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import difflib
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -13,20 +12,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_vq.arguments import check_fields
+from hf_vq.cli.reading import place_of, read_recipe, read_yaml
 from hf_vq.renaming import with_new_names
 
 NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, in which 1e-3 is a string; here it is the number that everybody means."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -40,26 +29,6 @@ def check_names(given: Iterable[str], known: Collection[str], where: str) -> Non
     for name in given:
         if name not in known:
             raise ValueError(f"unknown {where} {name!r}{nearest(str(name), known)}")
-
-
-def read_yaml(text: str, what: str) -> Any:
-    """Parse YAML; a ValueError says what could not be parsed."""
-    try:
-        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{what} is not valid YAML: {error}") from error
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe: a YAML file that holds one mapping."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {error}") from error
-    recipe = read_yaml(text, f"the recipe {path}")
-    if not isinstance(recipe, dict):
-        raise ValueError(f"the recipe {path} must be a mapping of option names to values")
-    return recipe
 
 
 def as_mapping(name: str, value: Any) -> dict[str, Any]:
@@ -142,7 +111,7 @@ def parse_options(
         values = {aliases.get(name, name): value for name, value in values.items()}
         values = {_current(name, renamed): value for name, value in values.items()}
         check_names(values, fields, f"key in the recipe {recipe}:")
-        values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
+        values = {name: _convert(parser, name, value, mappings, recipe) for name, value in values.items()}
     values.update(given)
     for name in mappings & set(values):
         if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
@@ -157,9 +126,15 @@ def parse_options(
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
-    parsed = parser.parse_dict(values)
-    for options in parsed:
-        check_fields(options)
+    try:
+        parsed = parser.parse_dict(values)
+        for options in parsed:
+            check_fields(options)
+    except ValueError as error:
+        at_fault = str(error).split()[0].split("=")[0]
+        if recipe is None or at_fault not in values or at_fault in given:
+            raise
+        raise ValueError(f"{error} ({place_of(at_fault, recipe)})") from error
     return (*parsed, values)
 
 
@@ -205,7 +180,7 @@ def _split_mapping_entries(argv, mappings, flags):
     return rest, entries
 
 
-def _convert(parser, name, value, mappings):
+def _convert(parser, name, value, mappings, recipe):
     """Give a value of a recipe the type of its option, as a flag with the same text would have."""
     if value is None or name in mappings:
         return value
@@ -219,5 +194,5 @@ def _convert(parser, name, value, mappings):
             parser._check_value(action, item)
     except (ValueError, argparse.ArgumentError) as error:
         reason = error.message if isinstance(error, argparse.ArgumentError) else error
-        raise ValueError(f"recipe key {name!r}: {reason}") from error
+        raise ValueError(f"recipe key {name!r} ({place_of(name, recipe)}): {reason}") from error
     return items if action.nargs == "+" else items[0]
