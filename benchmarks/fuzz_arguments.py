@@ -68,6 +68,8 @@ def has_room(kind: Any, value: Any) -> bool:
 
 def names(message: str, argument: str, value: Any) -> bool:
     """Whether an error of one line names argument and value."""
+    if value is None and any(f"{argument} {words}" in message for words in ("missing", "is missing")):
+        return True
     shown = [repr(value)] + ([repr(tuple(value)), *map(repr, value)] if isinstance(value, list) else [])
     return "\n" not in message and argument in message and any(each in message for each in shown)
 
@@ -160,7 +162,8 @@ def unlimited(targets: Sequence[Any]) -> list[str]:
 def _has_bare_number(kind):
     if get_origin(kind) is Annotated:
         return False
-    return kind in (int, float) or any(_has_bare_number(part) for part in get_args(kind))
+    parts = get_args(kind)[get_origin(kind) in (dict, Mapping) :]  # keys aside
+    return kind in (int, float) or any(map(_has_bare_number, parts))
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.quantizers import make_quantizer
 from hf_vq.quantizers.checks import constructor_arguments
 from hf_vq.registry import AUTOENCODERS, MODALITIES, PIPELINES, PRIORS, QUANTIZERS
-from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.arguments import TEXTS, AutoencoderTrainingArguments
 from hf_vq.training.autoencoder import train_autoencoder
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
-from hf_vq.training.prior import SAME_OPTIONS, PriorTrainingArguments, train_prior
+from hf_vq.training.prior import OPTIONS, PriorTrainingArguments, train_prior
 
 TIMES = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in TRANSFORMER.items()}
 SMALL_AUTOENCODERS = {
@@ -141,11 +141,13 @@ def use_prior(prior: Any) -> None:
     """Training and its gradient, sampling, saved and loaded."""
     shape = prior.config.code_shape
     if shape is None:
-        shape = {1: (12,), 2: (3, 4), 3: (getattr(prior.config, "num_levels", 2), 3, 4)}[prior.grid_dims]
+        shape = {1: (12,), 2: (3, 4), 3: (getattr(prior.config, "num_levels", 2), 2, 3)}[prior.grid_dims]
     if hasattr(prior, "set_code_vectors"):
         prior.set_code_vectors(torch.randn_like(prior.code_vectors))
     codes = torch.randint(prior.config.codebook_size, (2, *shape)) if prior.models_codes else torch.zeros(2, *shape)
     conditions = make_conditions(prior, 2, shape)
+    if getattr(prior.config, "use_global_features", False):
+        conditions["global_features"] = torch.randn(2, prior.config.global_channels)
     prior.train()(codes, **conditions).loss.backward()
     small = {} if conditions else {"batch_size": 2}
     prior.eval().sample(code_shape=shape, **conditions, **small)
@@ -263,11 +265,11 @@ def training() -> list[Target]:
 def readers() -> list[Target]:
     kinds = annotations(load_images, "source")
     return [
-        Target("load_images", kinds, functools.partial(load_images, "digits"), lambda found: [found[i] for i in (0, -1)]),
+        Target("load_images", kinds, functools.partial(load_images, "digits"), lambda found: (found[0], found[-1])),
         Target("tokenize_dataset", annotations(tokenize_dataset, "autoencoder", "dataset", "output_dir"), _tokenize),
-        Target("load_codes", annotations(load_codes, "folder", "tokenizer"), functools.partial(load_codes, _codes_folder()),
-               lambda found: found[0]),
-        Target("SampleCollator", annotations(SampleCollator.__init__), SampleCollator, _collate),
+        Target("load_codes", annotations(load_codes, "folder", "tokenizer", "level"),  # level: an older name of grid
+               functools.partial(load_codes, _codes_folder()), lambda found: found[0]),
+        Target("SampleCollator", annotations(SampleCollator.__init__), SampleCollator, _collate, late=True),
     ]  # fmt: skip
 
 
@@ -338,7 +340,6 @@ def _piped(pipe):
 
 
 def _processed(processor):
-    height, width = processor.size or (8, 8)
     picture = np.zeros(
         (1, 10, 12, processor.channels), dtype=np.uint8 if processor.value_range is None else np.float32
     )
@@ -373,8 +374,8 @@ def _images():
 def _field_annotations(owner):
     hints = get_type_hints(owner, include_extras=True)
     if owner is PriorTrainingArguments:
-        shared = get_type_hints(AutoencoderTrainingArguments, include_extras=True)
-        hints |= {name: shared[name] for name in SAME_OPTIONS}
+        hints |= OPTIONS
+    hints |= TEXTS
     return {entry.name: hints[entry.name] for entry in fields(owner) if entry.init}
 
 
@@ -395,6 +396,8 @@ def _train_autoencoder(args):
 
 
 def _train_prior(args):
+    if args.torch_compile:
+        return  # inductor alone takes longer than a case may
     args = _shortened(args)
     config = hf_vq.PixelCNNConfig(**{**PIXELCNN, "num_classes": 3, "code_shape": (4, 4)})
     train_prior(hf_vq.PixelCNN(config), _Codes(), args, _Codes())

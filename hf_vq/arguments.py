@@ -92,23 +92,21 @@ def check_arguments(function: Callable, values: Mapping[str, Any]) -> dict[str, 
     return plain
 
 
-def check_fields(instance: Any, like: Any = None, names: Collection[str] = ()) -> None:
+def check_fields(instance: Any, other_kinds: Mapping[str, Any] | None = None) -> None:
     """`check_argument` of the fields of a dataclass that are numbers, truth values, sequences of them, or have ranges.
 
     They are then `as_plain`.
 
     Args:
         instance: of the dataclass.
-        like: a dataclass whose annotations count where it has a field of the same name.
-        names: of those fields.
+        other_kinds: what counts in place of the annotations of some fields, by name.
     """
-    kinds = _class_hints(type(instance))  # type: ignore[arg-type]
-    if like is not None:
-        kinds = kinds | {name: kind for name, kind in _class_hints(like).items() if name in names}
+    kinds = class_hints(type(instance))  # type: ignore[arg-type]
+    kinds = {**kinds, **(other_kinds or {})}
     for entry in fields(instance):
         value = getattr(instance, entry.name)
         kind = kinds.get(entry.name, Any)
-        if value is not entry.default and ({int, float, bool, Any} & _leaves(kind) or kind is not _plain(kind)):
+        if value is not entry.default and ({int, float, bool, Any} & _leaves(kind) or _has_range(kind)):
             plain = as_plain(value, kind)
             check_argument(entry.name, plain, kind)
             if plain is not value:
@@ -123,7 +121,7 @@ def check_field(owner: type, name: str, value: Any) -> Any:
     """
     if value is getattr(owner, name, inspect.Parameter.empty):
         return value
-    kind = _class_hints(owner).get(name, Any)
+    kind = class_hints(owner).get(name, Any)
     value = as_plain(value, kind)
     check_argument(name, value, kind)
     return value
@@ -175,7 +173,8 @@ def _signature(function):
 
 
 @functools.cache
-def _class_hints(owner):
+def class_hints(owner: type) -> dict[str, Any]:
+    """Annotations of the attributes of a class and its bases, with their ranges; Any for those that do not resolve."""
     found: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
         for name, hint in vars(base).get("__annotations__", {}).items():
@@ -203,6 +202,10 @@ def _kinds(kind):
 def _plain(kind):
     """A type without its range."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _has_range(kind):
+    return get_origin(kind) is Annotated or any(map(_has_range, get_args(kind)))
 
 
 def _same(before, after):

@@ -1,4 +1,4 @@
-"""Recipes that are hostile or mistaken end in one line with the key and its place; those of the project are accepted."""
+"""Recipes that are hostile or mistaken end in one line with the key and its place; those of the project pass."""
 
 import inspect
 from pathlib import Path

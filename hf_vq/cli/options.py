@@ -1,10 +1,12 @@
 """Options of the verbs: dataclasses, filled from a YAML recipe and from flags, flags first."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -126,16 +128,23 @@ def parse_options(
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
-    try:
+    with _telling_place(() if recipe is None else values.keys() - given.keys(), recipe):
         parsed = parser.parse_dict(values)
         for options in parsed:
             check_fields(options)
-    except ValueError as error:
-        at_fault = str(error).split()[0].split("=")[0]
-        if recipe is None or at_fault not in values or at_fault in given:
-            raise
-        raise ValueError(f"{error} ({place_of(at_fault, recipe)})") from error
     return (*parsed, values)
+
+
+@contextlib.contextmanager
+def _telling_place(names: Collection[str], recipe: Any) -> Iterator[None]:
+    """Within the `with` block: an error about an option of these names says where the recipe has it."""
+    try:
+        yield
+    except ValueError as error:
+        name = re.split(r"[ =\[]", str(error))[0]
+        if name not in names:
+            raise
+        raise ValueError(f"{error} ({place_of(name, recipe)})") from error
 
 
 def write_recipe(path: str | Path, given: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from hf_vq.data.sources import (
     parquet_files,
     parquet_source,
 )
-from hf_vq.ranges import Chance, Count, Side, Width
+from hf_vq.ranges import Chance, Count, Number, Side, Width
 from hf_vq.renaming import warn_user
 
 CACHE_BYTES = 512 * 2**20
@@ -44,7 +44,7 @@ def load_images(
     validation_fraction: Chance = 0.1,
     skip_bad: bool = False,
     cache_bytes: Count = CACHE_BYTES,
-    value_range: tuple[float, float] | list[float] | None = None,
+    value_range: tuple[Number, Number] | list[Number] | None = None,
     background: str = "white",
 ) -> "ImageDataset":
     """Load one split of an image data set.

@@ -57,6 +57,8 @@ class SampleCollator:
                         "variable_length = True"
                     )
             return {"sample": default_collate(samples), **batch}
+        if len(self.multiples) != len(spaces[0]):
+            raise ValueError(f"multiples must be {len(spaces[0])}, one for each axis, got {self.multiples!r}")
         longest = (max(sides) for sides in zip(*spaces, *([self.sides] if self.sides else []), strict=True))
         sides = [-(-side // multiple) * multiple for side, multiple in zip(longest, self.multiples, strict=True)]
         mask = torch.zeros(len(items), *sides, dtype=torch.bool)

@@ -17,7 +17,7 @@ from hf_vq.data.decoding import decode
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.pixels import PixelRules
 from hf_vq.hub import PROCESSOR
-from hf_vq.ranges import OneOf, Range, Side, Width
+from hf_vq.ranges import Number, OneOf, Range, Side, Width
 from hf_vq.renaming import warn_user
 
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
@@ -48,7 +48,7 @@ class ImageProcessor:
     resize: Annotated[str, OneOf(RESIZE_RULES)] = "center_crop"
     channels: Width = 3
     white: Annotated[int, Range(1, 255)] = 255
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[Number, Number] | None = None
     background: str = "white"
 
     def __post_init__(self):

@@ -43,7 +43,7 @@ class VQPipeline(PicturesPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: Count | str | Sequence[Count | str] | torch.Tensor | None = None,
         batch_size: Samples | None = None,
         *,
         image: Any = None,

@@ -7,7 +7,7 @@ import torch
 
 from hf_vq.pipelines.base import ClassNames, check_grid_keywords, check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
-from hf_vq.ranges import Samples, Side, Size, TopP, Weight
+from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
 
@@ -69,7 +69,7 @@ class VQVAE2Pipeline(PicturesPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        class_labels: Count | str | Sequence[Count | str] | torch.Tensor | None = None,
         batch_size: Samples | None = None,
         *,
         image: Any = None,

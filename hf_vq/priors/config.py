@@ -3,12 +3,12 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from hf_vq.hub import HubConfigMixin
-from hf_vq.ranges import Chance, Codebook, Labels, Side
+from hf_vq.ranges import Chance, Codebook, Labels, NotEmpty, Side
 
 
 class PriorConfig(HubConfigMixin, PreTrainedConfig):
@@ -38,7 +38,7 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
 
     codebook_size: Codebook = 512
     num_classes: Labels = 0
-    code_shape: tuple[Side, ...] | list[Side] | None = None
+    code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = None
     class_dropout_prob: Chance = 0.0
     codes_sha256: str | None = None
     rounded_codes_sha256: str | None = None

@@ -77,11 +77,6 @@ class DecoderConfig(PriorConfig):
             raise ValueError(
                 f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
             )
-        if self.num_text_tokens < 0 or self.prompt_length < 0:
-            raise ValueError(
-                f"num_text_tokens and prompt_length must be at least 0, got {self.num_text_tokens} and "
-                f"{self.prompt_length}"
-            )
         if (self.num_text_tokens > 0) != (self.prompt_length > 0):
             raise ValueError(
                 f"num_text_tokens={self.num_text_tokens} and prompt_length={self.prompt_length} go together"
@@ -93,13 +88,13 @@ class DecoderConfig(PriorConfig):
         super().__post_init__(**kwargs)
         if self.grid_dims is None:
             self.grid_dims = 2 + (self.num_levels > 1) if self.code_shape is None else len(self.code_shape)
-        if self.grid_dims < 1 + (self.num_levels > 1):
-            raise ValueError(f"grid_dims must count the axis of levels and one more, got {self.grid_dims}")
         if self.code_shape is not None:
             if len(self.code_shape) != self.grid_dims:
                 raise ValueError(f"code_shape must have grid_dims={self.grid_dims} sizes, got {self.code_shape}")
             if self.num_levels > 1 and self.code_shape[0] != self.num_levels:
                 raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
+        if self.grid_dims < 1 + (self.num_levels > 1):
+            raise ValueError(f"grid_dims must count the axis of levels and one more, got {self.grid_dims}")
 
     @property
     def head_dim(self) -> int:

@@ -110,12 +110,12 @@ class ResidualQuantizer(CompositeQuantizer):
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Latents were not fitted."""
-        level_class = QUANTIZERS.get(options.get("level_type", "ema"))
+        level_class = QUANTIZERS.get(str(options.get("level_type", "ema")))
         return {} if getattr(level_class, "latent_spreads", None) is None else {"fit_latents": False}
 
     @classmethod
     def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
-        level_type = options.get("level_type", "ema")
+        level_type = str(options.get("level_type", "ema"))
         return {} if level_type in LEVEL_DEFAULTS else {"level_config": level_type}  # those stay as they are
 
     @property

@@ -11,6 +11,11 @@ from transformers import SchedulerType
 from hf_vq.arguments import as_plain, check_argument, check_fields
 from hf_vq.ranges import Chance, Count, OneOf, Positive, Range, Samples, Seed, Size, Weight, Workers
 
+TEXTS: dict[str, Any] = {
+    "output_dir": str,
+    "metric_for_best_model": str | None,
+    "resume_from_checkpoint": str | bool | None,
+}
 SCHEDULES = tuple(each.value for each in SchedulerType)
 
 
@@ -69,11 +74,7 @@ def take_texts(args: Any) -> None:
     Raises:
         ValueError: one is of another type.
     """
-    for name, kind in {
-        "output_dir": str,
-        "metric_for_best_model": str | None,
-        "resume_from_checkpoint": str | bool | None,
-    }.items():
+    for name, kind in TEXTS.items():
         value = as_plain(getattr(args, name), kind)
         if name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
             value = str(value).lower() == "true"  # a flag of the command line is a str
