@@ -129,10 +129,14 @@ def parse_options(
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
     with _telling_place(() if recipe is None else values.keys() - given.keys(), recipe):
-        parsed = parser.parse_dict(values)
-        for options in parsed:
-            check_fields(options)
-    return (*parsed, values)
+        return (*_filled(parser, values), values)
+
+
+def _filled(parser, values):
+    parsed = parser.parse_dict(values)
+    for options in parsed:
+        check_fields(options)
+    return parsed
 
 
 @contextlib.contextmanager

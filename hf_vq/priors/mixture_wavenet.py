@@ -15,7 +15,7 @@ from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.priors.tokens import IMPOSSIBLE
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
-from hf_vq.ranges import Range, Samples, Side, Weight, Width
+from hf_vq.ranges import MOST_CODES, Range, Samples, Side, Weight, Width
 from hf_vq.registry import register
 
 
@@ -34,7 +34,7 @@ class MixtureWaveNetConfig(ConditionedWaveNetConfig):
 
     model_type = "hf_vq_mixture_wavenet"
 
-    codebook_size: Annotated[int, Range(2, 2**24)] = 65536
+    codebook_size: Annotated[int, Range(2, MOST_CODES)] = 65536
     num_mixtures: Width = 10
     min_log_scale: Annotated[float, Range(-80, 0)] = -7.0
 

@@ -3,6 +3,7 @@
 Every filter keeps logits as logits, so that they compose; `sample_codes` is the order in which priors apply them.
 """
 
+import reprlib
 from collections.abc import Sequence
 from math import prod
 
@@ -91,7 +92,10 @@ def draw_uniforms(
         source = device if generator is None else generator.device
         return torch.rand(num_draws, batch_size, generator=generator, device=source).to(device)
     if len(generator) != batch_size:
-        raise ValueError(f"generator must be one, or one per item of {batch_size}, got {generator!r}")
+        raise ValueError(
+            f"generator must be one, or one per item: got {len(generator)} for {batch_size} items, "
+            f"{reprlib.repr(list(generator))}"
+        )
     return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
 
 
