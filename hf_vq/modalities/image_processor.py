@@ -278,9 +278,5 @@ class ImageProcessor:
             raise ValueError(f"images: {error}") from error
 
 
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _times(size):
     return "x".join(map(str, size))

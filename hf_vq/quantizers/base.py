@@ -337,7 +337,6 @@ class Quantizer(InferenceVerbs, nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
-MOST_CODES = 2**63
 NONFINITE = "latents hold NaN or infinity: what they were made of, or the weights that made them, did"
 
 
