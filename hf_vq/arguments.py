@@ -1,20 +1,21 @@
 """Arguments against their annotations: a number is finite, True is no number and "3" neither, for all rooms alike.
 
 One rule for constructors, configs, options and calls, also of classes that users register: what a signature says of an
-argument is looked at before any work. What it does not say is not guessed; but no number anywhere may be NaN or
-infinite.
+argument is looked at before any work, types and the ranges and choices of `hf_vq.ranges` in them. What it does not say
+is not guessed; but no number anywhere may be NaN or infinite.
 """
 
 import functools
 import inspect
 import itertools
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def check_argument(name: str, value: Any, annotation: Any) -> None:
 def as_plain(value: Any, annotation: Any = Any) -> Any:
     """A value as Python's own numbers, lists and dicts, as an annotation wants them; all else as it is.
 
-    Numbers of NumPy are taken like others, but no JSON holds them.
+    Numbers of NumPy are taken like others, but no JSON holds them; paths, where a string is wanted, as well.
 
     Args:
         value: anything.
@@ -54,6 +55,8 @@ def as_plain(value: Any, annotation: Any = Any) -> Any:
     """
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, os.PathLike) and str in _kinds(annotation) and type(value) not in _leaves(annotation):
+        return os.fspath(value)
     leaves, kinds = _leaves(annotation), _kinds(annotation)
     if isinstance(value, Mapping) and kinds & set(MAPPINGS) and leaves <= PLAIN | {Any}:
         found = {name: as_plain(item, CONFIG) for name, item in value.items()}
@@ -89,20 +92,25 @@ def check_arguments(function: Callable, values: Mapping[str, Any]) -> dict[str, 
     return plain
 
 
-def check_fields(instance: Any) -> None:
-    """`check_argument` of the fields of a dataclass that are numbers or truth values, or sequences of them.
+def check_fields(instance: Any, other_kinds: Mapping[str, Any] | None = None) -> None:
+    """`check_argument` of the fields of a dataclass that are numbers, truth values, sequences of them, or have ranges.
 
     They are then `as_plain`.
+
+    Args:
+        instance: of the dataclass.
+        other_kinds: what counts in place of the annotations of some fields, by name.
     """
-    kinds = _class_hints(type(instance))  # type: ignore[arg-type]
+    kinds = class_hints(type(instance))  # type: ignore[arg-type]
+    kinds = {**kinds, **(other_kinds or {})}
     for entry in fields(instance):
         value = getattr(instance, entry.name)
         kind = kinds.get(entry.name, Any)
-        if value is not entry.default and {int, float, bool, Any} & _leaves(kind):
+        if value is not entry.default and ({int, float, bool, Any} & _leaves(kind) or _has_range(kind)):
             plain = as_plain(value, kind)
             check_argument(entry.name, plain, kind)
             if plain is not value:
-                setattr(instance, entry.name, plain)
+                object.__setattr__(instance, entry.name, plain)
 
 
 def check_field(owner: type, name: str, value: Any) -> Any:
@@ -113,7 +121,7 @@ def check_field(owner: type, name: str, value: Any) -> Any:
     """
     if value is getattr(owner, name, inspect.Parameter.empty):
         return value
-    kind = _class_hints(owner).get(name, Any)
+    kind = class_hints(owner).get(name, Any)
     value = as_plain(value, kind)
     check_argument(name, value, kind)
     return value
@@ -158,14 +166,15 @@ def _signature(function):
         if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
     try:
-        hints = get_type_hints(inspect.unwrap(function))
+        hints = get_type_hints(inspect.unwrap(function), include_extras=True)
     except (NameError, TypeError):  # of a module that imports its types for type checkers alone
         hints = {}
     return {each.name: hints.get(each.name, Any) for each in named}, {each.name: each.default for each in named}
 
 
 @functools.cache
-def _class_hints(owner):
+def class_hints(owner: type) -> dict[str, Any]:
+    """Annotations of the attributes of a class and its bases, with their ranges; Any for those that do not resolve."""
     found: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
         for name, hint in vars(base).get("__annotations__", {}).items():
@@ -178,14 +187,25 @@ def _class_hints(owner):
 
 def _leaves(kind):
     """The types that a union and what it holds are made of."""
+    kind = _plain(kind)
     parts = [part for part in get_args(kind) if not isinstance(part, list)]
     return {leaf for part in parts for leaf in _leaves(part)} if parts else {kind}
 
 
 def _kinds(kind):
     """A type without what it holds, or those of a union."""
+    kind = _plain(kind)
     origin = get_origin(kind) or kind
     return {each for part in get_args(kind) for each in _kinds(part)} if origin in UNIONS else {origin}
+
+
+def _plain(kind):
+    """A type without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _has_range(kind):
+    return get_origin(kind) is Annotated or any(map(_has_range, get_args(kind)))
 
 
 def _same(before, after):
@@ -194,6 +214,14 @@ def _same(before, after):
 
 def _problem(name, value, kind):
     """What is wrong with a value, a sentence; None where nothing is."""
+    if get_origin(kind) is Annotated:
+        kind, *limits = get_args(kind)
+        outside = (
+            f"{name} must be {_range_words(kind, limit)}, got {_shown(value)}"
+            for limit in limits
+            if value not in limit
+        )
+        return _problem(name, value, kind) or next(outside, None)
     origin = get_origin(kind) or kind
     if origin in UNIONS:
         return _union_problem(name, value, get_args(kind))
@@ -205,10 +233,19 @@ def _problem(name, value, kind):
     return None
 
 
+def _range_words(kind, limit):
+    return str(limit) if kind not in (int, float) else f"{WORDS[kind]} {limit}".replace("finite number", "number")
+
+
 def _union_problem(name, value, kinds):
     problems = [_problem(name, value, kind) for kind in kinds]
     if None in problems:
         return None
+    limited = [
+        found for kind, found in zip(kinds, problems, strict=True) if _problem(name, value, _plain(kind)) is None
+    ]
+    if limited:  # of a type that fits, out of its range
+        return limited[0]
     inside = [found for found in problems if not found.startswith(f"{name} must be ")]
     described = " or ".join(dict.fromkeys(map(_describe, kinds)))
     return inside[0] if inside else f"{name} must be {described}, got {_shown(value)}"
@@ -240,7 +277,7 @@ def _fits(value, kind):
         return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     if isinstance(value, Real) and not truth and not is_finite(value):
         return False
-    scalar = truth or value is None or isinstance(value, Real | str)
+    scalar = truth or value is None or isinstance(value, Real | str | list | tuple | set | dict)
     if scalar and isinstance(kind, type) and kind not in (Any, object):  # what is more may quack like the kind
         return isinstance(value, kind)
     return True
@@ -254,6 +291,7 @@ def is_finite(value: Any) -> bool:
 
 
 def _describe(kind):
+    kind = _plain(kind)
     origin = get_origin(kind) or kind
     if origin in UNIONS:
         return " or ".join(dict.fromkeys(map(_describe, get_args(kind))))

@@ -1,6 +1,8 @@
 """What a saved folder is, told by its files, and whether it is what a class loads."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,42 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The model_index.json of the folder of a pipeline, see `check_index`."""
+    index = read_json(Path(folder) / INDEX)
+    check_index(folder, index)
+    return index
+
+
+def check_index(path: Any, index: Any) -> None:
+    """Raise a ValueError where an index of a pipeline names what is outside its folder.
+
+    Args:
+        path: where the index was found, for the message.
+        index: what model_index.json holds; the names in it are names of Python.
+    """
+    if not isinstance(index, dict):
+        raise ValueError(f"{path}: {INDEX} must hold a mapping, got {index!r:.60}")
+    for name in index:
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(
+                f"{path}: {INDEX} names {name!r}, which is outside the folder: components have plain names within it"
+            )
+
+
+def check_links(folder: str | Path) -> None:
+    """Raise a ValueError for the first symbolic link below a folder that leaves it, to a file or to a folder."""
+    inside = Path(os.path.realpath(folder))
+    for path in sorted(Path(folder).rglob("*")):
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and not target.is_relative_to(inside):
+            raise ValueError(
+                f"{path} is a link to {target}, which is outside the folder. Of a folder that should hold what it "
+                "links to, such as a snapshot in the Hub's cache, make a copy that follows links (cp -rL) or load it "
+                "and call push_to_hub"
+            )
 
 
 def config_kind(config: dict) -> str:
@@ -62,7 +100,7 @@ def check_folder(path: Any, subfolder: str | None, owner: type) -> None:
     if not folder.is_dir() or (folder / CONFIG).is_file():
         return
     if (folder / INDEX).is_file():
-        check_class(folder, read_json(folder / INDEX), owner)
+        check_class(folder, read_index(folder), owner)
     elif folder_kind(folder) == "codes":
         raise ValueError(f"{folder} holds codes, not a model")
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-PUSH_OPTIONS = ("commit_message", "private", "create_pr", "token", "repo_id", "safe_serialization")
+PUSH_OPTIONS = ("commit_message", "private", "create_pr", "token", "repo_id", "license")
 SHOWN = 6  # names in a message
 LONG_NAMES = {"bf": "bfloat", "f": "float", "i": "int", "u": "uint", "c": "complex"}
 
@@ -159,7 +159,11 @@ def check_save_options(save_directory: Any, options: dict[str, Any], stock: Call
         options: keywords; `safe_serialization` is taken out.
         stock: the library's own `save_pretrained`, whose options are known, and those of a push.
     """
-    known = {*inspect.signature(stock).parameters, *PUSH_OPTIONS} - {"self", "save_directory", "kwargs"}
+    known = {*inspect.signature(stock).parameters, *PUSH_OPTIONS, "safe_serialization"} - {
+        "self",
+        "save_directory",
+        "kwargs",
+    }
     variant = options.get("variant")
     if os.path.isfile(save_directory):
         raise NotADirectoryError(f"save_directory must be a folder, but {save_directory} is a file")

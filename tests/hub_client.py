@@ -120,7 +120,7 @@ def push(arguments, folder="."):
 
 
 def push_by_methods(work):
-    """`push_to_hub` of each class, and `save_pretrained(push_to_hub=True)`; what they warned."""
+    """`push_to_hub` of each class, and `save_pretrained(push_to_hub=True)`; what they warned. Both want a licence."""
     from hf_vq import AutoVQModel, AutoVQPrior, VQModelForAutoModel, VQPipeline
 
     work = Path(work)
@@ -132,13 +132,19 @@ def push_by_methods(work):
         VQPipeline.from_pretrained(work / "pipeline").push_to_hub("me/method-pipeline", license="mit")
     with pytest.raises(TypeError, match="subfolder"):
         model.push_to_hub("me/method-vqmodel", license="mit", subfolder="vqvae")
-    with complaints() as unlicensed:
-        model.save_pretrained(f"{work}/saved-model", push_to_hub=True, repo_id="me/saved-model")
-        prior.save_pretrained(f"{work}/saved-prior", push_to_hub=True, repo_id="me/saved-prior")
-        VQPipeline(AutoVQModel.from_pretrained(work / "vqvae"), prior).save_pretrained(
-            f"{work}/saved-pipeline", push_to_hub=True, repo_id="me/saved-pipeline"
-        )
-    return found, unlicensed
+    saved = VQPipeline(AutoVQModel.from_pretrained(work / "vqvae"), prior)
+    for name, part in {"model": model, "prior": prior, "pipeline": saved}.items():
+        folder, options = f"{work}/saved-{name}", {"push_to_hub": True, "repo_id": f"me/saved-{name}"}
+        for given, words in (({}, "license is missing"), ({"license": "mine"}, "got 'mine'")):
+            with pytest.raises(ValueError, match=words):
+                part.push_to_hub(f"me/saved-{name}", **given)
+            with pytest.raises(ValueError, match=words):
+                part.save_pretrained(folder, **options, **given)
+        part.save_pretrained(folder, **options, license="mit")
+    for part in (model, saved):
+        with pytest.raises(ValueError, match="with its weights"):
+            part.save_config(f"{work}/config", push_to_hub=True)
+    return found
 
 
 def push_sharded(work):
@@ -172,6 +178,23 @@ def load_ours(work):
         part = hf_vq.AutoVQModel.from_pretrained("me/pipeline", subfolder="autoencoder")
         same(part.tokenize(wanted["sample"]), wanted["vqvae.codes"])
     return found
+
+
+def push_foreign(folders):
+    """What is said of folders that name or link what is outside: by push; by load or, where it is links, by a save."""
+    from hf_vq import VQPipeline
+
+    said = {}
+    for case, folder in folders.items():
+        code, _, errors = push([folder, "me/foreign", "--license", "mit"])
+        try:
+            pipe = VQPipeline.from_pretrained(folder)
+            pipe.save_pretrained(folder, push_to_hub=True, repo_id="me/foreign", license="mit")
+            words = None
+        except ValueError as error:
+            words = str(error)
+        said[case] = code, errors, words
+    return said
 
 
 def push_prepared(work):

@@ -28,6 +28,7 @@ FLOORS = (
         "modes",
         "plugins",
         "processes",
+        "ranges",
         "registry",
         "renaming",
         "saved",

@@ -192,9 +192,9 @@ def test_differing_sizes_name_two_files(tmp_path):
     [
         ("./nowhere", {}, "no such file or folder"),
         ("digits", {"split": "test"}, "split='test'"),
-        ("digits", {"image_size": 0}, "image_size=0"),
+        ("digits", {"image_size": 0}, "image_size must be .*, got 0"),
         ("digits", {"channels": 2}, "channels=2"),
-        ("digits", {"validation_fraction": 1.0}, "validation_fraction=1.0"),
+        ("digits", {"validation_fraction": 1.0}, "validation_fraction must be .*, got 1.0"),
         ("broken.parquet", {}, "not a readable Parquet file"),
         ("good.parquet", {"image_column": "pictur"}, "has columns picture, kind"),
         ("labels.parquet", {"label_column": "kind"}, "row 1: kind=-1 is out of range"),

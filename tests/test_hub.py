@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,11 +153,8 @@ def test_words_for_those_who_lack_hf_vq_or_trust(client):
     assert "trust_remote_code=True" in words["untrusted"]
 
 
-def test_methods_push_dressed_repositories_and_warn_without_a_licence(client, hub):
-    found, unlicensed = client("push_by_methods", work=str(client.work))
-    assert found == []
-    assert len(unlicensed) == 3
-    assert all("licence" in words for words in unlicensed)
+def test_methods_push_dressed_repositories_and_want_a_licence(client, hub):
+    assert client("push_by_methods", work=str(client.work)) == []
     for method, verb in {"method-vqmodel": "vqmodel", "method-face": "vqmodel", "method-pipeline": "pipeline"}.items():
         files = hub.files(f"me/{method}")
         expected = {name: content for name, content in hub.files(f"me/{verb}").items() if name != "evaluation.json"}
@@ -166,7 +164,9 @@ def test_methods_push_dressed_repositories_and_warn_without_a_licence(client, hu
     assert hub.files("me/method-prior") == {}
     assert "model.safetensors.index.json" in hub.files("me/method-prior", "trial")
     for name in ("model", "prior", "pipeline"):
-        assert "Written by hf_vq" in hub.files(f"me/saved-{name}")["README.md"].decode()
+        card = hub.files(f"me/saved-{name}")["README.md"].decode()
+        assert "Written by hf_vq" in card
+        assert "license: mit" in card
 
 
 def test_card_has_the_figures_of_the_evaluation_and_its_code_runs(client):
@@ -256,6 +256,65 @@ def test_nothing_is_sent_without_a_licence_or_of_a_folder_that_is_not_whole(clie
         assert code == 2
         assert re.search(words, errors), errors
     assert len(hub.log) == requests
+
+
+def rename(folder, name):
+    """One more component in the index of a pipeline."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, name: index["prior"]}))
+
+
+def link(path, target):
+    """A link in place of what was there."""
+    if path.is_dir():
+        path.rename(path.with_name("moved"))
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def test_nothing_from_outside_a_folder_arrives(client, hub, tmp_path):
+    """A secret lies beside a pipeline, whose index names it, or whose links lead to it."""
+    outside = tmp_path / "outside"
+    shutil.copytree(client.work / "prior", outside)
+    (outside / "secret.yaml").write_text("data: a secret\n")
+    names = (str(outside), "../outside", "..", "prior/.", "_/../../outside")
+    links = {
+        "prior": outside, "notes": outside, "absent.png": outside / "absent.png",
+        "recipe.yaml": outside / "secret.yaml", "prior/generation_config.json": outside / "secret.yaml",
+        "README.md": "../outside/secret.yaml", "autoencoder/report.json": "../../outside/secret.yaml",
+    }  # fmt: skip
+    folders = {}
+    for case in (*names, *links):
+        folders[case] = tmp_path / f"pipeline{len(folders)}"
+        shutil.copytree(client.work / "pipeline", folders[case])
+        link(folders[case] / case, links[case]) if case in links else rename(folders[case], case)
+    requests = len(hub.log)
+    said = client("push_foreign", folders={case: str(folder) for case, folder in folders.items()})
+    for case, (code, errors, words) in said.items():
+        assert code == 2, case
+        assert case in errors
+        assert "outside the folder" in errors
+        assert "outside the folder" in words
+    assert len(said) == len(names) + len(links)
+    assert len(hub.log) == requests
+
+    folder = tmp_path / "linked within"
+    shutil.copytree(client.work / "pipeline", folder)
+    link(folder / "prior", "moved")
+    link(folder / "loop.png", "loop.png")
+    assert client.push(folder, "me/linked", "--license", "mit")[0] == 0
+    files = hub.files("me/linked")
+    assert sorted({*files} ^ {*hub.files("me/pipeline")}) == ["evaluation.json"]
+    assert files["prior/model.safetensors"] == hub.files("me/pipeline")["prior/model.safetensors"]
+
+    card = tmp_path / "card"
+    card.mkdir()
+    (card / "README.md").write_text("# By hand\n")
+    link(card / "prior.yaml", outside / "secret.yaml")
+    code, _, errors = client.push(folder, "me/linked", "--license", "mit", "--card", card)
+    assert code == 2
+    assert "prior.yaml" in errors
+    assert "outside the folder" in errors
 
 
 @pytest.mark.parametrize("moment", ["lfs", "commit"])

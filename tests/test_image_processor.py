@@ -100,14 +100,20 @@ def test_bad_pictures_are_named(case):
         ImageProcessor()(images)
 
 
+def told(value, message):
+    """A value is in a message, or the item of it that is wrong."""
+    assert any(repr(one) in message for one in (value, *(value if isinstance(value, tuple) else ())))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"size": 16}, {"size": (4, 6)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
 )
 def test_bad_arguments_are_named(arguments):
     ((name, value),) = arguments.items()
-    with pytest.raises(ValueError, match=rf"{name}={str(value).replace('(', '.').replace(')', '.')}|{name}='{value}'"):
+    with pytest.raises(ValueError, match=name) as error:
         ImageProcessor(**arguments)
+    told(value, str(error.value))
 
 
 def test_without_resizing_pictures_stay_as_they_come_but_the_size_is_known(tmp_path):
@@ -252,8 +258,9 @@ BAD_ARGUMENTS += [("white", value) for value in (254.5, "255", 256, None, True)]
 
 @pytest.mark.parametrize(("name", "value"), BAD_ARGUMENTS)
 def test_arguments_of_a_wrong_type_are_named(name, value):
-    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
+    with pytest.raises(ValueError, match=name) as error:
         ImageProcessor(**{name: value})
+    told(value, str(error.value))
 
 
 def test_data_of_another_white_are_told():

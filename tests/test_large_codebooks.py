@@ -136,7 +136,7 @@ def test_what_cannot_be_is_refused_in_one_line_before_any_work(tmp_path):
         lambda size: make_quantizer("finite_scalar", size, 4, {"levels_per_dim": [2] * 64}),
         lambda size: VQVAE(codebook_size=size, codebook_dim=4, quantizer_type="lookup_free", quantizer_config=FREE),
     ):
-        with pytest.raises(ValueError, match=rf"codebook_size must be at most 2\*\*63, .* got {2**64}$"):
+        with pytest.raises(ValueError, match=rf"codebook_size must be an integer between 1 and .* got {2**64}$"):
             make(2**64)
     with pytest.raises(ValueError, match=rf"codebook_size={2**40} is too large for a table of code vectors"):
         codec("residual signs").quantizer.code_vectors()

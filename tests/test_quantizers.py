@@ -161,7 +161,7 @@ def test_bits_per_token(variant):
         ),
         (
             {"quantizer_type": "vector", "quantizer_config": {"code_transform": True, "frozen_codebook_dim": 0}},
-            "frozen_codebook_dim must be a positive integer, got 0",
+            "frozen_codebook_dim must be an integer between 1 and 65536, got 0",
         ),
         ({"quantizer_type": "finite_scalar"}, "levels_per_dim"),
         ({"quantizer_type": "finite_scalar", "quantizer_config": {"levels_per_dim": [3, 3]}}, "9 codes.*4"),

@@ -391,7 +391,7 @@ def test_bad_input_is_a_clear_error(match, variant, call):
     ("match", "config_class", "options"),
     [
         ("hidden_size must be a multiple of .* got 30", TransformerPriorConfig, {"hidden_size": 30}),
-        ("num_layers must be at least 1, got 0", TransformerPriorConfig, {"num_layers": 0}),
+        ("num_layers must be an integer between 1 and 1024, got 0", TransformerPriorConfig, {"num_layers": 0}),
         ("num_key_value_heads must divide num_heads=8, got 3", TransformerPriorConfig, {"num_key_value_heads": 3}),
         ("intermediate_size .* got 0", TransformerPriorConfig, {"intermediate_size": 0}),
         ("attention_dropout .* got 1.0", TransformerPriorConfig, {"attention_dropout": 1.0}),

@@ -83,6 +83,6 @@ class CodebookControl(ModelHost):
     def check_freezable(self) -> None:
         """Raise a ValueError for a codebook that has not started, and for BatchNorm, whose statistics would move."""
         if not self.codebook_initialized:
-            raise ValueError("freeze_codes needs a trained autoencoder: its codebook has not started yet")
+            raise ValueError("freeze_codes=True needs a trained autoencoder: its codebook has not started yet")
         if any(isinstance(module, _BatchNorm) for module in self.modules()):
             raise ValueError("freeze_codes does not go with BatchNorm, whose statistics move in training")

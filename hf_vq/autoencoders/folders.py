@@ -296,9 +296,10 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
         self._weights_name = _add_variant(name, variant)
         self.warn_unless_started()
-        super().save_pretrained(save_directory, **options)
+        self.save_and_push(super().save_pretrained, save_directory, **options)
 
-    def save_config(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        self.check_push_of_config(push_to_hub)
         super().save_config(save_directory, **kwargs)
         write_shim(save_directory, type(self), f"{type(self).__name__}Config")
         if self._processor is not None:

@@ -17,7 +17,7 @@ from hf_vq.modalities import Modality
 from hf_vq.pipelines import PIPELINES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import modality_of
-from hf_vq.saved import CONFIG, INDEX, folder_kind, read_json
+from hf_vq.saved import CONFIG, INDEX, folder_kind, read_index, read_json
 from hf_vq.training.disk import module_footprint, run_bytes
 from hf_vq.training.tasks import Task
 
@@ -156,7 +156,7 @@ def local_folder(name: str) -> Path:
 
 def pipeline_folders(folder: str | Path) -> dict[str, Path]:
     """Folders of the models of a pipeline by component name, from its model_index.json."""
-    index = read_json(Path(folder) / INDEX)
+    index = read_index(folder)
     names = [name for name, value in index.items() if (name == "autoencoder" or name.endswith("prior")) and value[0]]
     return {name: Path(folder) / name for name in names}
 
@@ -167,7 +167,7 @@ def load_pipeline(folder: str | Path) -> CodesPipeline:
     Raises:
         ValueError: it is no pipeline of ours.
     """
-    name = read_json(Path(folder) / INDEX).get("_class_name")
+    name = read_index(folder).get("_class_name")
     name = name[1] if isinstance(name, list) else name
     if name not in PIPELINES:
         raise ValueError(f"{folder} holds {name!r}, which is none of {', '.join(PIPELINES)}")

@@ -1,11 +1,12 @@
 """Options of the verbs: dataclasses, filled from a YAML recipe and from flags, flags first."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -13,20 +14,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_vq.arguments import check_fields
+from hf_vq.cli.reading import place_of, read_recipe, read_yaml
 from hf_vq.renaming import with_new_names
 
 NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """PyYAML reads YAML 1.1, in which 1e-3 is a string; here it is the number that everybody means."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -40,26 +31,6 @@ def check_names(given: Iterable[str], known: Collection[str], where: str) -> Non
     for name in given:
         if name not in known:
             raise ValueError(f"unknown {where} {name!r}{nearest(str(name), known)}")
-
-
-def read_yaml(text: str, what: str) -> Any:
-    """Parse YAML; a ValueError says what could not be parsed."""
-    try:
-        return yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{what} is not valid YAML: {error}") from error
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe: a YAML file that holds one mapping."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {error}") from error
-    recipe = read_yaml(text, f"the recipe {path}")
-    if not isinstance(recipe, dict):
-        raise ValueError(f"the recipe {path} must be a mapping of option names to values")
-    return recipe
 
 
 def as_mapping(name: str, value: Any) -> dict[str, Any]:
@@ -142,7 +113,7 @@ def parse_options(
         values = {aliases.get(name, name): value for name, value in values.items()}
         values = {_current(name, renamed): value for name, value in values.items()}
         check_names(values, fields, f"key in the recipe {recipe}:")
-        values = {name: _convert(parser, name, value, mappings) for name, value in values.items()}
+        values = {name: _convert(parser, name, value, mappings, recipe) for name, value in values.items()}
     values.update(given)
     for name in mappings & set(values):
         if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
@@ -157,10 +128,27 @@ def parse_options(
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
+    with _telling_place(() if recipe is None else values.keys() - given.keys(), recipe):
+        return (*_filled(parser, values), values)
+
+
+def _filled(parser, values):
     parsed = parser.parse_dict(values)
     for options in parsed:
         check_fields(options)
-    return (*parsed, values)
+    return parsed
+
+
+@contextlib.contextmanager
+def _telling_place(names: Collection[str], recipe: Any) -> Iterator[None]:
+    """Within the `with` block: an error about an option of these names says where the recipe has it."""
+    try:
+        yield
+    except ValueError as error:
+        name = re.split(r"[ =\[]", str(error))[0]
+        if name not in names:
+            raise
+        raise ValueError(f"{error} ({place_of(name, recipe)})") from error
 
 
 def write_recipe(path: str | Path, given: dict[str, Any]) -> None:
@@ -205,7 +193,7 @@ def _split_mapping_entries(argv, mappings, flags):
     return rest, entries
 
 
-def _convert(parser, name, value, mappings):
+def _convert(parser, name, value, mappings, recipe):
     """Give a value of a recipe the type of its option, as a flag with the same text would have."""
     if value is None or name in mappings:
         return value
@@ -219,5 +207,5 @@ def _convert(parser, name, value, mappings):
             parser._check_value(action, item)
     except (ValueError, argparse.ArgumentError) as error:
         reason = error.message if isinstance(error, argparse.ArgumentError) else error
-        raise ValueError(f"recipe key {name!r}: {reason}") from error
+        raise ValueError(f"recipe key {name!r} ({place_of(name, recipe)}): {reason}") from error
     return items if action.nargs == "+" else items[0]

@@ -14,7 +14,8 @@ import torch
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, folder_modality, start_output_folder
 from hf_vq.cli.data_options import data_options
-from hf_vq.cli.options import parse_options, read_recipe
+from hf_vq.cli.options import parse_options
+from hf_vq.cli.reading import read_recipe
 from hf_vq.figures import figure_text
 
 OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")

@@ -21,7 +21,7 @@ from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.pipelines.base import split_keywords
-from hf_vq.saved import CONFIG, INDEX, read_json
+from hf_vq.saved import CONFIG, read_index, read_json
 
 
 @dataclass
@@ -66,7 +66,7 @@ def run(options: SampleOptions) -> None:
     check_output_file(options.output, suffix=modality.suffix, overwrite=options.overwrite)
     parts = [read_json(part / CONFIG) for part in pipeline_folders(folder).values()]
     num_classes = max((config | config.get(PRIOR_SECTION, {})).get("num_classes") or 0 for config in parts)
-    names = read_json(folder / INDEX).get("class_names") or {}
+    names = read_index(folder).get("class_names") or {}
     class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from hf_vq.auto import AutoVQModel
 from hf_vq.converters.base import Format, Source, fill, pick_format
 from hf_vq.converters.sources import read_config, read_source
-from hf_vq.hub import CONVERSION, describe, is_model_file, read_folder, write_card
+from hf_vq.hub import CONVERSION, LICENSES_PAGE, check_license, describe, is_model_file, read_folder, write_card
 from hf_vq.saved import INDEX, folder_kind
 
 PIPELINE_FILES = (INDEX, "pipeline.py")
@@ -150,11 +150,13 @@ def convert(
             raise ValueError(
                 f"out={str(out)!r} holds {foreign[0]!r}, which is no file of a model: it is not overwritten"
             )
-    license = license or _license_beside(source)
+    license = _license_beside(source) if license is None else license
+    if license is not None:
+        check_license(license)
     if license is None and require_license:
         raise ValueError(
             f"license is missing: {source} does not say under which licence its weights may be used. Give the id that "
-            "its authors chose (https://huggingface.co/docs/hub/repositories-licenses)"
+            f"its authors chose ({LICENSES_PAGE})"
         )
     model, chosen, read = load_checkpoint(source, format, config, first_stage)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)

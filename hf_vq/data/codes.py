@@ -8,22 +8,25 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hf_vq.arguments import checked
 from hf_vq.data.folders import check_shards
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.seals import Shard
 from hf_vq.data.shards import column_names, read_column
 from hf_vq.data.shards import read_metadata as read_metadata
 from hf_vq.data.tokenizer import Tokenizer
+from hf_vq.ranges import Count
 from hf_vq.renaming import with_new_names
 
 
+@checked
 def load_codes(
     folder: str | Path,
     split: str = "train",
     tokenizer: Tokenizer | None = None,
-    grid: int | None = None,
+    grid: Count | None = None,
     context: bool = False,
-    level: int | None = None,
+    level: Count | None = None,
     memory_map: bool | None = None,
 ) -> "CodesDataset":
     """Load one split of the codes that `tokenize_dataset` wrote.

@@ -25,6 +25,7 @@ from hf_vq.data.sources import (
     parquet_files,
     parquet_source,
 )
+from hf_vq.ranges import Chance, Count, Number, Side, Width
 from hf_vq.renaming import warn_user
 
 CACHE_BYTES = 512 * 2**20
@@ -35,15 +36,15 @@ def load_images(
     source: str | Path | list | tuple,
     *,
     split: str = "train",
-    image_size: int | None = None,
-    channels: int | None = None,
+    image_size: Side | None = None,
+    channels: Width | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     config_name: str | None = None,
-    validation_fraction: float = 0.1,
+    validation_fraction: Chance = 0.1,
     skip_bad: bool = False,
-    cache_bytes: int = CACHE_BYTES,
-    value_range: tuple[float, float] | list[float] | None = None,
+    cache_bytes: Count = CACHE_BYTES,
+    value_range: tuple[Number, Number] | list[Number] | None = None,
     background: str = "white",
 ) -> "ImageDataset":
     """Load one split of an image data set.
@@ -85,8 +86,6 @@ def load_images(
         raise ValueError(f"image_size={image_size} must be positive")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction={validation_fraction} must be in [0, 1)")
     columns = (image_column, label_column)
     asked, split, sliced = split, split_name(split), is_slice(split)
     if sliced:
@@ -139,10 +138,10 @@ class ImageDataset(Dataset):
         self,
         source: ImageSource,
         *,
-        image_size: int | None = None,
-        channels: int | None = None,
+        image_size: Side | None = None,
+        channels: Width | None = None,
         skip_bad: bool = False,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: Count = CACHE_BYTES,
         rules: PixelRules | None = None,
     ):
         if len(source.names) == 0:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, default_collate
 
+from hf_vq.arguments import checked
+from hf_vq.ranges import Side
+
 STOCK_NAME = "pixel_values"  # what image data sets of transformers call a sample
 
 
@@ -31,7 +34,8 @@ class SampleCollator:
         sides: what the padded sides are at least, so that all batches are alike.
     """
 
-    def __init__(self, multiples: Sequence[int] | None = None, sides: Sequence[int] | None = None):
+    @checked
+    def __init__(self, multiples: Sequence[Side] | None = None, sides: Sequence[Side] | None = None):
         self.multiples, self.sides = multiples, sides
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -53,6 +57,8 @@ class SampleCollator:
                         "variable_length = True"
                     )
             return {"sample": default_collate(samples), **batch}
+        if len(self.multiples) != len(spaces[0]):
+            raise ValueError(f"multiples must be {len(spaces[0])}, one for each axis, got {self.multiples!r}")
         longest = (max(sides) for sides in zip(*spaces, *([self.sides] if self.sides else []), strict=True))
         sides = [-(-side // multiple) * multiple for side, multiple in zip(longest, self.multiples, strict=True)]
         mask = torch.zeros(len(items), *sides, dtype=torch.bool)

@@ -18,6 +18,7 @@ from hf_vq.data.seals import SCHEMA_KEY, read_footer, sealed
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
+from hf_vq.ranges import Samples, Size, Workers
 
 STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
 
@@ -40,9 +41,9 @@ def tokenize_dataset(
     dataset: Any,
     output_dir: str | Path,
     *,
-    batch_size: int = 64,
-    shard_size: int = 16384,
-    num_workers: int = 0,
+    batch_size: Samples = 64,
+    shard_size: Size = 16384,
+    num_workers: Workers = 0,
     path: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,

@@ -3,6 +3,7 @@
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import HubConfigMixin, HubPipelineMixin, auto_map, write_shim
 from hf_vq.hub.folders import CONVERSION, PROCESSOR, is_model_file, read_folder
+from hf_vq.hub.licenses import LICENSES, LICENSES_PAGE, check_license
 from hf_vq.hub.push import PushMixin, push_folder
 from hf_vq.saved import PRIOR_SECTION
 
@@ -10,10 +11,13 @@ __all__ = [
     "CONVERSION",
     "HubConfigMixin",
     "HubPipelineMixin",
+    "LICENSES",
+    "LICENSES_PAGE",
     "PRIOR_SECTION",
     "PROCESSOR",
     "PushMixin",
     "auto_map",
+    "check_license",
     "describe",
     "is_model_file",
     "push_folder",

@@ -15,7 +15,7 @@ from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
-from hf_vq.saved import CONFIG, INDEX, check_class, check_folder, read_json
+from hf_vq.saved import CONFIG, INDEX, check_class, check_folder, check_index, read_json
 from hf_vq.weights import check_save_options
 
 if TYPE_CHECKING:
@@ -92,7 +92,11 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As diffusers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
         check_save_options(save_directory, kwargs, DiffusionPipeline.save_pretrained)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        self.save_and_push(super().save_pretrained, save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        self.check_push_of_config(push_to_hub)
+        super().save_config(save_directory, **kwargs)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
@@ -107,6 +111,7 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         index = super()._dict_from_json_file(json_file)
+        check_index(Path(json_file).parent, index)
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][1]
         return {

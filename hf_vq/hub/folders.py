@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import modality_of
-from hf_vq.saved import CONFIG, INDEX, PRIOR_SECTION, config_kind, folder_kind, read_json
+from hf_vq.saved import CONFIG, INDEX, PRIOR_SECTION, check_links, config_kind, folder_kind, read_index, read_json
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
@@ -70,9 +70,10 @@ def read_folder(path: str | Path) -> ModelFolder:
         ModelFolder.
 
     Raises:
-        ValueError: nothing of ours in it, or weights that are missing or cut.
+        ValueError: nothing of ours in it, weights that are missing or cut, or names and links that leave the folder.
     """
     path = Path(path)
+    check_links(path)
     kind = folder_kind(path)
     if kind not in ("pipeline", "autoencoder", "prior"):
         raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} is there")
@@ -89,16 +90,16 @@ def is_model_file(name: str) -> bool:
 
 
 def _read_pipeline(path: Path) -> ModelFolder:
-    index = read_json(path / INDEX)
+    index = read_index(path)
     name = index.get("_class_name")
-    if not isinstance(name, list) or name[0] != PIPELINE or not (path / f"{PIPELINE}.py").is_file():
+    if not isinstance(name, list) or name[:1] != [PIPELINE] or not (path / f"{PIPELINE}.py").is_file():
         raise ValueError(f"{path} holds {name!r}, no pipeline that hf_vq saved: call its own push_to_hub")
     folder = ModelFolder(path, "pipeline", name[1], index)
     folder.files = _find(path, (INDEX, f"{PIPELINE}.py"))
     for component, value in index.items():
-        if component.startswith("_") or not isinstance(value, list) or not value[0]:
+        if component.startswith("_") or not isinstance(value, list) or not value or not value[0]:
             continue
-        if value[0] == SHIM:
+        if value[:1] == [SHIM]:
             folder.components[component] = _read_model(path / component)
             files = folder.components[component].files
         else:

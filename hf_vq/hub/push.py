@@ -1,9 +1,9 @@
 """A saved folder to the Hub: weights, card and shims in one commit."""
 
 import contextlib
+import inspect
 import re
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
-from hf_vq.saved import read_json
+from hf_vq.hub.licenses import LICENSES_PAGE, check_license
+from hf_vq.saved import check_links, read_json
+from hf_vq.weights import PUSH_OPTIONS
 
 README = "README.md"
 
@@ -32,7 +34,6 @@ def push_folder(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
-    require_license: bool = True,
 ) -> CommitInfo:
     """Publish a folder that `save_pretrained` wrote, in one commit: cut in the middle, it changes nothing.
 
@@ -43,20 +44,20 @@ def push_folder(
     Args:
         folder: of an autoencoder, a prior or a pipeline.
         repo_id: "user/repo"; created where it does not exist.
-        license: its id on the Hub, such as "apache-2.0"; by default that of the card, or of the checkpoint that was
-            converted.
+        license: its id on the Hub, one of `hf_vq.hub.LICENSES` such as "apache-2.0"; by default that of the card, or
+            of the checkpoint that was converted.
         card: folder with a README.md, recipes and pictures, which travel too.
         evaluation: evaluation.json to publish, by default that of the folder.
         dataset: name or Hub id of the data behind the figures.
         private: whether a new repository is private.
         token, create_pr, revision, commit_message: as in huggingface_hub.
-        require_license: False warns where there is no licence.
 
     Returns:
         CommitInfo of huggingface_hub.
 
     Raises:
-        ValueError: no licence, two licences, or a folder that is not whole; before anything is sent.
+        ValueError: no licence, two licences, one that the Hub does not list, a folder that is not whole, or names and
+            links that leave it or that of the card; before anything is sent.
         ConnectionError: the connection broke; run it again.
         OSError: the Hub refused (an error of `huggingface_hub.errors`).
     """
@@ -66,11 +67,12 @@ def push_folder(
     license = _agree(license, local)
     if license is None and CONVERSION in files:
         license = read_json(files[CONVERSION]).get("license")
-    if license is None and require_license:
+    if license is None:
         raise ValueError(
-            "license is missing: say under which licence the weights may be used, by --license apache-2.0 (or another "
-            "id of https://huggingface.co/docs/hub/repositories-licenses) or in the card"
+            "license is missing: say under which licence the weights may be used, by license='apache-2.0', on the "
+            f"command line --license apache-2.0, (or another id of {LICENSES_PAGE}) or in the card"
         )
+    check_license(license)
     validate_repo_id(repo_id)
     api = HfApi(token=token)
     with _telling_what_broke(repo_id):
@@ -80,9 +82,7 @@ def push_folder(
         remote = api.list_repo_files(repo_id, revision=revision)
         if local is None and README in remote:
             local = _load_card(api.hf_hub_download(repo_id, README, revision=revision))
-            license = license or (local and local.data.license)
-        if license is None:
-            warnings.warn(f"{repo_id} is pushed without a licence: nobody may use it. Pass license=.", stacklevel=3)
+            license = _agree(license, local)
         data = describe(found, repo_id, license, files, dataset)
         if local is None:
             local = write_card(found, repo_id, data, files)
@@ -145,6 +145,7 @@ def _card_files(card):
     card = Path(card)
     if not (card / README).is_file():
         raise ValueError(f"card={str(card)!r} must be a folder with a {README}")
+    check_links(card)
     files = [path for path in sorted(card.rglob("*")) if path.is_file()]
     names = {path.relative_to(card).as_posix(): path for path in files}
     return {name: path for name, path in names.items() if not any(part[0] == "." for part in name.split("/"))}
@@ -163,10 +164,7 @@ def _agree(license, card):
     of_card = None if card is None else card.data.license
     if license is not None and of_card is not None and license != of_card:
         raise ValueError(f"license={license!r}, but the card says {of_card!r}")
-    license = of_card if license is None else license
-    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.\-]*", str(license)):
-        raise ValueError(f"license must be an id of the Hub such as 'apache-2.0', got {license!r}")
-    return license
+    return of_card if license is None else license
 
 
 class PushMixin:
@@ -191,7 +189,7 @@ class PushMixin:
 
         Args:
             repo_id: "user/repo"; created where it does not exist.
-            license: its id on the Hub, such as "apache-2.0"; a warning where it is missing.
+            license: its id on the Hub, such as "apache-2.0".
             commit_message, private, token, create_pr, revision: as in huggingface_hub.
             max_shard_size: of one weight file.
             save_options: `variant` and `safe_serialization`, passed to `save_pretrained`.
@@ -212,18 +210,25 @@ class PushMixin:
                 token=token,
                 create_pr=create_pr,
                 revision=revision,
-                require_license=False,
             )
 
-    def _upload_folder(self, working_dir, repo_id, **options):
-        """Where diffusers' `save_pretrained(..., push_to_hub=True)` ends."""
-        return self._push_saved(working_dir, repo_id, **options)
+    def save_and_push(self, save: Callable, save_directory: Any, *args: Any, **options: Any) -> None:
+        """`save_pretrained` of a library, which pushes by `push_folder` where it is told `push_to_hub=True`.
 
-    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **options):
-        """Where transformers' `save_pretrained(..., push_to_hub=True)` ends."""
-        return self._push_saved(working_dir, repo_id, **options)
+        Args:
+            save: the library's, bound.
+            save_directory: a folder.
+            args, options: of it, and of the push `repo_id` (the folder's name by default), `license` and others.
+        """
+        given = inspect.signature(save).bind(save_directory, *args, **options).arguments
+        given |= given.pop("kwargs", {})
+        request = {name: given.pop(name) for name in PUSH_OPTIONS if name in given}
+        pushes = given.pop("push_to_hub", False) and given.get("is_main_process", True)
+        save(**given)
+        if pushes:
+            push_folder(save_directory, request.pop("repo_id", Path(save_directory).name), **request)
 
-    def _push_saved(self, folder, repo_id, subfolder=None, **options):
-        if subfolder is not None:
-            raise ValueError(f"subfolder={subfolder!r}: a model is pushed to the root of its repository")
-        return push_folder(folder, repo_id, require_license=False, **options)
+    def check_push_of_config(self, push_to_hub: bool) -> None:
+        """Raise a ValueError where a config alone would be pushed, which the libraries do without `push_folder`."""
+        if push_to_hub:
+            raise ValueError(f"push_to_hub={push_to_hub!r}: a config is pushed with its weights, by save_pretrained")

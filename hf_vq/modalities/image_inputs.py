@@ -1,5 +1,6 @@
 """Pictures and masks that a pipeline is called with, in any form that diffusers takes, read as data sets are."""
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def read_pictures(
         rules = PixelRules()
     else:
         rules = PixelRules(processor.value_range, processor.background)
-    given = _each(images, lambda one: _of_known_range(one, "image", channels, rules))
+    given = _each("image", images, lambda one: _of_known_range(one, "image", channels, rules))
     sample = stock_images().preprocess(given, height=height, width=width)
     if sample.shape[1] != channels:
         raise ValueError(f"image must have {channels} channels, got {tuple(sample.shape)}")
@@ -68,11 +69,13 @@ def read_masks(masks: Any, height: int, width: int) -> torch.Tensor:
     Raises:
         ValueError: values out of range.
     """
-    given = _each(masks, lambda one: _of_known_range(one, "mask_image", 1, PixelRules(), of_two=True))
+    given = _each("mask_image", masks, lambda one: _of_known_range(one, "mask_image", 1, PixelRules(), of_two=True))
     return stock_masks().preprocess(given, height=height, width=width)
 
 
-def _each(images, read):
+def _each(name, images, read):
+    if isinstance(images, list | tuple) and not images:
+        raise ValueError(f"{name} must be one or more, got {images!r}")
     return [read(one) for one in images] if isinstance(images, list | tuple) else read(images)
 
 
@@ -90,7 +93,7 @@ def _of_known_range(picture, name, channels, rules, of_two=False):
             return _array(picture, rules, of_two)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    raise ValueError(f"{name} must be PIL images, arrays or tensors, got {type(picture).__name__}")
+    raise ValueError(f"{name} must be PIL images, arrays or tensors, got {reprlib.repr(picture)}")
 
 
 def _pil(picture, channels, rules):

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
+from hf_vq.arguments import check_fields
 from hf_vq.data.decoding import decode
 from hf_vq.data.images import ImageDataset
 from hf_vq.data.pixels import PixelRules
 from hf_vq.hub import PROCESSOR
+from hf_vq.ranges import Number, OneOf, Range, Side, Width
 from hf_vq.renaming import warn_user
 
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
@@ -42,26 +44,21 @@ class ImageProcessor:
         ValueError: an argument that does not fit, named with its value.
     """
 
-    size: tuple[int, int] | None = None
-    resize: str = "center_crop"
-    channels: int = 3
-    white: int = 255
-    value_range: tuple[float, float] | None = None
+    size: tuple[Side, Side] | None = None
+    resize: Annotated[str, OneOf(RESIZE_RULES)] = "center_crop"
+    channels: Width = 3
+    white: Annotated[int, Range(1, 255)] = 255
+    value_range: tuple[Number, Number] | None = None
     background: str = "white"
 
     def __post_init__(self):
-        if self.resize not in RESIZE_RULES:
-            raise ValueError(f"resize={self.resize!r} must be one of {RESIZE_RULES}")
+        check_fields(self)
         if self.size is not None:
-            if not isinstance(self.size, tuple | list) or len(self.size) != 2 or not all(map(_is_count, self.size)):
+            if len(self.size) != 2:
                 raise ValueError(f"size={self.size!r} must be (height, width), positive integers, or None")
             if self.resize == "center_crop" and self.size[0] != self.size[1]:
                 raise ValueError(f"size={self.size!r} must be a square where resize='center_crop'")
             object.__setattr__(self, "size", tuple(self.size))
-        if not _is_count(self.channels):
-            raise ValueError(f"channels={self.channels!r} must be a positive integer")
-        if not _is_count(self.white) or self.white > 255:
-            raise ValueError(f"white={self.white!r} must be an integer in [1, 255]")
         object.__setattr__(self, "value_range", self.rules.value_range)  # checked, as a tuple
 
     @property
@@ -279,10 +276,6 @@ class ImageProcessor:
             return self.rules.to_pixels(picture)
         except ValueError as error:
             raise ValueError(f"images: {error}") from error
-
-
-def _is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _times(size):

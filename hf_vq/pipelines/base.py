@@ -54,7 +54,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        check_own(cls, "__call__")
+        check_own(cls, "__init__", "__call__")
 
     @classmethod
     def check_contract(cls) -> None:
@@ -125,6 +125,8 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
             return class_labels
         if isinstance(class_labels, str | int) or not isinstance(class_labels, Iterable):  # one, NumPy's too
             class_labels = [class_labels]
+        if not class_labels:
+            raise ValueError(f"class_labels must name at least one class, got {class_labels!r}")
         numbers = {name: int(label) for label, name in (self.config.class_names or {}).items()}
         for label in class_labels:
             if isinstance(label, str) and label not in numbers:

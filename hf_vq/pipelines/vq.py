@@ -7,6 +7,7 @@ import torch
 
 from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
 
@@ -42,19 +43,19 @@ class VQPipeline(PicturesPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        batch_size: int | None = None,
+        class_labels: Count | str | Sequence[Count | str] | torch.Tensor | None = None,
+        batch_size: Samples | None = None,
         *,
         image: Any = None,
         mask_image: Any = None,
-        num_images_per_prompt: int = 1,
-        height: int | None = None,
-        width: int | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float = 1.0,
-        guidance_steps: int | None = None,
+        num_images_per_prompt: Samples = 1,
+        height: Side | None = None,
+        width: Side | None = None,
+        temperature: Weight = 1.0,
+        top_k: Size | None = None,
+        top_p: TopP | None = None,
+        guidance_scale: Weight = 1.0,
+        guidance_steps: Count | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,

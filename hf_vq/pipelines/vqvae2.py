@@ -7,6 +7,7 @@ import torch
 
 from hf_vq.pipelines.base import ClassNames, check_grid_keywords, check_prior, for_each_grid, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
+from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
 
@@ -68,18 +69,18 @@ class VQVAE2Pipeline(PicturesPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        batch_size: int | None = None,
+        class_labels: Count | str | Sequence[Count | str] | torch.Tensor | None = None,
+        batch_size: Samples | None = None,
         *,
         image: Any = None,
         mask_image: Any = None,
-        num_images_per_prompt: int = 1,
-        height: int | None = None,
-        width: int | None = None,
-        temperature: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int | None] | None = None,
-        top_p: float | Sequence[float | None] | None = None,
-        guidance_scale: float | Sequence[float] = 1.0,
+        num_images_per_prompt: Samples = 1,
+        height: Side | None = None,
+        width: Side | None = None,
+        temperature: Weight | Sequence[Weight] = 1.0,
+        top_k: Size | Sequence[Size | None] | None = None,
+        top_p: TopP | Sequence[TopP | None] | None = None,
+        guidance_scale: Weight | Sequence[Weight] = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: Sequence[torch.Tensor] | None = None,
         known_mask: Sequence[torch.Tensor] | None = None,

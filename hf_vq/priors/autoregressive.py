@@ -13,6 +13,7 @@ from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.causality import check_causality
 from hf_vq.priors.inputs import map_tensors
 from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, guide
+from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 
 
 class SamplingState(Protocol):
@@ -183,14 +184,14 @@ class AutoregressivePrior(Prior):
     @torch.no_grad()
     def sample(
         self,
-        batch_size: int | None = None,
-        code_shape: Sequence[int] | None = None,
+        batch_size: Samples | None = None,
+        code_shape: Sequence[Side] | None = None,
         *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float = 1.0,
-        guidance_steps: int | None = None,
+        temperature: Weight = 1.0,
+        top_k: Size | None = None,
+        top_p: TopP | None = None,
+        guidance_scale: Weight = 1.0,
+        guidance_steps: Count | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,

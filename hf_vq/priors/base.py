@@ -16,6 +16,7 @@ from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.embedding import sum_in_float32
 from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
+from hf_vq.ranges import Samples, Side
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.weights import CheckedWeights, check_loaded, check_save_options, missing_names, naming_unknown_types
 
@@ -123,7 +124,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
         """As transformers; what it cannot do, such as `safe_serialization=False`, is an error before it writes."""
         base: Any = super()
         check_save_options(save_directory, kwargs, PreTrainedModel.save_pretrained)
-        base.save_pretrained(save_directory, *args, **kwargs)
+        self.save_and_push(base.save_pretrained, save_directory, *args, **kwargs)
 
     def check_loaded(self, missing: Iterable[str], path: str | Path) -> None:
         """Completes a prior that a converter filled; arguments and errors as of `hf_vq.weights.check_loaded`."""
@@ -181,8 +182,8 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
 
     def sample(
         self,
-        batch_size: int | None = None,
-        code_shape: Sequence[int] | None = None,
+        batch_size: Samples | None = None,
+        code_shape: Sequence[Side] | None = None,
         *,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,

@@ -3,11 +3,12 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from hf_vq.hub import HubConfigMixin
+from hf_vq.ranges import Chance, Codebook, Labels, NotEmpty, Side
 
 
 class PriorConfig(HubConfigMixin, PreTrainedConfig):
@@ -35,10 +36,10 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     largest_codebook: ClassVar[int] = 2**24
     former_options: ClassVar[dict[str, Any]] = {}
 
-    codebook_size: int = 512
-    num_classes: int = 0
-    code_shape: tuple[int, ...] | list[int] | None = None
-    class_dropout_prob: float = 0.0
+    codebook_size: Codebook = 512
+    num_classes: Labels = 0
+    code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = None
+    class_dropout_prob: Chance = 0.0
     codes_sha256: str | None = None
     rounded_codes_sha256: str | None = None
 
@@ -48,23 +49,15 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
         super().__init_subclass__(**options)
 
     def __post_init__(self, **kwargs):
-        if self.codebook_size < 1:
-            raise ValueError(f"codebook_size must be at least 1, got {self.codebook_size}")
         if self.codebook_size > self.largest_codebook:
             raise ValueError(
                 f"codebook_size={self.codebook_size} is too large for a prior, whose embeddings and logits have an "
                 f"entry for each code (at most {self.largest_codebook}): tokenize with groups or levels of fewer codes"
             )
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {self.num_classes}")
-        if not 0 <= self.class_dropout_prob < 1:
-            raise ValueError(f"class_dropout_prob must be in [0, 1), got {self.class_dropout_prob}")
         if self.class_dropout_prob > 0 and self.num_classes == 0:
             raise ValueError(f"class_dropout_prob is {self.class_dropout_prob}, but num_classes is 0: nothing to drop")
         if self.code_shape is not None:
             self.code_shape = tuple(self.code_shape)  # JSON has lists
-            if any(size < 1 for size in self.code_shape):
-                raise ValueError(f"code_shape must have sizes of at least 1, got {self.code_shape}")
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict:

@@ -24,7 +24,7 @@ class DelayedTransformerPriorConfig(DecoderConfig):
         if self.num_levels < 2:
             raise ValueError(f"num_levels must be at least 2 for a delay between levels, got {self.num_levels}")
         if self.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings must be False: the logits are of codes only")
+            raise ValueError("tie_word_embeddings must be False, since the logits are of codes only, got True")
         super().__post_init__(**kwargs)
 
     @property

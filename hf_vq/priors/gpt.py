@@ -1,6 +1,7 @@
 """GPT over two-dimensional grids of codes, as VQGAN trains it."""
 
 from math import prod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.config import PriorConfig
+from hf_vq.ranges import Chance, Count, Depth, Range, Samples, Width
 from hf_vq.registry import register
 
 
@@ -37,28 +39,22 @@ class GPTPriorConfig(PriorConfig):
 
     model_type = "hf_vq_gpt"
 
-    block_size: int = 256
-    hidden_size: int = 512
-    num_layers: int = 12
-    num_heads: int = 8
+    block_size: Samples = 256
+    hidden_size: Width = 512
+    num_layers: Depth = 12
+    num_heads: Depth = 8
     shared_start: bool = False
-    start_token: int = 0
-    permutation: list[int] | tuple[int, ...] | None = None
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    embedding_dropout: float = 0.0
+    start_token: Annotated[int, Range(0, 2**24)] = 0
+    permutation: list[Count] | tuple[Count, ...] | None = None
+    dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    embedding_dropout: Chance = 0.0
 
     def __post_init__(self, **kwargs):
         check_transformer(self.num_layers, self.hidden_size, self.num_heads, self.dropout, self.attention_dropout)
-        if not 0 <= self.embedding_dropout < 1:
-            raise ValueError(f"embedding_dropout must be in [0, 1), got {self.embedding_dropout}")
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
-        if self.start_token < 0:
-            raise ValueError(f"start_token must be at least 0, got {self.start_token}")
         if self.permutation is not None:
             self.permutation = list(self.permutation)
-            if sorted(self.permutation) != list(range(len(self.permutation))):
+            if not self.permutation or sorted(self.permutation) != list(range(len(self.permutation))):
                 raise ValueError(f"permutation must have every place of the grid once, got {self.permutation}")
         super().__post_init__(**kwargs)
         if self.code_shape is not None:

@@ -1,6 +1,6 @@
 """LlamaGenPrior: LlamaGen's class-conditional transformer over two-dimensional grids of codes."""
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.compiled_sampling import CompiledSampling
 from hf_vq.priors.config import PriorConfig
+from hf_vq.ranges import Chance, Depth, Positive, Range, Weight, Width
 from hf_vq.registry import register
 
 
@@ -40,42 +41,32 @@ class LlamaGenPriorConfig(PriorConfig):
     attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
     hidden_act, attention_bias, mlp_bias = "silu", False, False  # of transformers' layers
 
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    num_key_value_heads: int | None = None
-    intermediate_size: int | None = None
-    token_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    initializer_range: float = 0.02
+    hidden_size: Width = 768
+    num_layers: Depth = 12
+    num_heads: Depth = 12
+    num_key_value_heads: Depth | None = None
+    intermediate_size: Annotated[int, Range(1, 2**18)] | None = None
+    token_dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    rms_norm_eps: Positive = 1e-5
+    rope_theta: Positive = 10000.0
+    initializer_range: Weight = 0.02
 
     def __post_init__(self, **kwargs):
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
-        for name in ("hidden_size", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"hidden_size must be a multiple of 4 * num_heads = {4 * self.num_heads}, got {self.hidden_size}"
             )
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_heads
-        if self.num_key_value_heads < 1:
-            raise ValueError(f"num_key_value_heads must be at least 1, got {self.num_key_value_heads}")
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
             )
         if self.intermediate_size is None:
             self.intermediate_size = -(-int(8 * self.hidden_size / 3) // 256) * 256
-        if self.intermediate_size < 1:
-            raise ValueError(f"intermediate_size must be at least 1, got {self.intermediate_size}")
-        for name in ("token_dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         super().__post_init__(**kwargs)
         if self.code_shape is not None and len(self.code_shape) != 2:
             raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")

@@ -1,7 +1,7 @@
 """WaveNet over waveforms, whose output is a mixture of logistics."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -15,6 +15,7 @@ from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import check_sampling_options
 from hf_vq.priors.tokens import IMPOSSIBLE
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.ranges import MOST_CODES, Range, Samples, Side, Weight, Width
 from hf_vq.registry import register
 
 
@@ -33,16 +34,12 @@ class MixtureWaveNetConfig(ConditionedWaveNetConfig):
 
     model_type = "hf_vq_mixture_wavenet"
 
-    codebook_size: int = 65536
-    num_mixtures: int = 10
-    min_log_scale: float = -7.0
+    codebook_size: Annotated[int, Range(2, MOST_CODES)] = 65536
+    num_mixtures: Width = 10
+    min_log_scale: Annotated[float, Range(-80, 0)] = -7.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
-        if self.num_mixtures < 1:
-            raise ValueError(f"num_mixtures must be at least 1, got {self.num_mixtures}")
         if self.class_dropout_prob:
             raise ValueError(f"class_dropout_prob must be 0 without guidance, got {self.class_dropout_prob}")
 
@@ -202,10 +199,10 @@ class MixtureWaveNet(ConditionedWaveNet):
     @torch.no_grad()
     def sample(
         self,
-        batch_size: int | None = None,
-        code_shape: Sequence[int] | None = None,
+        batch_size: Samples | None = None,
+        code_shape: Sequence[Side] | None = None,
         *,
-        temperature: float = 1.0,
+        temperature: Weight = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_values: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,

@@ -1,7 +1,7 @@
 """PixelCNN: an autoregressive prior over two-dimensional grids of codes, gated or with plain residual blocks."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.pixelcnn_layers import GatedStack, ResidualStack
 from hf_vq.priors.pixelcnn_sampling import PixelCNNSamplingState
+from hf_vq.ranges import Chance, Depth, KernelSize, Range, Width
 from hf_vq.registry import register
 
 
@@ -38,13 +39,13 @@ class PixelCNNConfig(PriorConfig):
     model_type = "hf_vq_pixelcnn"
 
     gated: bool = True
-    hidden_channels: int = 64
-    num_layers: int = 15
-    kernel_size: int = 3
-    first_kernel_size: int = 7
+    hidden_channels: Annotated[int, Range(2, 2**16)] = 64
+    num_layers: Depth = 15
+    kernel_size: KernelSize = 3
+    first_kernel_size: Annotated[int, Range(3, 2**8)] = 7
     one_hot: bool = False
-    head_channels: int | list[int] | tuple[int, ...] | None = None
-    dropout: float = 0.0
+    head_channels: Width | list[Width] | tuple[Width, ...] | None = None
+    dropout: Chance = 0.0
 
     def __post_init__(self, **kwargs):
         if self.head_channels is None:
@@ -52,18 +53,9 @@ class PixelCNNConfig(PriorConfig):
         elif isinstance(self.head_channels, int):
             self.head_channels = [self.head_channels]
         self.head_channels = list(self.head_channels)
-        if self.hidden_channels < 2:
-            raise ValueError(f"hidden_channels must be at least 2, got {self.hidden_channels}")
-        if self.num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {self.num_layers}")
-        for name, smallest in (("kernel_size", 1), ("first_kernel_size", 3)):
-            size = getattr(self, name)
-            if size < smallest or size % 2 == 0:
-                raise ValueError(f"{name} must be odd and at least {smallest}, got {size}")
-        if any(width < 1 for width in self.head_channels):
-            raise ValueError(f"head_channels must be at least 1 each, got {self.head_channels}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("kernel_size", "first_kernel_size"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
         super().__post_init__(**kwargs)
         if self.code_shape is not None and len(self.code_shape) != 2:
             raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")

@@ -1,7 +1,7 @@
 """PixelSNAIL: causal convolutions and attention over two-dimensional grids of codes, the prior of VQ-VAE-2."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from hf_vq.priors.pixelsnail_layers import (
     pointwise_conv,
 )
 from hf_vq.priors.pixelsnail_sampling import PixelSNAILSamplingState
+from hf_vq.ranges import Chance, Codebook, Depth, FreeDepth, KernelSize, Range, Width
 from hf_vq.registry import register
 
 
@@ -60,45 +61,33 @@ class PixelSNAILConfig(PriorConfig):
     model_type = "hf_vq_pixelsnail"
     former_options: ClassVar[dict[str, Any]] = {"sees_row_ends": False}
 
-    hidden_channels: int = 128
-    kernel_size: int = 5
-    num_blocks: int = 4
-    num_residual_layers: int = 4
-    residual_channels: int = 128
+    hidden_channels: Width = 128
+    kernel_size: Annotated[int, Range(3, 2**8)] = 5
+    num_blocks: Depth = 4
+    num_residual_layers: Depth = 4
+    residual_channels: Width = 128
     attention: bool = True
     sees_row_ends: bool = True
-    num_attention_heads: int = 8
-    num_output_layers: int = 0
-    context_codebook_sizes: list[int] | tuple[int, ...] = ()
-    num_context_layers: int = 3
-    context_kernel_size: int = 3
-    condition_channels: int | None = None
-    dropout: float = 0.1
+    num_attention_heads: Depth = 8
+    num_output_layers: FreeDepth = 0
+    context_codebook_sizes: list[Codebook] | tuple[Codebook, ...] = ()
+    num_context_layers: FreeDepth = 3
+    context_kernel_size: KernelSize = 3
+    condition_channels: Width | None = None
+    dropout: Chance = 0.1
 
     def __post_init__(self, **kwargs):
         self.context_codebook_sizes = list(self.context_codebook_sizes)
         if self.condition_channels is None:
             self.condition_channels = self.residual_channels
-        smallest = {
-            "hidden_channels": 1, "num_blocks": 1, "num_residual_layers": 1, "residual_channels": 1,
-            "num_attention_heads": 1, "num_output_layers": 0, "num_context_layers": 0, "condition_channels": 1,
-        }  # fmt: skip
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, least in (("kernel_size", 3), ("context_kernel_size", 1)):
-            size = getattr(self, name)
-            if size < least or size % 2 == 0:
-                raise ValueError(f"{name} must be odd and at least {least}, got {size}")
+        for name in ("kernel_size", "context_kernel_size"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name} must be odd, got {getattr(self, name)}")
         width = self.hidden_channels // 2
         if self.attention and (width == 0 or width % self.num_attention_heads):
             raise ValueError(
                 f"num_attention_heads must divide hidden_channels // 2, got {self.num_attention_heads} for {width}"
             )
-        if any(size < 1 for size in self.context_codebook_sizes):
-            raise ValueError(f"context_codebook_sizes must be at least 1 each, got {self.context_codebook_sizes}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         super().__post_init__(**kwargs)
         if self.code_shape is not None and len(self.code_shape) != 2:
             raise ValueError(f"code_shape must be (height, width), got {self.code_shape}")

@@ -1,7 +1,7 @@
 """What transformer priors share: the config of a Llama decoder, its vocabulary, and the prompt that codes follow."""
 
 from math import prod
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from transformers.models.llama import LlamaConfig
@@ -10,6 +10,7 @@ from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.sampling import positions_first
+from hf_vq.ranges import Chance, Depth, FreeWidth, Labels, Positive, Range, Samples, Weight, Width
 
 
 class DecoderConfig(PriorConfig):
@@ -47,26 +48,23 @@ class DecoderConfig(PriorConfig):
     hidden_act, attention_bias, mlp_bias, pad_token_id, use_cache = "silu", False, False, None, True
     bos_token_id, eos_token_id = None, None  # Llama's 1 and 2 would be codes
 
-    grid_dims: int | None = None
-    num_levels: int = 1
-    num_text_tokens: int = 0
-    prompt_length: int = 0
-    prompt_dropout_prob: float = 0.0
-    hidden_size: int = 512
-    num_layers: int = 8
-    num_heads: int = 8
-    num_key_value_heads: int | None = None
-    intermediate_size: int | None = None
-    attention_dropout: float = 0.0
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
+    grid_dims: Annotated[int, Range(1, 4)] | None = None
+    num_levels: Depth = 1
+    num_text_tokens: Labels = 0
+    prompt_length: FreeWidth = 0
+    prompt_dropout_prob: Chance = 0.0
+    hidden_size: Width = 512
+    num_layers: Depth = 8
+    num_heads: Depth = 8
+    num_key_value_heads: Depth | None = None
+    intermediate_size: Annotated[int, Range(1, 2**18)] | None = None
+    attention_dropout: Chance = 0.0
+    rms_norm_eps: Positive = 1e-6
+    initializer_range: Weight = 0.02
     rope_parameters: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        for name in ("hidden_size", "num_layers", "num_heads", "num_levels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_heads
         if self.intermediate_size is None:
@@ -75,21 +73,9 @@ class DecoderConfig(PriorConfig):
             raise ValueError(
                 f"hidden_size must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.hidden_size}"
             )
-        if self.num_key_value_heads < 1:
-            raise ValueError(f"num_key_value_heads must be at least 1, got {self.num_key_value_heads}")
         if self.num_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_heads={self.num_heads}, got {self.num_key_value_heads}"
-            )
-        if self.intermediate_size < 1:
-            raise ValueError(f"intermediate_size must be at least 1, got {self.intermediate_size}")
-        for name in ("prompt_dropout_prob", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if self.num_text_tokens < 0 or self.prompt_length < 0:
-            raise ValueError(
-                f"num_text_tokens and prompt_length must be at least 0, got {self.num_text_tokens} and "
-                f"{self.prompt_length}"
             )
         if (self.num_text_tokens > 0) != (self.prompt_length > 0):
             raise ValueError(
@@ -102,13 +88,13 @@ class DecoderConfig(PriorConfig):
         super().__post_init__(**kwargs)
         if self.grid_dims is None:
             self.grid_dims = 2 + (self.num_levels > 1) if self.code_shape is None else len(self.code_shape)
-        if self.grid_dims < 1 + (self.num_levels > 1):
-            raise ValueError(f"grid_dims must count the axis of levels and one more, got {self.grid_dims}")
         if self.code_shape is not None:
             if len(self.code_shape) != self.grid_dims:
                 raise ValueError(f"code_shape must have grid_dims={self.grid_dims} sizes, got {self.code_shape}")
             if self.num_levels > 1 and self.code_shape[0] != self.num_levels:
                 raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
+        if self.grid_dims < 1 + (self.num_levels > 1):
+            raise ValueError(f"grid_dims must count the axis of levels and one more, got {self.grid_dims}")
 
     @property
     def head_dim(self) -> int:
@@ -174,7 +160,7 @@ class PromptMixin(AutoregressivePrior):
 
     def make_prompt(
         self,
-        batch_size: int | None = None,
+        batch_size: Samples | None = None,
         *,
         class_labels: torch.Tensor | None = None,
         prompt_ids: torch.Tensor | None = None,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,14 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from hf_vq.modes import fetched
-from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
+from hf_vq.networks.transformer import ACTIVATIONS, KeyValueCache, Transformer, check_transformer, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, PromptCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import positions_first
+from hf_vq.ranges import Chance, Depth, FreeWidth, Labels, OneOf, Samples, Width
 from hf_vq.registry import register
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
@@ -75,28 +76,28 @@ class RQTransformerConfig(PriorConfig):
 
     model_type = "hf_vq_rq_transformer"
 
-    num_levels: int = 4
-    block_size: int = 64
-    prompt_vocab_size: int = 0
-    prompt_length: int = 0
-    prompt_loss_weight: float = 0.1
-    hidden_size: int = 512
-    num_spatial_layers: int = 12
-    num_spatial_heads: int = 8
-    num_depth_layers: int = 4
-    num_depth_heads: int = 8
-    spatial_inputs: str = "vectors"
-    depth_inputs: str = "cumulative_vectors"
-    code_vector_dim: int = 256
+    num_levels: Depth = 4
+    block_size: Samples = 64
+    prompt_vocab_size: Labels = 0
+    prompt_length: FreeWidth = 0
+    prompt_loss_weight: Chance = 0.1
+    hidden_size: Width = 512
+    num_spatial_layers: Depth = 12
+    num_spatial_heads: Depth = 8
+    num_depth_layers: Depth = 4
+    num_depth_heads: Depth = 8
+    spatial_inputs: Annotated[str, OneOf(SPATIAL_INPUTS)] = "vectors"
+    depth_inputs: Annotated[str, OneOf(DEPTH_INPUTS)] = "cumulative_vectors"
+    code_vector_dim: Width = 256
     shared_code_vectors: bool = True
     shared_embeddings: bool = True
     shared_head: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    embedding_dropout: float = 0.0
+    dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    embedding_dropout: Chance = 0.0
     attention_bias: bool = True
     mlp_bias: bool = True
-    activation: str = "gelu"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu"
 
     def __post_init__(self, **kwargs):
         for kind in ("spatial_", "depth_"):
@@ -104,18 +105,6 @@ class RQTransformerConfig(PriorConfig):
             check_transformer(
                 layers, self.hidden_size, heads, self.dropout, self.attention_dropout, self.activation, kind
             )
-        for name, choices in (("spatial_inputs", SPATIAL_INPUTS), ("depth_inputs", DEPTH_INPUTS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("num_levels", "block_size", "code_vector_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("embedding_dropout", "prompt_loss_weight"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("prompt_vocab_size", "prompt_length"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if (self.prompt_vocab_size > 0) != (self.prompt_length > 0):
             raise ValueError(
                 f"prompt_vocab_size and prompt_length go together, got {self.prompt_vocab_size} and "

@@ -3,21 +3,23 @@
 Every filter keeps logits as logits, so that they compose; `sample_codes` is the order in which priors apply them.
 """
 
+import reprlib
 from collections.abc import Sequence
 from math import prod
 
 import torch
 
 from hf_vq.arguments import checked
+from hf_vq.ranges import Count, Size, TopP, Weight
 
 
 @checked
 def check_sampling_options(
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    guidance_scale: float = 1.0,
-    guidance_steps: int | None = None,
+    temperature: Weight = 1.0,
+    top_k: Size | None = None,
+    top_p: TopP | None = None,
+    guidance_scale: Weight = 1.0,
+    guidance_steps: Count | None = None,
 ) -> None:
     """Raise a `ValueError` for sampling options out of range.
 
@@ -28,16 +30,6 @@ def check_sampling_options(
         guidance_scale: 0 (no condition) or more; 1 is no guidance.
         guidance_steps: None, or 0 or more.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature must be finite and at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be a whole number of at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    if guidance_scale < 0:
-        raise ValueError(f"guidance_scale must be finite and at least 0, got {guidance_scale}")
-    if guidance_steps is not None and guidance_steps < 0:
-        raise ValueError(f"guidance_steps must be a whole number of at least 0, got {guidance_steps}")
 
 
 def positions_first(code_shape: Sequence[int]) -> torch.Tensor:
@@ -100,7 +92,10 @@ def draw_uniforms(
         source = device if generator is None else generator.device
         return torch.rand(num_draws, batch_size, generator=generator, device=source).to(device)
     if len(generator) != batch_size:
-        raise ValueError(f"generator must be one, or one per item: got {len(generator)} for {batch_size} items")
+        raise ValueError(
+            f"generator must be one, or one per item: got {len(generator)} for {batch_size} items, "
+            f"{reprlib.repr(list(generator))}"
+        )
     return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
 
 

@@ -9,6 +9,7 @@ from transformers.utils import can_return_tuple
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, LabelCondition
 from hf_vq.priors.wavenet_conditions import ConditionedWaveNet, ConditionedWaveNetConfig
+from hf_vq.ranges import Count
 from hf_vq.registry import register
 
 
@@ -25,7 +26,7 @@ class WaveNetConfig(ConditionedWaveNetConfig):
 
     model_type = "hf_vq_wavenet"
 
-    start_code: int | None = None
+    start_code: Count | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

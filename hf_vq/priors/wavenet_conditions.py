@@ -1,19 +1,20 @@
 """What the WaveNets over codes and over waveforms share: the config, the conditions and the stack."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from hf_vq.networks.upsampling import FeatureUpsampler
+from hf_vq.networks.upsampling import ACTIVATIONS, MODES, FeatureUpsampler
 from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
 from hf_vq.networks.wavenet_steps import WaveNetSteps
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.conditions import Condition, FeatureCondition, LabelCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import at_own_lengths
+from hf_vq.ranges import Chance, Depth, FreeWidth, KernelSize, Labels, Number, OneOf, Range, Width
 
 
 class ConditionedWaveNetConfig(PriorConfig):
@@ -43,33 +44,29 @@ class ConditionedWaveNetConfig(PriorConfig):
         ValueError: a value is out of its range.
     """
 
-    residual_channels: int = 64
-    gate_channels: int = 128
-    skip_channels: int = 128
-    num_layers: int = 20
-    num_cycles: int = 2
-    kernel_size: int = 2
-    dropout: float = 0.0
-    num_speakers: int = 0
+    residual_channels: Width = 64
+    gate_channels: Annotated[int, Range(2, 2**16)] = 128
+    skip_channels: Width = 128
+    num_layers: Depth = 20
+    num_cycles: Depth = 2
+    kernel_size: KernelSize = 2
+    dropout: Chance = 0.0
+    num_speakers: Labels = 0
     use_global_features: bool = False
-    global_channels: int = 64
-    local_channels: int = 0
-    upsample_scales: list[int] | tuple[int, ...] | None = None
-    upsample_context: int = 0
+    global_channels: Width = 64
+    local_channels: FreeWidth = 0
+    upsample_scales: list[Annotated[int, Range(1, 2**10)]] | tuple[Annotated[int, Range(1, 2**10)], ...] | None = None
+    upsample_context: Annotated[int, Range(0, 2**10)] = 0
     upsample_input_conv: bool = True
-    upsample_kernel_size: int = 1
-    upsample_mode: str = "nearest"
-    upsample_activation: str | None = None
-    upsample_negative_slope: float = 0.01
+    upsample_kernel_size: KernelSize = 1
+    upsample_mode: Annotated[str, OneOf(MODES)] = "nearest"
+    upsample_activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None
+    upsample_negative_slope: Number = 0.01
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         if self.code_shape is not None and len(self.code_shape) != 1:
             raise ValueError(f"code_shape must be (length,), got {self.code_shape}")
-        if self.num_speakers < 0:
-            raise ValueError(f"num_speakers must be at least 0, got {self.num_speakers}")
-        if self.global_channels < 1:
-            raise ValueError(f"global_channels must be at least 1, got {self.global_channels}")
         if self.upsample_scales is not None:
             self.upsample_scales = list(self.upsample_scales)
             if not self.local_channels:

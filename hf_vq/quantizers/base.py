@@ -13,10 +13,11 @@ from transformers.utils import ModelOutput
 from hf_vq.arguments import check_own, checked
 from hf_vq.grids import as_int64
 from hf_vq.modes import InferenceVerbs
-from hf_vq.quantizers.checks import check_mask, check_positive_int, constructor_arguments, telling_size
+from hf_vq.quantizers.checks import check_mask, constructor_arguments, telling_size
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import masked_mse, straight_through, widened
 from hf_vq.quantizers.nearest import widest_float
+from hf_vq.ranges import Codebook, Width
 
 
 @dataclass
@@ -86,13 +87,8 @@ class Quantizer(InferenceVerbs, nn.Module):
             cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
 
     @checked
-    def __init__(self, codebook_size: int, dim: int, code_dim: int | None = None):
+    def __init__(self, codebook_size: Codebook, dim: Width, code_dim: Width | None = None):
         super().__init__()
-        check_positive_int(codebook_size=codebook_size, dim=dim)
-        if codebook_size > MOST_CODES:
-            raise ValueError(f"codebook_size must be at most 2**63, since codes are int64, got {codebook_size}")
-        if code_dim is not None:
-            check_positive_int(code_dim=code_dim)
         self.codebook_size, self.dim, self.code_dim = codebook_size, dim, code_dim or dim
         self.project_in = nn.Identity() if code_dim is None else ExactLinear(dim, code_dim)
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
@@ -341,7 +337,6 @@ class Quantizer(InferenceVerbs, nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
-MOST_CODES = 2**63
 NONFINITE = "latents hold NaN or infinity: what they were made of, or the weights that made them, did"
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
 
@@ -44,20 +44,6 @@ def check_range(low: float, high: float, **values: Any) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
-
-
-def check_above(low: float, **values: Any) -> None:
-    """Each value must be above `low`."""
-    for name, value in values.items():
-        if not value > low:
-            raise ValueError(f"{name} must be above {low}, got {value!r}")
-
-
-def check_choice(known: Collection, **values: Any) -> None:
-    """Each value must be one of `known`."""
-    for name, value in values.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
 
 
 def constructor_arguments(quantizer_class: type) -> list[str]:

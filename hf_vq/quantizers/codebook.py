@@ -1,12 +1,13 @@
 """What quantizers with a learned codebook share: search, k-means start, statistics, loading."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_above, check_choice, check_codebook_fits, check_range
+from hf_vq.quantizers.checks import check_codebook_fits
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.entropy import assignment_entropies
 from hf_vq.quantizers.gradients import directions, rotate, straight_through
@@ -14,6 +15,7 @@ from hf_vq.quantizers.kmeans import cluster_statistics, kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.surgery import CodebookSurgery
+from hf_vq.ranges import Codebook, OneOf, Positive, Share, Weight, Width
 
 AVERAGES = {"cluster_size", "embedding_sum", "ema_steps"}  # buffers, of which a quantizer has some
 GRADIENTS = ("straight_through", "rotation", "bypass")
@@ -49,12 +51,12 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         kmeans_init: start the codebook by k-means on the first training batch.
         restart_threshold: a code restarts at a random latent when it is used less than this share of the average
             code, in [0, 1]; 0 switches it off.
-        code_dim: width of the codes; learned linear maps lead there and back (ViT-VQGAN,
+        code_dim: Width | None,
             https://arxiv.org/abs/2110.04627, section 3.2). None: `dim`, without maps.
         normalize: compare latents and codes by direction; both are scaled to length 1 (the same section).
-        gradient: "straight_through"; "rotation", the rotation trick (https://arxiv.org/abs/2410.06424); or "bypass",
+        gradient: Annotated[str, OneOf(GRADIENTS)],
             straight through past the normalisation too, as ViT-VQGAN does.
-        entropy_weight: of the entropy penalty, 0 or more: mean entropy of each latent's soft assignment to the codes,
+        entropy_weight: Weight,
             minus `diversity` x the entropy of the mean assignment (https://arxiv.org/abs/2310.05737, eq. 4).
         entropy_temperature: of the soft assignments, above 0.
         entropy_offset: added inside the logarithm of the mean assignment, in [0, 1]; taming's heirs have 1e-5.
@@ -65,26 +67,22 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
-        beta: float = 0.25,
-        decay: float = 0.99,
+        codebook_size: Codebook,
+        dim: Width,
+        beta: Weight = 0.25,
+        decay: Share = 0.99,
         kmeans_init: bool = True,
-        restart_threshold: float = 0.05,
-        code_dim: int | None = None,
+        restart_threshold: Share = 0.05,
+        code_dim: Width | None = None,
         normalize: bool = False,
-        gradient: str = "straight_through",
-        entropy_weight: float = 0.0,
-        entropy_temperature: float = 0.01,
-        entropy_offset: float = 0.0,
-        diversity: float = 1.0,
+        gradient: Annotated[str, OneOf(GRADIENTS)] = "straight_through",
+        entropy_weight: Weight = 0.0,
+        entropy_temperature: Positive = 0.01,
+        entropy_offset: Share = 0.0,
+        diversity: Weight = 1.0,
     ):
         super().__init__(codebook_size, dim, code_dim)
         check_codebook_fits(codebook_size, self.code_dim)
-        check_range(0, math.inf, beta=beta, entropy_weight=entropy_weight, diversity=diversity)
-        check_range(0, 1, decay=decay, restart_threshold=restart_threshold, entropy_offset=entropy_offset)
-        check_above(0, entropy_temperature=entropy_temperature)
-        check_choice(GRADIENTS, gradient=gradient)
         if gradient == "bypass" and not normalize:
             raise ValueError("gradient='bypass' passes by the normalisation: it needs normalize=True")
         self.beta, self.decay, self.restart_threshold = beta, decay, restart_threshold

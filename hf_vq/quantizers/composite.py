@@ -1,14 +1,14 @@
 """What quantizers made of quantizers share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from hf_vq.quantizers.base import Quantizer, read_codes
-from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.registry import make_quantizer
+from hf_vq.ranges import Codebook, Depth, OneOf, QuantizerType, Width
 
 MOST_VECTORS = 2**24  # that a table of code vectors may have
 
@@ -34,16 +34,15 @@ class CompositeQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
-        num_parts: int,
-        part_dim: int,
-        part_type: str,
+        codebook_size: Codebook,
+        dim: Width,
+        num_parts: Depth,
+        part_dim: Width,
+        part_type: QuantizerType,
         part_config: dict | None,
-        code_dim: int | None = None,
-        loss_reduction: str = "mean",
+        code_dim: Width | None = None,
+        loss_reduction: Annotated[str, OneOf(("mean", "sum"))] = "mean",
     ):
-        check_choice(("mean", "sum"), loss_reduction=loss_reduction)
         super().__init__(codebook_size, dim, code_dim)
         self.loss_reduction = loss_reduction
         self.levels = nn.ModuleList(

@@ -1,6 +1,6 @@
 """A codebook that follows the latents by moving averages."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_de
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.kmeans import cluster_statistics
+from hf_vq.ranges import Codebook, Range, Width
 from hf_vq.registry import register
 
 
@@ -39,11 +40,15 @@ class EMAVectorQuantizer(CodebookQuantizer):
     ema_steps: torch.Tensor  # with zero_debias
 
     def __init__(
-        self, codebook_size: int, dim: int, *, epsilon: float = 1e-5, zero_debias: bool = False, **options: Any
+        self,
+        codebook_size: Codebook,
+        dim: Width,
+        *,
+        epsilon: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-5,
+        zero_debias: bool = False,
+        **options: Any,
     ):
         super().__init__(codebook_size, dim, **options)
-        if not 0 < epsilon < 1:
-            raise ValueError(f"epsilon must be above 0 and below 1, got {epsilon!r}")
         self.epsilon, self.zero_debias = epsilon, zero_debias
         self.embedding = FrozenCodebook(self.first_codebook())
         codebook = self.codebook

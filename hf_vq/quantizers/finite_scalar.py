@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_choice
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import straight_through
+from hf_vq.ranges import Codebook, OneOf, Range, Width
 from hf_vq.registry import register
 
 _EDGE = 1e-3  # the outermost levels are reached a little before tanh's limit
@@ -42,22 +42,21 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        levels_per_dim: Sequence[int] | None = None,
+        levels_per_dim: Sequence[Annotated[int, Range(2, 2**16)]] | None = None,
         preserve_symmetry: bool = False,
-        bound: str = "tanh",
+        bound: Annotated[str, OneOf(("tanh", "clamp"))] = "tanh",
         fit_latents: bool = True,
     ):
-        if not levels_per_dim or any(not isinstance(n, int) or n < 2 for n in levels_per_dim):
+        if not levels_per_dim:
             raise ValueError(f"levels_per_dim must list integers of at least 2, like [8, 5], got {levels_per_dim!r}")
         if math.prod(levels_per_dim) != codebook_size:
             raise ValueError(
                 f"levels_per_dim={list(levels_per_dim)} makes {math.prod(levels_per_dim)} codes, "
                 f"but codebook_size is {codebook_size}"
             )
-        check_choice(("tanh", "clamp"), bound=bound)
         if bound == "clamp" and not preserve_symmetry:
             raise ValueError("bound='clamp' needs preserve_symmetry=True: else the levels do not span [-1, 1]")
         channels = len(levels_per_dim)

@@ -8,12 +8,13 @@ from torch import nn
 
 from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_above, check_codebook_fits, check_positive_int, check_range
+from hf_vq.quantizers.checks import check_codebook_fits
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mean
 from hf_vq.quantizers.kmeans import kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
+from hf_vq.ranges import Codebook, Positive, Size, Weight, Width
 from hf_vq.registry import register
 
 _LEAST_DISTANCE = 0.01  # of the variance: a batch may have no more latents than there are clusters
@@ -51,25 +52,21 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
         hard: bool = True,
-        temperature: float = 1.0,
-        final_temperature: float | None = None,
-        temperature_steps: int = 150_000,
-        kl_weight: float = 5e-4,
+        temperature: Positive = 1.0,
+        final_temperature: Positive | None = None,
+        temperature_steps: Size = 150_000,
+        kl_weight: Weight = 5e-4,
         kmeans_init: bool = True,
-        output_dim: int | None = None,
+        output_dim: Width | None = None,
     ):
         super().__init__(codebook_size, dim)
         self.output_dim = dim if output_dim is None else output_dim
-        check_positive_int(temperature_steps=temperature_steps, output_dim=self.output_dim)
         check_codebook_fits(codebook_size, max(dim, self.output_dim))
-        check_above(0, temperature=temperature)
-        check_range(0, math.inf, kl_weight=kl_weight)
         self.final_temperature = temperature if final_temperature is None else final_temperature
-        check_above(0, final_temperature=self.final_temperature)
         self.hard, self.first_temperature, self.temperature_steps = hard, temperature, temperature_steps
         self.kl_weight = kl_weight
         self.proj = nn.Linear(dim, codebook_size)

@@ -8,6 +8,7 @@ from torch import nn
 from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mse
+from hf_vq.ranges import Codebook, Positive, Share, Weight, Width
 from hf_vq.registry import register
 
 
@@ -36,15 +37,15 @@ class IndexBackpropagationQuantizer(CodebookQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        beta: float = 0.25,
-        code_dim: int | None = None,
-        entropy_weight: float = 0.05,
-        entropy_temperature: float = 0.01,
-        entropy_offset: float = 0.0,
-        diversity: float = 1.0,
+        beta: Weight = 0.25,
+        code_dim: Width | None = None,
+        entropy_weight: Weight = 0.05,
+        entropy_temperature: Positive = 0.01,
+        entropy_offset: Share = 0.0,
+        diversity: Weight = 1.0,
     ):
         super().__init__(
             codebook_size,

@@ -1,15 +1,14 @@
 """Lookup-free quantization: a code is the signs of its channels."""
 
-import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_above, check_choice, check_positive_int, check_range
 from hf_vq.quantizers.entropy import bit_entropies
 from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.gradients import directions, masked_mse, straight_through
+from hf_vq.ranges import Codebook, OneOf, Positive, Range, Share, Weight, Width
 from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
@@ -48,28 +47,23 @@ class LookupFreeQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
         spherical: bool = False,
-        beta: float = 0.1,
-        entropy_weight: float = 0.01,
-        diversity: float = 1.0,
-        entropy_temperature: float = 0.01,
-        entropy_groups: int = 1,
-        entropy_floor: float = 0.0,
-        entropy_offset: float = 0.0,
-        first_bit: str = "most",
+        beta: Weight = 0.1,
+        entropy_weight: Weight = 0.01,
+        diversity: Weight = 1.0,
+        entropy_temperature: Positive = 0.01,
+        entropy_groups: Annotated[int, Range(1, 63)] = 1,
+        entropy_floor: Share = 0.0,
+        entropy_offset: Share = 0.0,
+        first_bit: Annotated[str, OneOf(("most", "least"))] = "most",
         fit_latents: bool = True,
     ):
-        check_positive_int(codebook_size=codebook_size, entropy_groups=entropy_groups)
         bits = codebook_size.bit_length() - 1
         if bits < 1 or codebook_size != 1 << bits:
             raise ValueError(f"codebook_size must be a power of two, at least 2, got {codebook_size}")
-        check_range(0, math.inf, beta=beta, entropy_weight=entropy_weight, diversity=diversity)
-        check_range(0, 1, entropy_floor=entropy_floor, entropy_offset=entropy_offset)
-        check_above(0, entropy_temperature=entropy_temperature)
-        check_choice(("most", "least"), first_bit=first_bit)
         if entropy_weight > 0 and -(-bits // entropy_groups) > _MOST_BITS_TOGETHER:
             raise ValueError(
                 f"entropy_groups must be at least {-(-bits // _MOST_BITS_TOGETHER)} for {bits} bits, "

@@ -1,12 +1,12 @@
 """Product quantization: the channels are split into groups, each with its own codebook."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 
-from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.composite import CompositeQuantizer
+from hf_vq.ranges import Codebook, Depth, OneOf, QuantizerType, Width
 from hf_vq.registry import register
 
 
@@ -33,15 +33,14 @@ class ProductQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        groups: int = 2,
-        group_type: str = "ema",
+        groups: Depth = 2,
+        group_type: QuantizerType = "ema",
         group_config: dict | None = None,
-        loss_reduction: str = "mean",
+        loss_reduction: Annotated[str, OneOf(("mean", "sum"))] = "mean",
     ):
-        check_positive_int(groups=groups, dim=dim)
         if dim % groups:
             raise ValueError(f"groups must divide the width of the latents, {dim}; got {groups}")
         super().__init__(

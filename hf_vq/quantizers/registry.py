@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hf_vq.quantizers.base import Quantizer
@@ -51,9 +51,10 @@ def with_changed_options(
         quantizer_config: its options.
         earlier: the config was saved: what it leaves out is at the earlier default. Else it is at the present one.
     """
-    quantizer_class, options = QUANTIZERS.get(quantizer_type), dict(quantizer_config or {})
-    if quantizer_class is None:
+    quantizer_class = QUANTIZERS.get(quantizer_type) if isinstance(quantizer_type, str) else None
+    if quantizer_class is None or not isinstance(quantizer_config, Mapping | None):
         return quantizer_config
+    options = dict(quantizer_config or {})
     for name, former in quantizer_class.earlier_defaults(options).items():
         options.setdefault(name, former if earlier else option_default(quantizer_class, name))
     for part, part_type in quantizer_class.part_types(options).items():

@@ -1,13 +1,13 @@
 """A large codebook of which a data set uses few codes, counted anew."""
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 
 from hf_vq.quantizers.base import Quantizer
-from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.quantizers.registry import make_quantizer
+from hf_vq.ranges import Codebook, Count, OneOf, Width
 from hf_vq.registry import register
 
 
@@ -22,7 +22,7 @@ class RemappedQuantizer(Quantizer):
         codebook_size: number of code vectors.
         dim: width of the latents.
         num_used: how many of them are counted; it must be given.
-        unknown_code: the code of a latent whose nearest vector is not used: "nearest", the nearest used one; "extra",
+        unknown_code: Count | Annotated[str, OneOf(("nearest", "extra"))],
             `num_used`, which decodes as code 0; or a code.
         base_config: options of the `VectorQuantizer`.
 
@@ -40,19 +40,19 @@ class RemappedQuantizer(Quantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        num_used: int | None = None,
-        unknown_code: int | str = "nearest",
+        num_used: Codebook | None = None,
+        unknown_code: Count | Annotated[str, OneOf(("nearest", "extra"))] = "nearest",
         base_config: dict | None = None,
     ):
-        check_positive_int(num_used=num_used)
-        num_used, base_config = cast(int, num_used), base_config or {}
+        if num_used is None:
+            raise ValueError("num_used must be an integer of at least 1, got None")
+        base_config = base_config or {}
         if num_used > codebook_size:
             raise ValueError(f"num_used must be at most codebook_size={codebook_size}, got {num_used!r}")
-        known = unknown_code in ("nearest", "extra")
-        if not known and (type(unknown_code) is not int or not 0 <= unknown_code < num_used):
+        if isinstance(unknown_code, int) and unknown_code >= num_used:
             raise ValueError(
                 f"unknown_code must be 'nearest', 'extra' or a code below num_used={num_used}, got {unknown_code!r}"
             )

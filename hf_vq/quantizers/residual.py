@@ -1,13 +1,13 @@
 """Residual quantization: every level quantizes what the levels before it left."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from hf_vq.processes import sum_over_processes
-from hf_vq.quantizers.checks import check_choice, check_positive_int, check_range
+from hf_vq.quantizers.checks import check_positive_int, check_range
 from hf_vq.quantizers.codebook import CodebookQuantizer
 from hf_vq.quantizers.composite import CompositeQuantizer
 from hf_vq.quantizers.fitted import FittedLatents
@@ -15,6 +15,7 @@ from hf_vq.quantizers.gradients import rotate, straight_through
 from hf_vq.quantizers.lookup_free import EARLIER
 from hf_vq.quantizers.nearest import widest_float
 from hf_vq.quantizers.registry import level_types
+from hf_vq.ranges import Codebook, Depth, OneOf, Share, Width
 from hf_vq.registry import QUANTIZERS, register
 
 LEVEL_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -63,24 +64,20 @@ class ResidualQuantizer(CompositeQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        num_levels: int = 8,
-        level_type: str = "ema",
+        num_levels: Depth = 8,
+        level_type: Annotated[str, OneOf(level_types)] = "ema",
         level_config: dict | None = None,
         shared_codebook: bool = False,
         update_each_level: bool = False,
-        level_dropout: float = 0.0,
-        code_dim: int | None = None,
-        gradient: str = "straight_through",
+        level_dropout: Share = 0.0,
+        code_dim: Width | None = None,
+        gradient: Annotated[str, OneOf(("straight_through", "rotation"))] = "straight_through",
         fit_latents: bool | None = None,
-        loss_reduction: str = "mean",
+        loss_reduction: Annotated[str, OneOf(("mean", "sum"))] = "mean",
     ):
-        check_positive_int(num_levels=num_levels)
-        check_choice(level_types(), level_type=level_type)
-        check_choice(("straight_through", "rotation"), gradient=gradient)
-        check_range(0, 1, level_dropout=level_dropout)
         if update_each_level and not shared_codebook:
             raise ValueError("update_each_level=True is a way to update a shared codebook: it needs shared_codebook")
         parts = 1 if shared_codebook else num_levels
@@ -98,7 +95,9 @@ class ResidualQuantizer(CompositeQuantizer):
         level = self.levels[0]
         spreads = level.latent_spreads
         if spreads is None and fit_latents:
-            raise ValueError(f"fit_latents needs levels on a fixed grid, as of 'finite_scalar'; got {level_type!r}")
+            raise ValueError(
+                f"fit_latents={fit_latents!r} needs levels on a fixed grid, as of 'finite_scalar'; got {level_type!r}"
+            )
         if spreads is None:
             return
         if level_config.get("fit_latents"):
@@ -115,12 +114,12 @@ class ResidualQuantizer(CompositeQuantizer):
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
         """Latents were not fitted."""
-        level_class = QUANTIZERS.get(options.get("level_type", "ema"))
+        level_class = QUANTIZERS.get(str(options.get("level_type", "ema")))
         return {} if getattr(level_class, "latent_spreads", None) is None else {"fit_latents": False}
 
     @classmethod
     def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
-        level_type = options.get("level_type", "ema")
+        level_type = str(options.get("level_type", "ema"))
         return {} if level_type in LEVEL_DEFAULTS else {"level_config": level_type}  # those stay as they are
 
     @property

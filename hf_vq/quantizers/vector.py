@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from hf_vq.processes import sum_over_processes
-from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_dead
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.lookup import sum_by_code
+from hf_vq.ranges import Codebook, Share, Width
 from hf_vq.registry import register
 
 _REMEMBERED = 100  # latents per code, by which use is counted
@@ -48,19 +48,17 @@ class VectorQuantizer(CodebookQuantizer):
 
     def __init__(
         self,
-        codebook_size: int,
-        dim: int,
+        codebook_size: Codebook,
+        dim: Width,
         *,
-        decay: float | None = None,
+        decay: Share | None = None,
         code_transform: bool = False,
-        frozen_codebook_dim: int | None = None,
+        frozen_codebook_dim: Width | None = None,
         legacy: bool = False,
         **options: Any,
     ):
-        if frozen_codebook_dim is not None:
-            check_positive_int(frozen_codebook_dim=frozen_codebook_dim)
-            if not code_transform:
-                raise ValueError(f"frozen_codebook_dim={frozen_codebook_dim} needs code_transform=True")
+        if frozen_codebook_dim is not None and not code_transform:
+            raise ValueError(f"frozen_codebook_dim={frozen_codebook_dim} needs code_transform=True")
         if code_transform and options.setdefault("restart_threshold", 0.0):
             raise ValueError(
                 "code_transform keeps its codes frozen: restart_threshold must be 0, "

@@ -3,10 +3,20 @@
 import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Annotated, Any
 
 import torch
+from transformers import SchedulerType
 
-from hf_vq.arguments import check_fields
+from hf_vq.arguments import as_plain, check_argument, check_fields
+from hf_vq.ranges import Chance, Count, OneOf, Positive, Range, Samples, Seed, Size, Weight, Workers
+
+TEXTS: dict[str, Any] = {
+    "output_dir": str,
+    "metric_for_best_model": str | None,
+    "resume_from_checkpoint": str | bool | None,
+}
+SCHEDULES = tuple(each.value for each in SchedulerType)
 
 
 def check_precision(bf16: bool, fp16: bool, use_cpu: bool) -> None:
@@ -58,6 +68,20 @@ def check_launched_accumulation(gradient_accumulation_steps: int) -> None:
         )
 
 
+def take_texts(args: Any) -> None:
+    """Checks the options of a training that are words: a path becomes its string, and "true" True.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    for name, kind in TEXTS.items():
+        value = as_plain(getattr(args, name), kind)
+        if name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
+            value = str(value).lower() == "true"  # a flag of the command line is a str
+        check_argument(name, value, kind)
+        setattr(args, name, value)
+
+
 @dataclass
 class AutoencoderTrainingArguments:
     """Options of `train_autoencoder`, named as in `transformers.TrainingArguments`.
@@ -70,60 +94,63 @@ class AutoencoderTrainingArguments:
     """
 
     output_dir: str = field(metadata={"help": "folder of checkpoints, final weights and report"})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "samples per process and forward"})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "samples per process in evaluation"})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forwards per optimizer step"})
-    learning_rate: float = field(default=3e-4, metadata={"help": "peak learning rate of AdamW"})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the data, unless max_steps is given"})
-    max_steps: int = field(default=-1, metadata={"help": "optimizer steps; overrides num_train_epochs when positive"})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "a schedule of transformers"})
-    warmup_steps: int = field(default=0, metadata={"help": "optimizer steps of linear warm-up"})
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled decay of weight matrices; spares codebooks"})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first decay"})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second decay"})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm to this; 0: no clipping"})
+    per_device_train_batch_size: Samples = field(default=64, metadata={"help": "samples per process and forward"})
+    per_device_eval_batch_size: Samples = field(default=64, metadata={"help": "samples per process in evaluation"})
+    gradient_accumulation_steps: Samples = field(default=1, metadata={"help": "forwards per optimizer step"})
+    learning_rate: Annotated[float, Range(0, 1e2, above=True)] = field(
+        default=3e-4, metadata={"help": "peak learning rate of AdamW"}
+    )
+    num_train_epochs: Positive = field(
+        default=10.0, metadata={"help": "passes over the data, unless max_steps is given"}
+    )
+    max_steps: Annotated[int, Range(-1)] = field(
+        default=-1, metadata={"help": "optimizer steps; overrides num_train_epochs when positive"}
+    )
+    lr_scheduler_type: Annotated[str, OneOf(SCHEDULES)] = field(
+        default="constant_with_warmup", metadata={"help": "a schedule of transformers"}
+    )
+    warmup_steps: Count = field(default=0, metadata={"help": "optimizer steps of linear warm-up"})
+    weight_decay: Annotated[float, Range(0, 1e3)] = field(
+        default=0.0, metadata={"help": "decoupled decay of weight matrices; spares codebooks"}
+    )
+    adam_beta1: Chance = field(default=0.9, metadata={"help": "AdamW's first decay"})
+    adam_beta2: Chance = field(default=0.999, metadata={"help": "AdamW's second decay"})
+    adam_epsilon: Positive = field(default=1e-8, metadata={"help": "AdamW's epsilon"})
+    max_grad_norm: Weight = field(default=1.0, metadata={"help": "clip the gradient's norm to this; 0: no clipping"})
     freeze_codes: bool = field(
         default=False, metadata={"help": "train what decodes alone: the codes stay as they are"}
     )
-    weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
+    weight_ema_decay: Chance | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
     fp16: bool = field(default=False, metadata={"help": "float16 mixed precision (GPU)"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model with inductor"})
     use_cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where there is a GPU"})
-    seed: int = field(default=42, metadata={"help": "of shuffling, dropout and codebook initialisation"})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "processes that load data"})
-    logging_steps: int = field(default=50, metadata={"help": "optimizer steps between log entries"})
-    eval_steps: int | None = field(default=None, metadata={"help": "steps between evaluations; none: only at the end"})
+    seed: Seed = field(default=42, metadata={"help": "of shuffling, dropout and codebook initialisation"})
+    dataloader_num_workers: Workers = field(default=0, metadata={"help": "processes that load data"})
+    logging_steps: Size = field(default=50, metadata={"help": "optimizer steps between log entries"})
+    eval_steps: Size | None = field(
+        default=None, metadata={"help": "steps between evaluations; none: only at the end"}
+    )
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "what `best` of the report goes by, such as eval_psnr; none: the task's own"}
     )
-    save_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints; 0: only at the end"})
-    save_total_limit: int | None = field(default=None, metadata={"help": "complete checkpoints to keep; none: all"})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard or trackio"})
+    save_steps: Count = field(
+        default=500, metadata={"help": "optimizer steps between checkpoints; 0: only at the end"}
+    )
+    save_total_limit: Size | None = field(default=None, metadata={"help": "complete checkpoints to keep; none: all"})
+    report_to: Annotated[str, OneOf(("none", "tensorboard", "trackio"))] = field(
+        default="none", metadata={"help": "none, tensorboard or trackio"}
+    )
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint, or true: the latest"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
 
     def __post_init__(self) -> None:
         check_fields(self)
-        positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
-        for name in [*positive, "logging_steps", "learning_rate", "num_train_epochs"]:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        for name in ["warmup_steps", "weight_decay", "max_grad_norm", "save_steps", "dataloader_num_workers"]:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ["eval_steps", "save_total_limit"]:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive, or None")
+        take_texts(self)
+        self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch wants floats
         self.bf16, self.fp16 = launched_precision(self.bf16, self.fp16)
         check_precision(self.bf16, self.fp16, self.use_cpu)
         self.torch_compile = launched_compilation(self.torch_compile)
         check_launched_accumulation(self.gradient_accumulation_steps)
-        if self.report_to not in ("none", "tensorboard", "trackio"):
-            raise ValueError(f"report_to={self.report_to!r} must be 'none', 'tensorboard' or 'trackio'")
         if self.report_to != "none" and find_spec(self.report_to) is None:
             raise ValueError(f"report_to={self.report_to!r} needs the package: pip install {self.report_to}")
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            latest = str(self.resume_from_checkpoint).lower() == "true"
-            self.resume_from_checkpoint = latest  # type: ignore[assignment]  # a flag of the command line is a str

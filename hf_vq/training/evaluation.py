@@ -19,10 +19,11 @@ from hf_vq.metrics.likelihood import CodeLikelihood, CodeLikelihoodOutput
 from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
+from hf_vq.ranges import Samples
 
 
 @checked
-def evaluate_autoencoder(model: Any, dataset: Any, batch_size: int = 64) -> dict[str, Any]:
+def evaluate_autoencoder(model: Any, dataset: Any, batch_size: Samples = 64) -> dict[str, Any]:
     """Reconstruct a data set and measure the error and the use of the codebook.
 
     Args:
@@ -98,7 +99,7 @@ def _describe_usage(used: Any, model: Any) -> dict[str, Any]:
 
 @checked
 def evaluate_prior(
-    prior: Any, dataset: Any, batch_size: int = 64, sample_shape: tuple[int, ...] | None = None
+    prior: Any, dataset: Any, batch_size: Samples = 64, sample_shape: tuple[int, ...] | None = None
 ) -> dict[str, Any]:
     """Measure the likelihood of held-out codes under a prior.
 

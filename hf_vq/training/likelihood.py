@@ -16,6 +16,7 @@ from hf_vq.metrics.pixels import LogisticScale, discretized_logistic_log_prob
 from hf_vq.modes import evaluating
 from hf_vq.pipelines.base import check_tokenizers
 from hf_vq.processes import sum_over_processes
+from hf_vq.ranges import Samples
 from hf_vq.registry import MODALITIES
 from hf_vq.training.evaluation import batches, check_likelihood_kind, describe_code_likelihood
 
@@ -55,7 +56,7 @@ class FittedPixelLikelihood:
         ValueError: an empty data set.
     """
 
-    def __init__(self, autoencoder: Any, dataset: Any, num_values: int = 256, batch_size: int = 64):
+    def __init__(self, autoencoder: Any, dataset: Any, num_values: int = 256, batch_size: Samples = 64):
         modality = MODALITIES.get(autoencoder.modality)
         plural = modality.plural if modality else "samples"
         if len(dataset) == 0:
@@ -104,7 +105,7 @@ def evaluate_likelihood(
     priors: Sequence[Any] | None,
     dataset: Any,
     pixels: OwnPixelLikelihood | FittedPixelLikelihood | None = None,
-    batch_size: int = 64,
+    batch_size: Samples = 64,
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Measure how likely held-out samples are under an autoencoder and its priors.
 

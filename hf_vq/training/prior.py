@@ -9,18 +9,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import logging as transformers_logging
 
-from hf_vq.arguments import check_fields
+from hf_vq.arguments import check_fields, class_hints
 from hf_vq.data.identity import differing_hash, tokenizer_of
+from hf_vq.ranges import OneOf, Positive, Weight
 from hf_vq.saved import CONFIG, read_json
-from hf_vq.training.arguments import check_precision, launched_precision
+from hf_vq.training.arguments import AutoencoderTrainingArguments, check_precision, launched_precision, take_texts
 from hf_vq.training.checkpoints import (
     abandon_newer,
     prepare_output_dir,
@@ -41,6 +43,22 @@ from hf_vq.training.weight_ema import WeightEMA
 logger = logging.getLogger(__name__)
 
 RUN_STATE = "run_state.json"
+
+
+SAME_OPTIONS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "max_grad_norm", "weight_ema_decay", "seed", "dataloader_num_workers", "save_total_limit",
+)  # fmt: skip  # of both trainings, in the same ranges
+ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
+OPTIONS: dict[str, Any] = {
+    **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
+    "warmup_steps": Weight,  # those below 1 are shares of all steps
+    "logging_steps": Positive,
+    "eval_steps": Positive | None,
+    "save_steps": Positive,
+    "report_to": ReportTo | list[ReportTo],
+}
 
 
 @dataclass
@@ -67,7 +85,8 @@ class PriorTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, OPTIONS)
+        take_texts(self)
         fixed = {
             "label_names": (None, []),
             "remove_unused_columns": (True, False),
@@ -79,13 +98,11 @@ class PriorTrainingArguments(TrainingArguments):
             if getattr(self, name) not in (default, ours):
                 raise ValueError(f"{name}={getattr(self, name)!r} cannot be changed for priors: it is {ours!r}")
             setattr(self, name, ours)
+        self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch wants floats
         self.bf16, self.fp16 = launched_precision(self.bf16, self.fp16)
         check_precision(self.bf16, self.fp16, self.use_cpu)
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
-        if str(self.resume_from_checkpoint).lower() in ("true", "false"):
-            latest = str(self.resume_from_checkpoint).lower() == "true"
-            self.resume_from_checkpoint = latest  # type: ignore[assignment]  # a flag of the command line is a str
         super().__post_init__()
 
 

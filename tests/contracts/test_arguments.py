@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import UnionType
-from typing import Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -42,6 +42,8 @@ BAD = (math.nan, math.inf, -math.inf, 1e400, True, "3", None, [])
 
 def leaves(annotation):
     """The types that a value of an annotation may have; sequences by their own."""
+    if get_origin(annotation) is Annotated:
+        return leaves(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return {leaf for part in get_args(annotation) for leaf in leaves(part)}
     return {get_origin(annotation) or annotation}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from hf_vq.autoencoders.images.blocks import CheckpointedLayers
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
 from hf_vq.quantizers.gradients import widened
+from hf_vq.ranges import Codebook, Depth, NotEmpty, Number, Positive, QuantizerType, Range, Width
 from hf_vq.registry import register
 
 LOSSES = ("logit_laplace", *sorted(RECONSTRUCTION_LOSSES))
@@ -63,28 +63,25 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        block_out_channels: tuple[int, ...] = (256, 512, 1024, 2048),
-        layers_per_block: int = 2,
-        codebook_size: int = 8192,
-        codebook_dim: int = 128,
-        quantizer_type: str = "gumbel",
+        in_channels: Width = 3,
+        block_out_channels: Annotated[tuple[Width, ...], NotEmpty()] = (256, 512, 1024, 2048),
+        layers_per_block: Depth = 2,
+        codebook_size: Codebook = 8192,
+        codebook_dim: Width = 128,
+        quantizer_type: QuantizerType = "gumbel",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "logit_laplace",
-        reconstruction_weight: float = 1.0,
-        pixel_epsilon: float = 0.1,
-        min_log_scale: float | None = None,
+        reconstruction_weight: Positive = 1.0,
+        pixel_epsilon: Annotated[float, Range(0, 0.5, above=True, below=True)] = 0.1,
+        min_log_scale: Number | None = None,
     ):
         super().__init__()
-        check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, codebook_dim=codebook_dim)
         if reconstruction_loss not in LOSSES:
             raise ValueError(f"reconstruction_loss must be one of {list(LOSSES)}, got {reconstruction_loss!r}")
         check_reconstruction("mse", reconstruction_weight)
         widths = tuple(block_out_channels)
-        if not widths or any(type(width) is not int or width < 4 or width % 4 for width in widths):
+        if any(width % 4 for width in widths):
             raise ValueError(f"block_out_channels must be multiples of 4, got {block_out_channels!r}")
-        if not 0 < pixel_epsilon < 0.5:
-            raise ValueError(f"pixel_epsilon must be above 0 and below 0.5, got {pixel_epsilon!r}")
         gain = 1 / (len(widths) * layers_per_block) ** 2
         self.encoder_input = nn.Conv2d(in_channels, widths[0], 7, padding=3)
         self.encoder_groups = nn.ModuleList(

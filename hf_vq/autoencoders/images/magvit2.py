@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from hf_vq.autoencoders.images.convolutional import check_widths
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.ranges import Codebook, Depth, NotEmpty, Number, Positive, QuantizerType, Width
 from hf_vq.registry import register
 
 NORM_EPSILON = 1e-6
@@ -207,36 +207,29 @@ class MAGVIT2Model(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
-        layers_per_block: int = 4,
-        stem_channels: int | None = None,
-        norm_num_groups: int = 32,
-        codebook_size: int = 262144,
-        codebook_dim: int | None = None,
-        quantizer_type: str = "lookup_free",
+        in_channels: Width = 3,
+        block_out_channels: Annotated[tuple[Width, ...], NotEmpty()] = (128, 128, 256, 256, 512),
+        layers_per_block: Depth = 4,
+        stem_channels: Width | None = None,
+        norm_num_groups: Width = 32,
+        codebook_size: Codebook = 262144,
+        codebook_dim: Width | None = None,
+        quantizer_type: QuantizerType = "lookup_free",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
-        input_scale: float = 1.0,
-        input_shift: float = 0.0,
+        reconstruction_weight: Positive = 1.0,
+        input_scale: Number = 1.0,
+        input_shift: Number = 0.0,
     ):
         super().__init__()
-        check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, codebook_size=codebook_size)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
         widths = tuple(block_out_channels)
-        if not widths:
-            raise ValueError("block_out_channels must name at least one stage, got ()")
         stem = widths[0] if stem_channels is None else stem_channels
-        check_widths(
-            norm_num_groups,
-            stem_channels=stem,
-            **{f"block_out_channels[{i}]": width for i, width in enumerate(widths)},
-        )
+        named = {f"block_out_channels[{i}]": width for i, width in enumerate(widths)}
+        check_widths(norm_num_groups, **named, stem_channels=stem)
         dim = max(1, (codebook_size - 1).bit_length()) if codebook_dim is None else codebook_dim
-        check_positive_int(codebook_dim=dim)
         self.register_to_config(codebook_dim=dim)  # a resized codebook keeps its width
         self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, quantizer_config)
         self.encoder = Encoder(in_channels, widths, stem, dim, layers_per_block, norm_num_groups)

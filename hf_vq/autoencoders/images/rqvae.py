@@ -1,6 +1,6 @@
 """RQ-VAE: VQGAN's network with several residual codes at every position."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,7 +14,7 @@ from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, 
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.ranges import Codebook, Depth, NotEmpty, Positive, QuantizerType, Width
 from hf_vq.registry import register
 from hf_vq.renaming import renamed_options
 
@@ -55,26 +55,23 @@ class RQVAE(StagedNetwork, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512, 512),
-        layers_per_block: int = 2,
+        in_channels: Width = 3,
+        block_out_channels: Annotated[tuple[Width, ...], NotEmpty()] = (128, 128, 256, 256, 512, 512),
+        layers_per_block: Depth = 2,
         attention_stages: tuple[bool, ...] | None = (False, False, False, False, False, True),
         mid_block_add_attention: bool = True,
-        latent_channels: int = 256,
-        norm_num_groups: int = 32,
-        stem_channels: int | None = None,
-        codebook_size: int = 16384,
-        codebook_dim: int = 256,
-        quantizer_type: str = "residual",
+        latent_channels: Width = 256,
+        norm_num_groups: Width = 32,
+        stem_channels: Width | None = None,
+        codebook_size: Codebook = 16384,
+        codebook_dim: Width = 256,
+        quantizer_type: QuantizerType = "residual",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
+        reconstruction_weight: Positive = 1.0,
     ):
         super().__init__()
-        check_positive_int(in_channels=in_channels, layers_per_block=layers_per_block, latent_channels=latent_channels)
         check_reconstruction(reconstruction_loss, reconstruction_weight)
-        if not block_out_channels:
-            raise ValueError("block_out_channels must name at least one stage, got ()")
         stem = {} if stem_channels is None else {"stem_channels": stem_channels}
         widths = {f"block_out_channels[{i}]": width for i, width in enumerate(block_out_channels)}
         check_widths(norm_num_groups, **stem, **widths)

@@ -13,7 +13,7 @@ from hf_vq.autoencoders.base import check_reconstruction
 from hf_vq.autoencoders.images.base import ImageAutoencoderMixin
 from hf_vq.autoencoders.outputs import EncoderOutput, ReconstructionOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_positive_int
+from hf_vq.ranges import Codebook, Depth, Number, Positive, QuantizerType, Side, Width
 from hf_vq.registry import register
 
 NORMALIZED = ("vector", "ema")  # quantizers that compare by direction here unless `quantizer_config` says otherwise
@@ -124,43 +124,29 @@ class ViTVQModel(ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        image_size: int | tuple[int, int] = 256,
-        patch_size: int | tuple[int, int] = 8,
-        encoder_dim: int = 512,
-        encoder_depth: int = 8,
-        encoder_heads: int = 8,
-        encoder_head_dim: int = 64,
-        encoder_mlp_dim: int = 2048,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 8,
-        decoder_head_dim: int = 64,
-        decoder_mlp_dim: int = 2048,
-        codebook_size: int = 8192,
-        codebook_dim: int = 32,
-        quantizer_type: str = "vector",
+        in_channels: Width = 3,
+        image_size: Side | tuple[Side, Side] = 256,
+        patch_size: Side | tuple[Side, Side] = 8,
+        encoder_dim: Width = 512,
+        encoder_depth: Depth = 8,
+        encoder_heads: Depth = 8,
+        encoder_head_dim: Width = 64,
+        encoder_mlp_dim: Width = 2048,
+        decoder_dim: Width = 512,
+        decoder_depth: Depth = 8,
+        decoder_heads: Depth = 8,
+        decoder_head_dim: Width = 64,
+        decoder_mlp_dim: Width = 2048,
+        codebook_size: Codebook = 8192,
+        codebook_dim: Width = 32,
+        quantizer_type: QuantizerType = "vector",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
-        input_scale: float = 0.5,
-        input_shift: float = 0.5,
+        reconstruction_weight: Positive = 1.0,
+        input_scale: Number = 0.5,
+        input_shift: Number = 0.5,
     ):
         super().__init__()
-        check_positive_int(
-            in_channels=in_channels,
-            codebook_dim=codebook_dim,
-            encoder_dim=encoder_dim,
-            encoder_depth=encoder_depth,
-            encoder_heads=encoder_heads,
-            encoder_head_dim=encoder_head_dim,
-            encoder_mlp_dim=encoder_mlp_dim,
-            decoder_dim=decoder_dim,
-            decoder_depth=decoder_depth,
-            decoder_heads=decoder_heads,
-            decoder_head_dim=decoder_head_dim,
-            decoder_mlp_dim=decoder_mlp_dim,
-        )
         check_reconstruction(reconstruction_loss, reconstruction_weight)
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
@@ -259,7 +245,6 @@ def _sides(**sizes):
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"{name} must be an int or (height, width), got {size!r}")
-    check_positive_int(**{f"{name}[{i}]": side for i, side in enumerate(sides)})
     return sides
 
 

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import diffusers
 import torch
@@ -20,6 +20,7 @@ from hf_vq.autoencoders.images.convolutional import check_widths, make_decoder, 
 from hf_vq.autoencoders.images.stages import StagedNetwork
 from hf_vq.quantizers import QUANTIZERS, make_quantizer
 from hf_vq.quantizers.base import QuantizerOutput
+from hf_vq.ranges import Depth, NotEmpty, Number, OneOf, Positive, QuantizerType, Range, Side, Width
 from hf_vq.registry import register
 
 STOCK = frozenset(inspect.signature(diffusers.VQModel.__init__).parameters)
@@ -114,44 +115,41 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
-        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
-        block_out_channels: tuple[int, ...] = (64,),
-        layers_per_block: int = 1,
-        act_fn: str = "silu",
-        latent_channels: int = 3,
-        sample_size: int = 32,
-        num_vq_embeddings: int = 256,
-        norm_num_groups: int = 32,
-        vq_embed_dim: int | None = None,
-        scaling_factor: float = 0.18215,
-        norm_type: str = "group",
+        in_channels: Width = 3,
+        out_channels: Width = 3,
+        down_block_types: Annotated[tuple[str, ...], NotEmpty()] = ("DownEncoderBlock2D",),
+        up_block_types: Annotated[tuple[str, ...], NotEmpty()] = ("UpDecoderBlock2D",),
+        block_out_channels: Annotated[tuple[Width, ...], NotEmpty()] = (64,),
+        layers_per_block: Depth = 1,
+        act_fn: Annotated[str, OneOf(("swish", "silu", "mish", "gelu", "relu"))] = "silu",
+        latent_channels: Width = 3,
+        sample_size: Side = 32,
+        num_vq_embeddings: Annotated[int, Range(1, 2**24)] = 256,
+        norm_num_groups: Width = 32,
+        vq_embed_dim: Width | None = None,
+        scaling_factor: Number = 0.18215,
+        norm_type: Annotated[str, OneOf(("group", "spatial"))] = "group",
         mid_block_add_attention: bool = True,
         lookup_from_codebook: bool = False,
         force_upcast: bool = False,
-        quantizer_type: str = "vector",
+        quantizer_type: QuantizerType = "vector",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
-        stem_channels: int | None = None,
-        decoder_block_out_channels: tuple[int, ...] | None = None,
+        reconstruction_weight: Positive = 1.0,
+        stem_channels: Width | None = None,
+        decoder_block_out_channels: Annotated[tuple[Width, ...], NotEmpty()] | None = None,
     ):
         check_reconstruction(reconstruction_loss, reconstruction_weight)
-        for side, types in {"down_block_types": down_block_types, "up_block_types": up_block_types}.items():
-            if isinstance(types, str) or not all(isinstance(one, str) for one in types):
-                raise ValueError(f"{side} must be names of blocks, one for each stage, got {types!r}")
-        for name, word in {"act_fn": act_fn, "norm_type": norm_type}.items():
-            if not isinstance(word, str):
-                raise ValueError(f"{name} must be a word, got {word!r}")
-        if decoder_block_out_channels is not None and len(decoder_block_out_channels) != len(block_out_channels):
-            raise ValueError(
-                f"decoder_block_out_channels must have {len(block_out_channels)} entries as block_out_channels has, "
-                f"got {decoder_block_out_channels!r}"
-            )
-        own = {f"decoder_block_out_channels[{i}]": width for i, width in enumerate(decoder_block_out_channels or ())}
-        own |= {} if stem_channels is None else {"stem_channels": stem_channels}
+        stages, own = len(down_block_types), {} if stem_channels is None else {"stem_channels": stem_channels}
+        per_stage: dict[str, Any] = {
+            "block_out_channels": block_out_channels,
+            "up_block_types": up_block_types,
+            "decoder_block_out_channels": decoder_block_out_channels,
+        }
+        for name, values in per_stage.items():
+            if values is not None and len(values) != stages:
+                raise ValueError(f"{name} must have {stages} entries, as down_block_types has, got {values!r}")
+            own |= {f"{name}[{i}]": one for i, one in enumerate(values or ()) if not isinstance(one, str)}
         check_widths(norm_num_groups, **own)
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         options = {"legacy": True, "restart_threshold": 0.0} if quantizer_type == "vector" else {}

@@ -1,7 +1,7 @@
 """The VQ-VAE of 2017: strided convolutions, residual blocks, one codebook."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,18 @@ from hf_vq.autoencoders.images.pixel_distributions import BY_VALUE, PIXEL_DISTRI
 from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.quantizers import make_quantizer
-from hf_vq.quantizers.checks import check_choice, check_positive_int
+from hf_vq.ranges import (
+    Codebook,
+    FreeDepth,
+    KernelSize,
+    NotEmpty,
+    Number,
+    OneOf,
+    Positive,
+    QuantizerType,
+    Range,
+    Width,
+)
 from hf_vq.registry import register
 
 PADDINGS, NORMS, ACTIVATIONS = ("symmetric", "same"), ("none", "batch"), ("none", "tanh")
@@ -45,7 +56,7 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         residual_channels: inner width of a block; None: a quarter of `hidden_channels`.
         codebook_size: number of codes; of each level where there are several.
         codebook_dim: width of a code; None: no projection, codes are as wide as the encoder's end.
-        quantizer_type: a key of `hf_vq.quantizers.QUANTIZERS`: "ema", "vector", "residual", "product",
+        quantizer_type: QuantizerType,
             "finite_scalar", "lookup_free", "gumbel" or "index_backpropagation".
         quantizer_config: the quantizer's other options.
         stage_channels: width after each halving of the sides; None: (hidden_channels // 2, hidden_channels).
@@ -83,27 +94,27 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        hidden_channels: int = 128,
-        num_residual_layers: int = 2,
-        residual_channels: int | None = None,
-        codebook_size: int = 512,
-        codebook_dim: int | None = 64,
-        quantizer_type: str = "ema",
+        in_channels: Width = 3,
+        hidden_channels: Annotated[int, Range(2, 2**16)] = 128,
+        num_residual_layers: FreeDepth = 2,
+        residual_channels: Width | None = None,
+        codebook_size: Codebook = 512,
+        codebook_dim: Width | None = 64,
+        quantizer_type: QuantizerType = "ema",
         quantizer_config: dict | None = None,
-        stage_channels: tuple[int, ...] | None = None,
-        kernel_size: int = 4,
-        middle_kernel_size: int | None = 3,
-        output_kernel_size: int | None = None,
-        padding: str = "symmetric",
-        norm: str = "none",
-        residual_form: str = "pre_activation",
-        output_activation: str = "none",
+        stage_channels: Annotated[tuple[Width, ...], NotEmpty()] | None = None,
+        kernel_size: Annotated[int, Range(2, 2**8)] = 4,
+        middle_kernel_size: KernelSize | None = 3,
+        output_kernel_size: KernelSize | None = None,
+        padding: Annotated[str, OneOf(PADDINGS)] = "symmetric",
+        norm: Annotated[str, OneOf(NORMS)] = "none",
+        residual_form: Annotated[str, OneOf(RESIDUAL_FORMS)] = "pre_activation",
+        output_activation: Annotated[str, OneOf(ACTIVATIONS)] = "none",
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
-        input_scale: float = 1.0,
-        input_shift: float = 0.0,
-        shortcut: bool | str = False,
+        reconstruction_weight: Positive = 1.0,
+        input_scale: Number = 1.0,
+        input_shift: Number = 0.0,
+        shortcut: Annotated[bool | str, OneOf(SHORTCUTS)] = False,
     ):
         super().__init__()
         _check_options(self.config)
@@ -119,7 +130,6 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
         self.quantizer = make_quantizer(quantizer_type, codebook_size, dim, quantizer_config)
         self._add_decoder(stages, dim)
         self.apply(initialize_like_sonnet)
-        check_choice(SHORTCUTS, shortcut=shortcut)
         if shortcut:
             self._add_shortcut(dim)
 
@@ -300,13 +310,6 @@ class VQVAE(CheckpointedLayers, PixelDecoder, TilingMixin, ImageAutoencoderMixin
 
 def _check_options(config):
     """Raise a ValueError for an argument of `VQVAE` that is out of its range."""
-    check_positive_int(
-        in_channels=config.in_channels, hidden_channels=config.hidden_channels, kernel_size=config.kernel_size
-    )
-    check_choice(PADDINGS, padding=config.padding)
-    check_choice(NORMS, norm=config.norm)
-    check_choice(RESIDUAL_FORMS, residual_form=config.residual_form)
-    check_choice(ACTIVATIONS, output_activation=config.output_activation)
     check_reconstruction(config.reconstruction_loss, config.reconstruction_weight, PIXEL_DISTRIBUTIONS)
     if config.reconstruction_loss in PIXEL_DISTRIBUTIONS and config.output_activation != "none":
         raise ValueError(
@@ -315,19 +318,11 @@ def _check_options(config):
         )
     for name in ("middle_kernel_size", "output_kernel_size"):
         size = config[name]
-        if size is not None and (size < 1 or size % 2 == 0):
+        if size is not None and size % 2 == 0:
             raise ValueError(f"{name} must be odd or None, got {size!r}")
-    if config.kernel_size < 2:
-        raise ValueError(f"kernel_size must be at least 2, the stride, got {config.kernel_size!r}")
-    if type(config.num_residual_layers) is not int or config.num_residual_layers < 0:
-        raise ValueError(f"num_residual_layers must be an int of 0 or more, got {config.num_residual_layers!r}")
     if config.input_scale == 0:
         raise ValueError("input_scale must not be 0")
 
 
 def _stage_channels(stage_channels, hidden_channels):
-    stages = (max(1, hidden_channels // 2), hidden_channels) if stage_channels is None else tuple(stage_channels)
-    if not stages:
-        raise ValueError("stage_channels must name at least one stage, got ()")
-    check_positive_int(**{f"stage_channels[{i}]": width for i, width in enumerate(stages)})
-    return stages
+    return (max(1, hidden_channels // 2), hidden_channels) if stage_channels is None else tuple(stage_channels)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,8 @@ from hf_vq.autoencoders.images.tiling import LocalPart, TilingMixin
 from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput
 from hf_vq.grids import GRID_NAMES
 from hf_vq.quantizers import Quantizer, QuantizerOutput, make_quantizer
-from hf_vq.quantizers.checks import check_positive_int, check_range
 from hf_vq.quantizers.gradients import widened
+from hf_vq.ranges import Codebook, FreeDepth, NotEmpty, Number, Positive, QuantizerType, Share, Size, Weight, Width
 from hf_vq.registry import register
 from hf_vq.renaming import renamed_options, warn_renamed
 
@@ -59,7 +59,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
             over their logits under a logistic plus free ones. `with_reconstruction_loss` changes it.
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
-        grid_dropout: probability that a training item is decoded without its finest grids, a number drawn uniformly,
+        grid_dropout: Share,
             in whose place the average code vector stands: coarse grids then decode alone. 0 is the paper's.
         residual: instead of the paper's layout, code each finer grid as the difference of its latents from what the
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
@@ -81,30 +81,25 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        hidden_channels: int | tuple[int, ...] = 128,
-        num_residual_layers: int = 2,
-        residual_channels: int = 32,
-        codebook_size: int | tuple[int, ...] = 512,
-        codebook_dim: int = 64,
-        strides: tuple[int, ...] = (4, 2),
-        quantizer_type: str = "ema",
+        in_channels: Width = 3,
+        hidden_channels: Width | tuple[Width, ...] = 128,
+        num_residual_layers: FreeDepth = 2,
+        residual_channels: Width = 32,
+        codebook_size: Codebook | tuple[Codebook, ...] = 512,
+        codebook_dim: Width = 64,
+        strides: Annotated[tuple[Size, ...], NotEmpty()] = (4, 2),
+        quantizer_type: QuantizerType = "ema",
         quantizer_config: dict | None = None,
         reconstruction_loss: str = "mse",
-        reconstruction_weight: float = 1.0,
-        input_scale: float = 1.0,
-        input_shift: float = 0.0,
-        grid_dropout: float = 0.0,
+        reconstruction_weight: Positive = 1.0,
+        input_scale: Number = 1.0,
+        input_shift: Number = 0.0,
+        grid_dropout: Share = 0.0,
         residual: bool = False,
-        prediction_weight: float = 0.1,
+        prediction_weight: Weight = 0.1,
     ):
         super().__init__()
-        check_range(0, float("inf"), prediction_weight=prediction_weight)
-        check_range(0, 1, grid_dropout=grid_dropout)
-        check_positive_int(in_channels=in_channels, residual_channels=residual_channels, codebook_dim=codebook_dim)
         check_reconstruction(reconstruction_loss, reconstruction_weight, PIXEL_DISTRIBUTIONS)
-        if type(num_residual_layers) is not int or num_residual_layers < 0:
-            raise ValueError(f"num_residual_layers must be an int of 0 or more, got {num_residual_layers!r}")
         if input_scale == 0:
             raise ValueError("input_scale must not be 0")
         if residual and grid_dropout:
