@@ -22,16 +22,18 @@ class WriteError(OSError):
     Args:
         path: what was to be written.
         reason: why it was not.
-        advice: how to go on once there is room.
+        full: whether that is because something is full.
+        advice: how to go on.
     """
 
-    def __init__(self, path: str | Path, reason: str, advice: str | None = None):
-        super().__init__(f"cannot write {path}: {reason}" + (f"; make room, then {advice}" if advice else ""))
-        self.path, self.reason = path, reason
+    def __init__(self, path: str | Path, reason: str, full: bool, advice: str | None = None):
+        then = f"; {'make room, then ' if full else ''}{advice}" if advice else ""
+        super().__init__(f"cannot write {path}: {reason}{then}")
+        self.path, self.reason, self.full = path, reason, full
 
     def advising(self, advice: str) -> "WriteError":
         """The same failure with advice."""
-        return WriteError(self.path, self.reason, advice)
+        return WriteError(self.path, self.reason, self.full, advice)
 
 
 def as_write_error(error: BaseException, path: str | Path) -> WriteError | None:
@@ -44,19 +46,25 @@ def as_write_error(error: BaseException, path: str | Path) -> WriteError | None:
     if isinstance(error, WriteError):
         return error
     if isinstance(error, OSError) and error.errno in FULL:
-        return WriteError(error.filename or path, os.strerror(error.errno))
+        return WriteError(error.filename or path, os.strerror(error.errno), full=True)
     return None
 
 
-def why_unwritten(error: BaseException, path: str | Path) -> str:
-    """Why something could not be written, in a line: writers that swallow the reason are told by what the disk has."""
-    with contextlib.suppress(OSError):
-        parent = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-        if shutil.disk_usage(parent).free < 2**16:
-            return os.strerror(errno.ENOSPC)
+def unwritten(error: BaseException, path: str | Path) -> WriteError:
+    """The `WriteError` of what a writer raised; one that swallows the reason is understood by what the disk has left.
+
+    Args:
+        error: of the writer.
+        path: what it wrote.
+    """
+    if isinstance(error, WriteError):
+        return WriteError(path, error.reason, error.full)
     if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+        return WriteError(path, os.strerror(error.errno), error.errno in FULL)
+    parent = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+    if shutil.disk_usage(parent).free < 2**16:
+        return WriteError(path, os.strerror(errno.ENOSPC), full=True)
+    return WriteError(path, " ".join(str(error).split()) or type(error).__name__, full=False)
 
 
 @contextlib.contextmanager
@@ -69,12 +77,10 @@ def writing(path: str | Path, *failures: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except WriteError as error:
-        raise WriteError(path, error.reason) from error
     except (*FAILURES, *failures) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:  # torch.save's is plain
             raise
-        raise WriteError(path, why_unwritten(error, path)) from error
+        raise unwritten(error, path) from error
 
 
 @contextlib.contextmanager

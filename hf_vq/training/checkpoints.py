@@ -17,7 +17,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from hf_vq.writing import PARTIAL_SUFFIX, write_text, writing
+from hf_vq.writing import PARTIAL_SUFFIX, as_write_error, write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +232,18 @@ def how_to_go_on(output_dir: str | Path) -> str:
     if latest is None:
         return "start anew: no checkpoint is whole yet"
     return f"resume from {latest} with resume_from_checkpoint=True (hf-vq train: --resume {output_dir})"
+
+
+@contextlib.contextmanager
+def advising(output_dir: str | Path) -> Iterator[None]:
+    """Within: a `WriteError`, or a disk that is full, is a `WriteError` that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        found = as_write_error(error, output_dir)
+        if found is None:
+            raise
+        raise found.advising(how_to_go_on(output_dir)) from error
 
 
 def prepare_output_dir(output_dir: str | Path, needed: int) -> None:

@@ -23,7 +23,7 @@ from hf_vq.training.callbacks import CallbackArguments, Callbacks
 from hf_vq.training.checkpoints import (
     TRAINER_STATE,
     abandon_newer,
-    how_to_go_on,
+    advising,
     prepare_output_dir,
     resolve_checkpoint,
     rotate_checkpoints,
@@ -191,7 +191,7 @@ class TrainingLoop:
             desc=self.turns[0].name,
             disable=args.disable_tqdm,
         )
-        with alone, InterruptGuard() as guard, bar:
+        with alone, advising(args.output_dir), InterruptGuard() as guard, bar:
             try:
                 self.begin()
                 stop = self.callbacks.call("on_train_begin").should_training_stop
@@ -207,10 +207,9 @@ class TrainingLoop:
                         guard.stop()
                 return self.finish()
             except Exception as error:
-                if (unwritten := as_write_error(error, args.output_dir)) is not None:
-                    raise unwritten.advising(how_to_go_on(args.output_dir)) from error
-                together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
-                self.stop_early(f"{type(error).__name__}: {error}", together)
+                if as_write_error(error, args.output_dir) is None:
+                    together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
+                    self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
 
     def begin(self) -> None:

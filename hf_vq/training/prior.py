@@ -11,7 +11,7 @@ from hf_vq.arguments import check_fields
 from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import check_precision, launched_precision
-from hf_vq.training.checkpoints import how_to_go_on, prepare_output_dir, resolve_checkpoint
+from hf_vq.training.checkpoints import advising, prepare_output_dir, resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.divergence import telling_divergence
 from hf_vq.training.interruption import InterruptGuard
@@ -101,7 +101,7 @@ def train_prior(
     if checkpoint is not None:
         check_same_config(prior.config, checkpoint)
     alone = one_run(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext()
-    with alone, InterruptGuard() as guard:
+    with alone, advising(str(args.output_dir)), InterruptGuard() as guard:
         trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)
         if checkpoint is not None:
             trainer.load_run_state(checkpoint)
@@ -113,9 +113,8 @@ def train_prior(
                 guard.stop()
             return trainer.finish()
         except Exception as error:
-            if (unwritten := as_write_error(error, str(args.output_dir))) is not None:
-                raise unwritten.advising(how_to_go_on(str(args.output_dir))) from error
-            trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
+            if as_write_error(error, str(args.output_dir)) is None:
+                trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise
 
 

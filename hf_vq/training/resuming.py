@@ -27,7 +27,7 @@ MAY_CHANGE = frozenset(
 )
 NO_MATTER = frozenset(  # where a run is, who is told of it and how its processes meet: no part of what comes out
     {
-        *("output_dir", "resume_from_checkpoint", "overwrite", "resume", "disable_tqdm", "run_name", "project"),
+        *("output_dir", "resume_from_checkpoint", "disable_tqdm", "run_name", "project"),
         *("log_level", "log_level_replica", "log_on_each_node", "save_on_each_node", "logging_dir", "debug"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics", "local_rank"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
