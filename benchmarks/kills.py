@@ -2,9 +2,10 @@
 
     python benchmarks/kills.py            # 20 kills, half of them in a checkpoint's files; 10 full disks; flipped bits
 
-About five minutes on two cores. Full disks are file systems in memory of a random size, which a process mounts in a
-namespace of its own: Linux, as root. A kill "in a step" comes after the optimizer has moved the weights; one "in a
-checkpoint" at one of the moments at which a file of a checkpoint is opened, made, renamed or removed.
+About five minutes on two cores. A kill "in a step" comes after the optimizer has moved the weights; one "in a
+checkpoint" at one of the moments at which a file of a checkpoint is opened, made, renamed or removed. Full disks are
+file systems in memory, which a process mounts in a namespace of its own (Linux, as root); another file fills them up
+to a few pages at one of the moments at which the run opens a file, so that a writer of any kind is the first to fail.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,8 +28,9 @@ COMMON = (
     f"--max_steps {STEPS} --save_steps {EVERY} --logging_steps 3 --eval_steps 7 --use_cpu true --disable_tqdm true"
 )
 TRAIN = {
-    "autoencoder": "train autoencoder --data digits --model_config.hidden_channels 16 --model_config.stage_channels [8] "
-    f"--model_config.codebook_size 16 --weight_ema_decay 0.9 --lr_scheduler_type cosine {COMMON}",
+    "autoencoder": "train autoencoder --data digits --model_config.hidden_channels 16 "
+    "--model_config.stage_channels [8] --model_config.codebook_size 16 --weight_ema_decay 0.9 "
+    f"--lr_scheduler_type cosine {COMMON}",
     "prior": "train prior --codes {codes} --autoencoder {autoencoder} --prior_config.hidden_channels 16 "
     f"--prior_config.num_layers 1 --prior_config.head_channels 8 --weight_ema_decay 0.9 {COMMON}",
     "codes": "tokenize {autoencoder} --data digits --shard_size 100",
@@ -40,7 +43,7 @@ ELSEWHERE = (
     "training_args.bin",
     "checkpoint_manifest.json",
 )  # hold paths, times
-CLONE_NEWNS, MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20000, 32, 16384, 1 << 18
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 16384, 1 << 18
 
 
 def die():
@@ -61,25 +64,18 @@ def kill_in_step(number):
     register_optimizer_step_post_hook(count)
 
 
-def watch_writes(seen):
-    """Call `seen` at every event of a checkpoint's files that are written."""
-
-    def hook(event, arguments):
-        if event in WRITES and "checkpoint-" in str(arguments[0]):
-            seen()
-
-    sys.addaudithook(hook)
-
-
-def kill_in_write(number):
+def at_write(place, number, act):
+    """Act at an event of the files whose paths have a place in them; return the list of all events so far."""
     events = []
 
-    def count():
-        events.append(0)
-        if len(events) == number:
-            die()
+    def hook(event, arguments):
+        if event in WRITES and place in str(arguments[0]):
+            events.append(event)
+            if len(events) == number:
+                act()
 
-    watch_writes(count)
+    sys.addaudithook(hook)
+    return events
 
 
 def run(line, log):
@@ -98,40 +94,45 @@ def run(line, log):
     return status
 
 
-def child(line, log, kind=None, number=0):
-    if kind == "count":
-        events = []
-        watch_writes(lambda: events.append(0))
-    elif kind is not None:
-        {"step": kill_in_step, "checkpoint": kill_in_write}[kind](number)
+def child(line, log, where=None, number=0):
+    """A process that runs a command, and may die in it."""
+    if where == "step":
+        kill_in_step(int(number))
+    elif where is not None:
+        at_write("checkpoint-", int(number), die)
+    os._exit(run(line, log))
+
+
+def counting_child(line, log, output):
+    """A process that runs a command, and counts what files of checkpoints, and of all, it opens, makes and so on."""
+    events = [at_write(place, 0, die) for place in ("checkpoint-", output)]
     status = run(line, log)
-    if kind == "count":
-        Path(f"{log}.count").write_text(str(len(events)))
+    Path(f"{log}.json").write_text(json.dumps([len(each) for each in events]))
     os._exit(status)
 
 
-def mount(target, size, flags=0):
+def full_child(line, output, number, pages, log, again):
+    """A process that runs a command on a disk that fills up; then, with room, `again`. The log tells both."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, f"size={size}".encode()):
-        raise OSError(ctypes.get_errno(), "mount")
-
-
-def full_child(line, output, size, log, again):
-    """A command on a disk of this size; then, with room, `again`. What came of both is written beside the log."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "a namespace of its own")
     disk = Path(output).parent
-    mount(disk, size)
+    if (
+        libc.unshare(CLONE_NEWNS)
+        or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        or libc.mount(b"tmpfs", os.fsencode(disk), b"tmpfs", 0, b"size=64m")
+    ):
+        raise OSError(ctypes.get_errno(), "no file system of its own")
+
+    def fill():
+        with open(disk / "ballast", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, (shutil.disk_usage(disk).free // 4096 - int(pages)) * 4096)
+
+    at_write(output, int(number), fill)
     found = {"status": run(line, log), "error": Path(f"{log}.err").read_text()}
-    found["left"] = leftovers(output)
-    found["checkpoints"] = [path.name for path in complete(output)]
-    mount(disk, "1g", MS_REMOUNT)
-    found["again"] = run(
-        again if found["checkpoints"] or "tokenize" in line else f"{line} --overwrite", f"{log}.again"
-    )
-    found["files"] = contents(output)
-    found["left again"] = leftovers(output)
+    found["left"], checkpoints = leftovers(output), complete(output)
+    (disk / "ballast").unlink()
+    anew = not checkpoints and line.startswith("train")
+    found["again"] = run(f"{line} --overwrite" if anew else again, f"{log}.again")
+    found["files"], found["left again"] = contents(output), leftovers(output)
     Path(f"{log}.json").write_text(json.dumps(found))
     os._exit(0)
 
@@ -186,14 +187,14 @@ class Runs:
         return process.exitcode
 
     def make_whole(self):
-        """The runs that nothing disturbs; how many events of checkpoints each has."""
+        """The runs that nothing disturbs; how many events each has of files of checkpoints, and of all its files."""
         events = {}
         for kind in ("autoencoder", "codes", "prior"):
             log = self.folder / f"whole-{kind}"
-            status = self.start(counted, f"{self.lines[kind]} --output {self.whole[kind]}", log)
-            if status:
+            output = self.whole[kind]
+            if self.start(counting_child, f"{self.lines[kind]} --output {output}", log, output):
                 raise SystemExit(Path(f"{log}.err").read_text())
-            events[kind] = int(Path(f"{log}.count").read_text())
+            events[kind] = json.loads(Path(f"{log}.json").read_text())
         return events
 
     def check(self, name, fine, why=""):
@@ -204,7 +205,7 @@ class Runs:
     def kill(self, name, kind, where, number):
         """Kill a run, resume it, compare; a run that had no whole checkpoint starts anew."""
         output, log = self.folder / name / kind, self.folder / f"{name}.log"
-        status = self.start(killed, f"{self.lines[kind]} --output {output}", log, where, number)
+        status = self.start(child, f"{self.lines[kind]} --output {output}", log, where, number)
         had = [path.name for path in complete(output)]
         line = f"train {kind} --resume {output}" if had else f"{self.lines[kind]} --output {output} --overwrite"
         again = self.start(child, line, f"{log}.again")
@@ -218,14 +219,14 @@ class Runs:
             f"status {status}, {again}; other: {differ}; left: {leftovers(output)}; {error}",
         )
 
-    def fill(self, name, kind, size):
+    def fill(self, name, kind, number, pages):
         """Fill the disk of a run, make room, resume, compare."""
         disk = self.folder / name
         disk.mkdir()
         output, log = disk / kind, self.folder / f"{name}.log"
         line = f"{self.lines[kind]} --output {output}"
         again = f"train {kind} --resume {output}" if kind != "codes" else f"{line} --resume"
-        self.start(full_child, line, output, size, log, again)
+        self.start(full_child, line, output, number, pages, log, again)
         found = json.loads(Path(f"{log}.json").read_text())
         errors = [text for text in found["error"].splitlines() if text.startswith("hf-vq: error: ")]
         one_line = len(errors) == 1 and found["error"].count("\n") == 1 and "Traceback" not in found["error"]
@@ -235,11 +236,13 @@ class Runs:
         clean = not found["left"] and not found["left again"]
         fine = found["status"] == 2 and told and clean and found["again"] == 0 and not differ
         why = f"{found['status']}, {found['again']}; {found['left']} {found['left again']}; {differ}; {found['error']}"
-        self.check(f"{kind}, disk of {int(size) // 1024} KiB: {errors[0][15:] if errors else ''}", fine, why)
+        self.check(
+            f"{kind}, disk full at {number}: {errors[0].removeprefix('hf-vq: error: ') if errors else ''}", fine, why
+        )
 
     def flip(self, kind, draw):
         """Flip a bit of each file of a checkpoint in turn."""
-        from hf_vq.training.checkpoints import resolve_checkpoint
+        from hf_vq.training.checkpoints import MANIFEST, resolve_checkpoint
 
         checkpoint = self.whole[kind] / f"checkpoint-{STEPS}"
         for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
@@ -251,22 +254,10 @@ class Runs:
                 resolve_checkpoint(checkpoint.parent, checkpoint)
                 fine = False
             except ValueError as error:
-                fine = path.name in str(error)
+                fine = path.name in str(error) or path.name == MANIFEST  # of a changed hash the file is named
             finally:
                 path.write_bytes(content)
             self.check(f"{kind}, a bit of {path.relative_to(checkpoint)}", fine)
-
-
-def counted(line, log):
-    child(line, log, "count")
-
-
-def killed(line, log, where, number):
-    child(line, log, where, int(number))
-
-
-def size_of(folder):
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in Path(folder).rglob("*") if path.is_file())
 
 
 def main():
@@ -284,14 +275,12 @@ def main():
         for number in range(options.kills):
             kind = ("autoencoder", "prior")[number % 2]
             where = ("step", "checkpoint")[number // 2 % 2]
-            at = draw.randint(1, STEPS if where == "step" else events[kind])
+            at = draw.randint(1, STEPS if where == "step" else events[kind][0])
             runs.kill(f"kill-{number}", kind, where, at)
         print(f"{options.disks} full disks", flush=True)
         for number in range(options.disks):
             kind = ("autoencoder", "prior", "autoencoder", "prior", "codes")[number % 5]
-            most = size_of(runs.whole[kind])
-            least = 2 * size_of(runs.whole[kind] / f"checkpoint-{STEPS}") if kind != "codes" else most // 4
-            runs.fill(f"disk-{number}", kind, draw.randrange(least, most - 4096))
+            runs.fill(f"disk-{number}", kind, draw.randint(1, events[kind][1] * 4 // 5), draw.randrange(6))
         print("flipped bits", flush=True)
         for kind in ("autoencoder", "prior"):
             runs.flip(kind, draw)
