@@ -122,6 +122,7 @@ def test_a_changed_learning_rate_scales_every_later_step(kind, tmp_path, monkeyp
         lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (1 + step)),
         lambda optimizer: ExponentialLR(optimizer, 0.5),  # goes from one rate to the next
     ],
+    ids=["function of the step", "factor of the last"],
 )
 def test_a_renewed_rate_moves_the_weights_of_the_very_next_step(make):
     def begin(rate):

@@ -87,8 +87,9 @@ def train_prior(
 
     Raises:
         ValueError: data that does not fit the prior or is of two tokenizers, a network that sees the codes that it
-            predicts, an output folder or a checkpoint that cannot be used.
+            predicts, an output folder or a checkpoint that cannot be used, an option that a resume cannot change.
         DivergenceError: the loss became NaN or infinite.
+        WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
     for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
         check_dataset(prior, dataset)

@@ -36,6 +36,7 @@ from hf_vq.training.weight_ema import WeightEMA
 from hf_vq.writing import whole_files, write_text, writing
 
 RUN_STATE = "run_state.json"
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that know no first rate
 
 
 class PriorTrainer(LengthsTrainer):
@@ -160,7 +161,8 @@ class PriorTrainer(LengthsTrainer):
                 other options that cannot change, or is of a later step than the last.
         """
         self.resumed = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
-        self.changed = changes(folder, self.resumed.get("arguments", {}), recorded(self.args), MAY_CHANGE)
+        may = MAY_CHANGE - ({"learning_rate"} if self.args.lr_scheduler_type in BY_EVALUATION else set())
+        self.changed = changes(folder, self.resumed.get("arguments", {}), recorded(self.args), may)
         changes(folder, {name: self.resumed["data"].get(name) for name in self.identity}, self.identity)
         check_goes_on(folder, TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step, self.last_step)
         self.started -= self.resumed["seconds"]

@@ -100,6 +100,8 @@ def renew_learning_rate(optimizer: Any, schedule: Any, base: list[float]) -> Non
         schedule: of that optimizer, with the functions of today and the state of then.
         base: the schedule's `base_lrs` before that state was loaded.
     """
+    if not base:
+        return
     schedule = getattr(schedule, "scheduler", schedule)  # in accelerate's wrapper
     if isinstance(schedule, LambdaLR):
         rates = [rate * factor(schedule.last_epoch) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
@@ -112,8 +114,8 @@ def renew_learning_rate(optimizer: Any, schedule: Any, base: list[float]) -> Non
 
 
 def base_rates(schedule: Any) -> list[float]:
-    """The rates that a schedule starts from."""
-    return list(getattr(schedule, "scheduler", schedule).base_lrs)
+    """The rates that a schedule starts from; none of one that follows the evaluations."""
+    return list(getattr(getattr(schedule, "scheduler", schedule), "base_lrs", ()))
 
 
 def read_state(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
