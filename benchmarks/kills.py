@@ -230,7 +230,8 @@ class Runs:
         found = json.loads(Path(f"{log}.json").read_text())
         errors = [text for text in found["error"].splitlines() if text.startswith("hf-vq: error: ")]
         one_line = len(errors) == 1 and found["error"].count("\n") == 1 and "Traceback" not in found["error"]
-        told = one_line and "cannot write" in errors[0] and ("resume" in errors[0] or "start anew" in errors[0])
+        advised = any(words in errors[0] for words in ("resume", "start anew")) if one_line else False
+        told = one_line and ("one checkpoint needs" in errors[0] or ("cannot write" in errors[0] and advised))
         expected = contents(self.whole[kind])
         differ = sorted(name for name in expected if found["files"].get(name) != expected[name])
         clean = not found["left"] and not found["left again"]
