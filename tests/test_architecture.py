@@ -35,6 +35,7 @@ FLOORS = (
         "single_file",
         "version",
         "weights",
+        "writing",
     },
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -14,7 +14,8 @@ from hf_vq.metrics.likelihood import CodeLikelihood
 from hf_vq.priors import AutoregressivePrior, Prior, PriorConfig
 from hf_vq.training.evaluation import evaluate_prior
 from hf_vq.training.likelihood import evaluate_likelihood
-from hf_vq.training.prior import PriorTrainer, PriorTrainingArguments, train_prior
+from hf_vq.training.prior import PriorTrainingArguments, train_prior
+from hf_vq.training.prior_trainer import PriorTrainer
 
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
 from .prior_families import FAMILIES

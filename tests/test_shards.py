@@ -1,6 +1,7 @@
 """Every shard of a folder of codes is looked at before its codes are used: foreign and damaged ones, flipped bits."""
 
 import json
+import os
 import random
 import shutil
 
@@ -314,12 +315,29 @@ def test_lengths_beyond_the_grid_are_refused(codecs, tmp_path):
         load_codes(tmp_path)
 
 
-def test_damaged_shards_are_replaced_by_overwriting_and_named_by_resuming(tmp_path):
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[40] ^= 16  # in the first page
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "metadata": lambda path: rewrite(path, seal=True, num_samples=25),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "a flipped bit": flip,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_resume_makes_damaged_shards_again_and_keeps_the_others(kind, tmp_path):
     folder = write(tmp_path)
-    expected, path = contents(folder), shard(folder)
-    rewrite(path, seal=True, num_samples=25)
+    path = shard(folder)
+    expected = path.read_bytes()
+    DAMAGE[kind](path)
+    before = {other: other.stat().st_mtime_ns for other in folder.glob("data/*.parquet") if other != path}
     data = {"train": Labelled(24), "validation": Labelled(12)}
-    with pytest.raises(ValueError, match=f"{path.name} is damaged: its metadata are not as they were written"):
+    with pytest.warns(UserWarning, match=f"{path.name} is .*: it is made again"):
         tokenize_dataset(tokenizer(), data, folder, shard_size=10, resume=True)
-    tokenize_dataset(tokenizer(), data, folder, shard_size=10, overwrite=True)
-    assert contents(folder) == expected
+    assert path.read_bytes() == expected
+    assert {other: other.stat().st_mtime_ns for other in before} == before

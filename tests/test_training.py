@@ -303,7 +303,7 @@ def test_no_more_checkpoints_than_asked_for(tmp_path):
 def test_resuming_from_an_older_checkpoint_discards_the_newer_ones(tmp_path, caplog):
     train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, save_steps=2))
     older = str((tmp_path / "checkpoint-2").rename(tmp_path / "my favourite"))
-    loop(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, resume_from_checkpoint=older))
+    loop(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path, resume_from_checkpoint=older)).begin()
     assert latest_checkpoint(tmp_path) is None
     assert f"Resuming from my favourite: the newer {tmp_path / 'checkpoint-6'} no longer counts" in caplog.text
 

@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hf_vq.registry import modality_of
 from hf_vq.saved import CONFIG, INDEX, folder_kind, read_index, read_json
 from hf_vq.training.disk import module_footprint, run_bytes
 from hf_vq.training.tasks import Task
+from hf_vq.writing import as_write_error, is_empty, one_run
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
@@ -56,7 +57,7 @@ def check_output_folder(path: str | Path, *, overwrite: bool = False, resume: bo
         raise ValueError("overwrite is for one process: remove the output folder before starting several")
     if not is_main_process():  # the main one may have begun already
         return
-    if Path(path).is_dir() and any(Path(path).iterdir()) and not (overwrite or resume):
+    if not (overwrite or resume or is_empty(path)):
         raise ValueError(f"the output folder {path} exists and is not empty (--overwrite replaces what it holds)")
 
 
@@ -106,12 +107,28 @@ def say(text: str) -> None:
         print(text)
 
 
+def alone(folder: str | Path, *, make: bool) -> AbstractContextManager[None]:
+    """`one_run`, which the main process enters for all.
+
+    Args:
+        folder: of the run.
+        make: where it is not there; else there is no other run to wait for.
+    """
+    return one_run(folder) if is_main_process() and (make or Path(folder).is_dir()) else nullcontext()
+
+
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Within: whatever goes wrong with an addition to finished work is one line on stderr, and costs nothing else."""
+    """Within: whatever goes wrong with an addition to finished work is one line on stderr, and costs nothing else.
+
+    A full disk is no matter of one addition: it is raised.
+    """
     try:
         yield
     except Exception as error:
+        unwritten = as_write_error(error, what)
+        if unwritten is not None and unwritten.full:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"warning: no {what}: {reason}", file=sys.stderr)
 

@@ -17,6 +17,7 @@ from hf_vq.data.sources import MissingSplitError
 from hf_vq.figures import plain_figures
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
+from hf_vq.writing import write_text
 
 PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
 
@@ -70,7 +71,7 @@ def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     facts = {"model": options.model, "data": data.data, "split": options.split}
     text = json.dumps({**facts, **figures}, indent=2, allow_nan=False)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.output).write_text(text + "\n", encoding="utf-8")
+    write_text(options.output, text + "\n")
     return figures
 
 

@@ -4,20 +4,17 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from hf_vq.arguments import check_fields
 from hf_vq.cli.reading import place_of, read_recipe, read_yaml
 from hf_vq.renaming import with_new_names
-
-NOT_REPEATED = ("output_dir", "overwrite", "resume", "resume_from_checkpoint")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -62,6 +59,7 @@ def parse_options(
     aliases: dict[str, str] | None = None,
     renamed: dict[str, str] | None = None,
     keys: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, str]]]] | None = None,
+    continues: Callable[..., dict[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
     """Fill option dataclasses from a recipe and flags.
 
@@ -76,6 +74,7 @@ def parse_options(
         renamed: older spellings, which are told on stderr, {"level": "grid"}.
         keys: of mapping options, by name: `keys(values)` tells by what was given who has the keys, and the new
             spellings by older ones.
+        continues: completes what was given from an earlier run, see `hf_vq.cli.resuming.continued`.
 
     Returns:
         tuple of one filled dataclass per type, then a dict of what was given (by recipe or flag), defaults left out.
@@ -106,25 +105,22 @@ def parse_options(
     for action in parser._actions:  # leave defaults to the dataclasses: here only what was given counts
         action.required, action.default = False, argparse.SUPPRESS
     given = vars(parser.parse_args(argv))
-    values, recipe = {}, given.pop("recipe", None)
-    if recipe is not None:
-        values = read_recipe(recipe)
-        check_one_name(values, aliases | renamed)
-        values = {aliases.get(name, name): value for name, value in values.items()}
-        values = {_current(name, renamed): value for name, value in values.items()}
-        check_names(values, fields, f"key in the recipe {recipe}:")
-        values = {name: _convert(parser, name, value, mappings, recipe) for name, value in values.items()}
-    values.update(given)
+    read = functools.partial(_recipe_values, parser, fields, (aliases, renamed), mappings)
+    keys = keys or {}
+    recipe = given.pop("recipe", None)
+    values = {**({} if recipe is None else read(recipe)), **given}
     for name in mappings & set(values):
         if isinstance(values[name], str) and values[name].lstrip().startswith("{"):
             values[name] = read_yaml(values[name], f"--{name}")
     single: dict[str, dict[str, Any]] = {}
     for name, key, text in entries:
         single.setdefault(name, {})[key] = read_yaml(text, f"--{name}.{key}")
-    for name in mappings & (single.keys() | (keys or {}).keys() & values.keys()):
-        owner, former = keys[name](values) if keys and name in keys else (name, {})
-        whole = with_new_names(as_mapping(name, values.get(name)), former, owner)
-        values[name] = whole | with_new_names(single.get(name, {}), former, owner)
+    values = _renewed(values, keys)
+    for name, one_by_one in single.items():
+        owner, former = keys[name](values) if name in keys else (name, {})
+        values[name] = as_mapping(name, values.get(name)) | with_new_names(one_by_one, former, owner)
+    if continues is not None:
+        values = continues(values, fields, mappings, lambda path: _renewed(read(path), keys))
     for name, entry in fields.items():
         if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
@@ -151,10 +147,24 @@ def _telling_place(names: Collection[str], recipe: Any) -> Iterator[None]:
         raise ValueError(f"{error} ({place_of(name, recipe)})") from error
 
 
-def write_recipe(path: str | Path, given: dict[str, Any]) -> None:
-    """Write what a run was given as a recipe that repeats it; where it went is left out."""
-    values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+def _renewed(values, keys):
+    """Values with the keys of mapping options by their names today."""
+    owners = {name: find(values) for name, find in keys.items() if name in values}
+    renewed = {
+        name: with_new_names(as_mapping(name, values[name]), former, owner) for name, (owner, former) in owners.items()
+    }
+    return values | renewed
+
+
+def _recipe_values(parser, fields, spellings, mappings, path):
+    """The values of a recipe by today's names, of the types of flags; `spellings`: aliases, and renamed options."""
+    aliases, renamed = spellings
+    values = read_recipe(path)
+    check_one_name(values, aliases | renamed)
+    values = {aliases.get(name, name): value for name, value in values.items()}
+    values = {_current(name, renamed): value for name, value in values.items()}
+    check_names(values, fields, f"key in the recipe {path}:")
+    return {name: _convert(parser, name, value, mappings, path) for name, value in values.items()}
 
 
 def _current(name, renamed, dashes=""):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import (
+    alone,
     check_disk_space,
     check_output_folder,
     check_same_config,
@@ -26,12 +27,13 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.data_options import data_options
-from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
+from hf_vq.cli.resuming import RESUME, continued, tell_changes, write_recipe
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
-from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.checkpoints import advising, resolve_checkpoint
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
 from hf_vq.training.tasks import Reconstruction
@@ -59,7 +61,7 @@ class ModelOptions:
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
-    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+    resume: str | None = field(default=None, metadata=RESUME)
 
 
 def main(argv: list[str]) -> None:
@@ -71,6 +73,7 @@ def main(argv: list[str]) -> None:
         description="Train an autoencoder with a vector-quantized bottleneck.",
         aliases={"output": "output_dir"},
         keys={"model_config": renamed_arguments},
+        continues=continued,
     )
     run(options, data, args, given)
 
@@ -89,13 +92,21 @@ def run(
     options: ModelOptions, data: Any, args: AutoencoderTrainingArguments, given: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Check everything, train, and write model, report and pictures into `args.output_dir`; return the report."""
-    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=options.resume)
-    if options.overwrite and options.resume:
-        raise ValueError("overwrite and resume exclude each other")
+    check_output_folder(args.output_dir, overwrite=options.overwrite, resume=bool(options.resume))
     if args.freeze_codes and not options.init_from:
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
-    if options.resume:
-        args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+    with alone(args.output_dir, make=False), advising(args.output_dir):
+        if options.resume:
+            args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+        model, modality, train, validation = prepare(options, data, args, given)
+        with alone(args.output_dir, make=True):
+            return train_and_show(model, modality, train, validation, options, args, given)
+
+
+def prepare(
+    options: ModelOptions, data: Any, args: AutoencoderTrainingArguments, given: dict[str, Any]
+) -> tuple[Any, Any, Any, Any]:
+    """The model to train, its modality, training and validation data, all of which fit; nothing is written."""
     initial: Any = load_initial(options.init_from, options, given) if options.init_from else None
     if args.freeze_codes:
         initial.check_freezable()
@@ -110,23 +121,38 @@ def run(
     transformers.set_seed(args.seed)
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
-    code_shapes = model.code_shapes(train.sample_shape)
+    model.code_shapes(train.sample_shape)
     check_disk_space(args.output_dir, training_bytes(Reconstruction(model, args), args, len(train)), "training")
+    return model, modality, train, validation
 
-    start_output_folder(
+
+def train_and_show(
+    model: Any,
+    modality: Any,
+    train: Any,
+    validation: Any,
+    options: ModelOptions,
+    args: AutoencoderTrainingArguments,
+    given: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Write all that a training writes; return the report."""
+    folder = start_output_folder(
         args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *(f"{name}{modality.suffix}" for name in SHOWN)]
     )
-    write_recipe(Path(args.output_dir) / "recipe.yaml", given)
+    if not options.resume:
+        write_recipe(folder, given)
+    codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
     say(
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
-        f"{modality.plural} of {times(train.sample_shape)} to {describe_codes(code_shapes, model.codebook_sizes)}."
+        f"{modality.plural} of {times(train.sample_shape)} to {codes}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
     if report is not None:
+        tell_changes(folder, report["history"])
         metrics = report["metrics"]
         error = figure_text("error_over_variance", metrics.get("eval_error_over_variance"))
         say(f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}."))
-        save_pictures(model, modality, train if validation is None else validation, report, Path(args.output_dir))
+        save_pictures(model, modality, train if validation is None else validation, report, folder)
     return report
 
 

@@ -10,6 +10,7 @@ import transformers
 
 import hf_vq
 from hf_vq.cli.checks import (
+    alone,
     check_disk_space,
     check_output_folder,
     check_same_config,
@@ -22,7 +23,8 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.grids import load_coarser, pick_grid
-from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options, write_recipe
+from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
+from hf_vq.cli.resuming import RESUME, continued, tell_changes, write_recipe
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
@@ -30,7 +32,7 @@ from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
-from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.checkpoints import advising, resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import (
@@ -40,6 +42,7 @@ from hf_vq.training.prior import (
     remember_tokenizer,
     train_prior,
 )
+from hf_vq.writing import whole
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -75,7 +78,7 @@ class PriorOptions:
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
-    resume: bool = field(default=False, metadata={"help": "continue from the last complete checkpoint"})
+    resume: str | None = field(default=None, metadata=RESUME)
 
 
 def main(argv: list[str]) -> None:
@@ -87,18 +90,27 @@ def main(argv: list[str]) -> None:
         description="Train a prior on the codes of a tokenizer.",
         aliases={"output": "output_dir"},
         renamed={"level": "grid"},
+        continues=continued,
     )
     run(options, args, given)
 
 
 def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any]) -> dict[str, Any] | None:
     """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
-    if options.overwrite and options.resume:
-        raise ValueError("overwrite and resume exclude each other")
-    folder = Path(str(args.output_dir))
-    check_output_folder(folder, overwrite=options.overwrite, resume=options.resume)
-    if options.resume:
-        args.resume_from_checkpoint = str(resolve_checkpoint(folder, True))
+    folder = str(args.output_dir)
+    check_output_folder(folder, overwrite=options.overwrite, resume=bool(options.resume))
+    with alone(folder, make=False), advising(folder):
+        if options.resume:
+            args.resume_from_checkpoint = str(resolve_checkpoint(folder, True))
+        prior, pipeline, train, validation = prepare(options, args, given)
+        with alone(folder, make=True):
+            return train_and_show(prior, pipeline, train, validation, options, args, given)
+
+
+def prepare(
+    options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any]
+) -> tuple[Any, CodesPipeline | None, CodesDataset, CodesDataset | None]:
+    """The prior to train, its pipeline where it gets one, codes to train and to evaluate on; nothing is written."""
     grid = pick_grid(options)
     train = load_codes(options.codes, "train", grid=grid, context=True)
     validation = None
@@ -131,22 +143,37 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     if autoencoder is not None and (grid is None or coarser):
         pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
         needed += sum(module_footprint(part).published for part in (autoencoder, prior, *coarser))
-    check_disk_space(folder, needed, "training")
+    check_disk_space(str(args.output_dir), needed, "training")
+    return prior, pipeline, train, validation
 
+
+def train_and_show(
+    prior: Any,
+    pipeline: CodesPipeline | None,
+    train: CodesDataset,
+    validation: CodesDataset | None,
+    options: PriorOptions,
+    args: PriorTrainingArguments,
+    given: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Write all that a training writes; return the report."""
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
-    start_output_folder(folder, overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
-    write_recipe(folder / "recipe.yaml", given)
+    folder = start_output_folder(str(args.output_dir), overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
+    if not options.resume:
+        write_recipe(folder, given)
     say(
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
-        f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, {config['num_classes']} classes."
+        f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, "
+        f"{prior.config.num_classes} classes."
     )
     report = train_prior(prior, train, args, eval_dataset=validation)
     if report is not None:
+        tell_changes(folder, report["history"])
         words, metrics = "nats per held-out code", report["metrics"]
         if prior.likelihood == "bound":
             words += " (upper bound)"
         nats = figure_text("nats_per_code", metrics.get("eval_nats_per_code"))
-        say(f"Wrote {args.output_dir}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else "."))
+        say(f"Wrote {folder}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else "."))
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
         if pipeline is not None:
@@ -276,7 +303,8 @@ def make_pipeline(
 
 def save_pipeline(pipeline: Any, folder: Path, seed: int) -> None:
     """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes."""
-    pipeline.save_pretrained(folder / "pipeline")
+    with whole(folder / "pipeline") as partial:
+        pipeline.save_pretrained(partial)
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
     with optional("file of samples"):

@@ -14,6 +14,7 @@ from hf_vq.converters.base import Format, Source, fill, pick_format
 from hf_vq.converters.sources import read_config, read_source
 from hf_vq.hub import CONVERSION, LICENSES_PAGE, check_license, describe, is_model_file, read_folder, write_card
 from hf_vq.saved import INDEX, folder_kind
+from hf_vq.writing import writing
 
 PIPELINE_FILES = (INDEX, "pipeline.py")
 
@@ -162,7 +163,8 @@ def convert(
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / "model"
-        model.save_pretrained(folder)
+        with writing(out):
+            model.save_pretrained(folder)
         facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
         if first_stage is not None:
             facts["first_stage"] = Path(first_stage).name

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_vq.data.identity import differing_hash
-from hf_vq.data.seals import Shard, read_shard
+from hf_vq.data.seals import Shard, read_part, read_shard
 from hf_vq.data.shards import SHARD_NAME, code_splits, column_names, find_shards
 
 SHARED = ("codebook_size", "class_names")  # by all splits; their samples may differ in size
@@ -33,6 +33,22 @@ def check_shards(folder: str | Path, split: str) -> list[Shard]:
                 if SHARD_NAME.fullmatch(path.name):
                     _check_same(read_shard(path), first, SHARED)
     return shards
+
+
+def check_whole(path: Path) -> None:
+    """Read all of a file of codes.
+
+    Raises:
+        DamagedShardError: it is not as it was written.
+        ValueError: it is not what its metadata promise.
+    """
+    shard = read_shard(path)
+    _check_alone(shard)
+    shapes = shard.plan["code_shape"]
+    names = column_names(shard.plan)
+    items = dict(zip(names, [shapes] if names == ["codes"] else shapes, strict=True))
+    for name in shard.types:
+        read_part(shard, name, tuple(items.get(name, ())))
 
 
 def _check_same(shard: Shard, first: Shard, keys: Any) -> None:

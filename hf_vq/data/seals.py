@@ -19,6 +19,10 @@ SEAL, SHARD = "sha256", "shard"  # keys beside those of the plan
 OLD_KEYS = {"images_sha256": "samples_sha256"}  # of the metadata, by version 0.1.0
 
 
+class DamagedShardError(ValueError):
+    """A file of codes is not as it was written."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A file of codes, by its footer.
@@ -78,7 +82,7 @@ def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any]]:
             schema, rows = file.schema_arrow, file.metadata.num_rows
         metadata, types = schema.metadata or {}, {field.name: field.type for field in schema}
     except (*UNREADABLE, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {_in_a_line(error)}") from error
+        raise DamagedShardError(f"{path} is not a readable Parquet file: {_in_a_line(error)}") from error
     if SCHEMA_KEY not in metadata:
         raise ValueError(f"{path} does not hold codes of hf_vq: its schema has no {SCHEMA_KEY.decode()!r} entry")
     return metadata[SCHEMA_KEY], rows, types
@@ -95,12 +99,12 @@ def read_shard(path: str | Path) -> Shard:
     try:
         told: dict[str, Any] = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: its metadata are no JSON ({_in_a_line(error)})") from error
+        raise DamagedShardError(f"{path} is damaged: its metadata are no JSON ({_in_a_line(error)})") from error
     seal = told.pop(SEAL, None)
     if seal is None and SHARD not in told:
         return Shard(path, {OLD_KEYS.get(key, key): value for key, value in told.items()}, rows, types, None)
     if seal != _sha256(told):
-        raise ValueError(f"{path} is damaged: its metadata are not as they were written ({SEAL} {seal})")
+        raise DamagedShardError(f"{path} is damaged: its metadata are not as they were written ({SEAL} {seal})")
     facts = told.pop(SHARD)
     return Shard(path, told, rows, types, facts)
 
@@ -133,9 +137,13 @@ def read_part(shard: Shard, name: str, item_shape: tuple[int, ...]) -> np.ndarra
             column = column.flatten()
         part = column.to_numpy(zero_copy_only=False).reshape(shard.rows, *item_shape)
     except (*UNREADABLE, pyarrow.ArrowException, IndexError) as error:
-        raise ValueError(f"{shard.path} is damaged: column {name} cannot be read ({_in_a_line(error)})") from error
+        raise DamagedShardError(
+            f"{shard.path} is damaged: column {name} cannot be read ({_in_a_line(error)})"
+        ) from error
     if not matches(shard, name, part):
-        raise ValueError(f"{shard.path} is damaged: column {name} is not as it was written (its SHA-256 differs)")
+        raise DamagedShardError(
+            f"{shard.path} is damaged: column {name} is not as it was written (its SHA-256 differs)"
+        )
     return part
 
 

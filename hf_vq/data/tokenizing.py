@@ -1,7 +1,6 @@
 """Tokenize a data set once: write its codes as Parquet shards that know which tokenizer made them."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +11,16 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_vq.arguments import checked
+from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.seals import SCHEMA_KEY, read_footer, sealed
+from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 from hf_vq.ranges import Samples, Size, Workers
+from hf_vq.renaming import warn_user
+from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run, whole
 
 STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
 
@@ -51,7 +53,8 @@ def tokenize_dataset(
     """Write the codes of a data set as Parquet shards, `data/<split>-00000-of-00003.parquet`.
 
     A shard is written under a temporary name and renamed when complete, so that an interrupted run continues with
-    `resume=True` where it stopped; the shards are the same bytes as without the interruption.
+    `resume=True` where it stopped; the shards are the same bytes as without the interruption. Those that are there are
+    read as a whole first: a damaged one is told and made again.
 
     Args:
         autoencoder: model with `tokenize`, `code_shape` and `codebook_size`.
@@ -65,33 +68,36 @@ def tokenize_dataset(
         num_workers: processes that decode samples.
         path: what to call the tokenizer in the metadata.
         overwrite: replace the codes in an existing folder.
-        resume: keep the shards that are already there; they must come from the same tokenizer and samples.
+        resume: keep the whole shards that are already there; they must come from the same tokenizer and samples.
 
     Returns:
         dict of the number of samples by split.
 
     Raises:
         ValueError: the folder is not empty (neither overwrite nor resume), its codes have another origin, the
-            downsampling does not divide the samples' sides, or they differ along another axis than the first.
+            downsampling does not divide the samples' sides, they differ along another axis than the first, or another
+            run is writing into the folder.
+        WriteError: a shard could not be written; those before it are whole.
     """
     splits = dataset if isinstance(dataset, dict) else {"train": dataset}
     identity = tokenizer_identity(autoencoder, path)
     plans = {split: _plan(autoencoder, dataset, shard_size, identity) for split, dataset in splits.items()}
-    folder = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
     device = next(autoencoder.parameters()).device
-    for split, dataset in splits.items():
-        shards = list(_shards(folder, split, len(dataset), shard_size))
-        with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
-            for target, rows in shards:
-                if not target.exists():
-                    loader: DataLoader = DataLoader(
-                        Subset(dataset, rows),
-                        batch_size,
-                        num_workers=num_workers,
-                        collate_fn=collator_for(autoencoder, dataset, whole=True),
-                    )
-                    _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
-                progress.update(len(rows))
+    with one_run(output_dir):
+        folder, kept = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
+        for split, dataset in splits.items():
+            shards = list(_shards(folder, split, len(dataset), shard_size))
+            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
+                for target, rows in shards:
+                    if target not in kept:
+                        loader: DataLoader = DataLoader(
+                            Subset(dataset, rows),
+                            batch_size,
+                            num_workers=num_workers,
+                            collate_fn=collator_for(autoencoder, dataset, whole=True),
+                        )
+                        _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
+                    progress.update(len(rows))
     return {split: len(dataset) for split, dataset in splits.items()}
 
 
@@ -136,9 +142,9 @@ def _shards(folder, split, num_samples, shard_size):
 
 
 def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
-    """Refuse, empty or accept an existing folder; return the folder of the shards."""
+    """Refuse, empty or accept an existing folder; return the folder of the shards, and those that are whole."""
     folder = output_dir / "data"
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (overwrite or resume):
+    if not (overwrite or resume or is_empty(output_dir)):
         raise ValueError(f"{output_dir} exists and is not empty (overwrite replaces its codes, resume continues them)")
     if overwrite and not resume and folder.is_dir():
         stale = list(folder.glob("*.parquet"))
@@ -147,23 +153,34 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
         for path in stale:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.parquet.partial"):
+    for path in [*folder.glob(f".*.parquet{PARTIAL_SUFFIX}"), *folder.glob("*.parquet.partial")]:  # of today, of 0.1.0
         path.unlink()
     expected = {
         target: plans[split]
         for split, dataset in splits.items()
         for target, _ in _shards(folder, split, len(dataset), shard_size)
     }
+    kept = set()
     for present in sorted(folder.glob("*.parquet")):
         if present not in expected:
             raise ValueError(f"cannot resume: {present} is not one of the shards of this run")
-        found = read_metadata(present)
+        try:
+            found = read_metadata(present)
+        except DamagedShardError as error:
+            warn_user(f"{error}: it is made again")
+            continue
         for key, value in expected[present].items():
             mine: Any = found.get(key)
             same = differing_hash(mine, value) is None if key == "tokenizer" and mine else mine == value
             if not same:
                 raise ValueError(f"cannot resume: {present} was made with {key}={mine}, this run has {value}")
-    return folder
+        try:
+            check_whole(present)
+        except DamagedShardError as error:
+            warn_user(f"{error}: it is made again")
+        else:
+            kept.add(present)
+    return folder, kept
 
 
 @torch.no_grad()
@@ -225,7 +242,9 @@ def _write_shard(target, plan, codes, lengths, labels):
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
     metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: told}
-    partial = target.with_name(target.name + ".partial")
     table = table.replace_schema_metadata(metadata)
-    pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
-    os.replace(partial, target)
+    try:
+        with whole(target, pyarrow.ArrowException) as partial:
+            pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    except WriteError as error:
+        raise error.advising("run the same again with resume=True (hf-vq tokenize: --resume)") from error

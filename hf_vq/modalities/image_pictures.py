@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from hf_vq.grids import as_grids, codes_as_int64
 from hf_vq.modalities.figures import INK, save_figure
+from hf_vq.writing import whole
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
 ROW_ITEMS = 12
@@ -122,7 +123,8 @@ def save_sample_rows(path: str | Path, samples: torch.Tensor, columns: int) -> N
     images = [Image.fromarray(each).resize((width * zoom, height * zoom), Image.Resampling.NEAREST) for each in pixels]
     images = [ImageOps.expand(image, border=2, fill="white") for image in images]
     images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
-    make_image_grid(images, rows=len(images) // columns, cols=columns).save(path)
+    with whole(path) as partial:
+        make_image_grid(images, rows=len(images) // columns, cols=columns).save(partial, format="png")
 
 
 def _to_pixels(samples):

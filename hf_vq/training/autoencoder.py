@@ -35,8 +35,10 @@ def train_autoencoder(
         model names), `best`, `wall_time_seconds`, `settings`. None in other processes than the main one.
 
     Raises:
-        ValueError: an output folder that cannot be used, an unusable checkpoint, an empty data set, or codes to freeze
-            of a model that has none yet or has BatchNorm.
+        ValueError: an output folder that cannot be used or that another run writes into, an unusable checkpoint, an
+            option that a resume cannot change, an empty data set, or codes to freeze of a model that has none yet or
+            has BatchNorm.
         DivergenceError: the loss or its gradient became NaN or infinite.
+        WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
     return TrainingLoop(Reconstruction(model, args), train_dataset, args, eval_dataset, callbacks).train()

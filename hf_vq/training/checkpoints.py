@@ -17,23 +17,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from hf_vq.writing import PARTIAL_SUFFIX, as_write_error, write_text, writing
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
 TRAINER_STATE = "trainer_state.json"
-PARTIAL_SUFFIX = ".incomplete"
 FOLDER_NAME = re.compile(rf"checkpoint-(\d+)({re.escape(PARTIAL_SUFFIX)})?")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name, flushed to disk, then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def seal(folder: str | Path, step: int) -> None:
@@ -206,7 +196,7 @@ def rotate_checkpoints(output_dir: str | Path, limit: int | None, keep: str | Pa
 
 @contextlib.contextmanager
 def writing_checkpoint(output_dir: str | Path, step: int, accelerator: Accelerator) -> Iterator[Path]:
-    """Write a checkpoint under a temporary name, and give it its own when it is whole.
+    """Write a checkpoint under a temporary name, and give it its own when it is whole; a failure is a `WriteError`.
 
     Args:
         output_dir: folder of the run.
@@ -218,21 +208,42 @@ def writing_checkpoint(output_dir: str | Path, step: int, accelerator: Accelerat
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = final.with_name(final.name + PARTIAL_SUFFIX)
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
     try:
-        yield partial
+        with writing(final):
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            yield partial
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                seal(partial, step)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk gets its space back; older checkpoints are untouched
         raise
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        seal(partial, step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-    accelerator.wait_for_everyone()
+
+
+def how_to_go_on(output_dir: str | Path) -> str:
+    """Advice for a run that has failed: which checkpoint to resume from, and how."""
+    latest = latest_checkpoint(output_dir)
+    if latest is None:
+        return "start anew: no checkpoint is whole yet"
+    return f"resume from {latest} with resume_from_checkpoint=True (hf-vq train: --resume {output_dir})"
+
+
+@contextlib.contextmanager
+def advising(output_dir: str | Path) -> Iterator[None]:
+    """Within: a `WriteError`, or a disk that is full, is a `WriteError` that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        found = as_write_error(error, output_dir)
+        if found is None:
+            raise
+        raise found.advising(how_to_go_on(output_dir)) from error
 
 
 def prepare_output_dir(output_dir: str | Path, needed: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_vq.training.checkpoints import latest_checkpoint, why_incomplete
+from hf_vq.training.checkpoints import how_to_go_on, why_incomplete
 from hf_vq.training.divergence import DivergenceError as DivergenceError  # its first home
 from hf_vq.training.divergence import find_nonfinite
 
@@ -113,6 +113,5 @@ def save_before_stopping(
             save()
         except OSError as error:
             logger.error("The checkpoint of step %d could not be written: %s", step, error)
-    latest = latest_checkpoint(output_dir)
-    advice = f"resume from {latest} with resume_from_checkpoint=True" if latest else "there is no checkpoint yet"
-    logger.warning("Training stopped after step %d of %d (%s); %s.", step, last_step, reason, advice)
+    message = "Training stopped after step %d of %d (%s); %s."
+    logger.warning(message, step, last_step, reason, how_to_go_on(output_dir))

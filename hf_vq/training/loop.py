@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.checkpointing import load as load_tensors_only
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed, tqdm
 from torch import nn
@@ -24,10 +23,10 @@ from hf_vq.training.callbacks import CallbackArguments, Callbacks
 from hf_vq.training.checkpoints import (
     TRAINER_STATE,
     abandon_newer,
+    advising,
     prepare_output_dir,
     resolve_checkpoint,
     rotate_checkpoints,
-    write_text,
     writing_checkpoint,
 )
 from hf_vq.training.divergence import (
@@ -39,7 +38,20 @@ from hf_vq.training.divergence import (
 from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
 from hf_vq.training.reading import Batch, check_readable, make_reader
 from hf_vq.training.report import best_entry, write_report
+from hf_vq.training.resuming import (
+    CHANGED,
+    HORIZON,
+    base_rates,
+    check_goes_on,
+    check_random_states,
+    configs,
+    load_states,
+    read_state,
+    recorded,
+    renew_learning_rate,
+)
 from hf_vq.training.tasks import Task, Turn
+from hf_vq.writing import as_write_error, one_run, whole_files, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +88,7 @@ class TrainingLoop:
         footprint = task.footprint()
         prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
         checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        self.resumed_from = checkpoint
         self.accelerator = self._build_accelerator()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         set_seed(args.seed)
@@ -93,6 +106,8 @@ class TrainingLoop:
             "seconds": 0.0,
             "stream": self.reader.identity,
             "modules": list(task.modules),
+            "arguments": recorded(args),
+            "configs": configs(task.modules),
         }
         self.before_step: StepStart | None = None  # while a step runs
         with telling_divergence(1, "start", task.modules):
@@ -168,11 +183,7 @@ class TrainingLoop:
     def train(self) -> dict[str, Any] | None:
         """Run to the last step; see `train_autoencoder`."""
         args = self.args
-        if args.report_to != "none":
-            settings = {
-                name: value for name, value in asdict(args).items() if isinstance(value, bool | int | float | str)
-            }
-            self.accelerator.init_trackers("hf_vq", config=settings)
+        alone = one_run(args.output_dir) if self.accelerator.is_main_process else contextlib.nullcontext()
         bar = tqdm(
             main_process_only=True,
             total=self.max_steps,
@@ -180,9 +191,9 @@ class TrainingLoop:
             desc=self.turns[0].name,
             disable=args.disable_tqdm,
         )
-        self.started = time.monotonic() - self.state["seconds"]
-        with InterruptGuard() as guard, bar:
+        with alone, advising(args.output_dir), InterruptGuard() as guard, bar:
             try:
+                self.begin()
                 stop = self.callbacks.call("on_train_begin").should_training_stop
                 steps = self.reader.steps(self.step, pin_memory=self.accelerator.device.type == "cuda")
                 while self.step < self.max_steps and not stop:
@@ -196,9 +207,22 @@ class TrainingLoop:
                         guard.stop()
                 return self.finish()
             except Exception as error:
-                together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
-                self.stop_early(f"{type(error).__name__}: {error}", together)
+                if as_write_error(error, args.output_dir) is None:
+                    together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
+                    self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
+
+    def begin(self) -> None:
+        """What comes before the first step, once no other run is in the folder."""
+        args = self.args
+        if self.resumed_from is not None:
+            abandon_newer(args.output_dir, self.resumed_from)
+        if args.report_to != "none":
+            settings = {
+                name: value for name, value in asdict(args).items() if isinstance(value, bool | int | float | str)
+            }
+            self.accelerator.init_trackers("hf_vq", config=settings)
+        self.started = time.monotonic() - self.state["seconds"]
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step of every turn that has started.
@@ -341,49 +365,26 @@ class TrainingLoop:
         self.callbacks.call("on_save")
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Continue as if the run had never stopped.
-
-        Accelerate reads its files with `weights_only=True`, as long as nothing is registered for checkpointing: for
-        registered objects it would unpickle anything, so our own state is JSON and safetensors.
+        """Continue as if the run had never stopped, but for what this run changes, which the history tells.
 
         Raises:
             ValueError: the checkpoint belongs to other data, another batch size, seed, number of processes, task or
-                model.
+                model, or is of a later step than the last.
         """
-        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-        state.setdefault("modules", ["autoencoder"])  # of a time that knew one module
-        state.setdefault("turns", self.state["turns"])
-        for name, value in self.reader.identity.items():
-            if state["stream"].get(name) != value:
-                raise ValueError(f"{folder} was written with {name}={state['stream'].get(name)}, this run has {value}")
-        if state["modules"] != self.state["modules"]:
-            raise ValueError(
-                f"{folder} holds the modules {', '.join(state['modules'])}, this run trains "
-                f"{', '.join(self.state['modules'])}"
-            )
-        if state["turns"] != self.state["turns"]:
-            raise ValueError(
-                f"{folder} holds the turns {', '.join(state['turns'])}, this run has {', '.join(self.state['turns'])}"
-            )
+        state, changed = read_state(folder, self.state)
+        check_goes_on(folder, state["step"], self.max_steps)
         self.state = state
         if state.get("position") is not None:
             self.reader.position = state["position"]
-        try:
-            self.accelerator.load_state(str(folder), load_kwargs={"weights_only": True})
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            raise ValueError(f"{folder} holds the weights of another model: {' '.join(str(error).split())}") from error
+        rates = [base_rates(turn.schedule) for turn in self.turns]
+        load_states(self.accelerator, folder)
         self.task.load(folder)
-        random_states = load_tensors_only(folder / f"random_states_{self.accelerator.process_index}.pkl")
-        restored = torch.equal(torch.get_rng_state(), random_states["torch_manual_seed"])
-        if restored and torch.cuda.is_available():
-            expected = random_states.get("torch_cuda_manual_seed", [])
-            current = torch.cuda.get_rng_state_all()
-            restored = len(current) == len(expected) and all(map(torch.equal, current, expected))
-        if not restored:  # accelerate passes over a failure here without a word; torch's states come last
-            raise ValueError(f"{folder}: its random states do not fit this machine")
-        abandon_newer(self.args.output_dir, folder)
+        check_random_states(folder, self.accelerator.process_index)
+        for turn, base in zip(self.turns, rates, strict=True):
+            if base_rates(turn.schedule) != base or changed.keys() & set(HORIZON):
+                renew_learning_rate(turn.optimizer, turn.schedule, base)
+        if changed:
+            state["history"].append({"step": self.step, "epoch": self.reader.epoch(self.step), CHANGED: changed})
         logger.info("Resumed from %s at step %d of %d.", folder, self.step, self.max_steps)
 
     def _tell_state(self) -> None:
@@ -411,7 +412,8 @@ class TrainingLoop:
         self.accelerator.end_training()
         report = None
         if self.accelerator.is_main_process:
-            model_config = self.task.publish(args.output_dir)
+            with whole_files(args.output_dir) as folder:
+                model_config = self.task.publish(str(folder))
             history = self.state["history"]
             losses = [entry["loss"] for entry in history if "loss" in entry]
             report = write_report(

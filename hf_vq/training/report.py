@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from hf_vq.figures import is_defined, plain_figures
-from hf_vq.training.checkpoints import write_text
 from hf_vq.version import __version__
+from hf_vq.writing import write_text
 
 
 def describe_machine(device: str | torch.device) -> dict[str, Any]:

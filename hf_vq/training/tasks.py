@@ -112,7 +112,7 @@ class Task(ABC):
 
     @abstractmethod
     def publish(self, output_dir: str) -> dict[str, Any]:
-        """Write the result; return its config. One process does."""
+        """Write the result, whose files go to the run's folder when all are whole; return its config."""
 
 
 class Reconstruction(Task):

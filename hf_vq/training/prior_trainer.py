@@ -1,0 +1,320 @@
+"""`transformers.Trainer` for priors: what it saves, what it takes up again, what ends it."""
+
+import contextlib
+import functools
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch.utils.data import default_collate
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers.utils import logging as transformers_logging
+
+from hf_vq.training.checkpoints import TRAINER_STATE, abandon_newer, rotate_checkpoints, seal, unseal
+from hf_vq.training.divergence import check_batch, check_terms, check_weights_finite, telling_divergence
+from hf_vq.training.evaluation import evaluate_prior
+from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
+from hf_vq.training.lengths import LengthsTrainer
+from hf_vq.training.report import best_entry, write_report
+from hf_vq.training.resuming import (
+    CHANGED,
+    HORIZON,
+    MAY_CHANGE,
+    base_rates,
+    changes,
+    check_goes_on,
+    recorded,
+    renew_learning_rate,
+)
+from hf_vq.training.weight_ema import WeightEMA
+from hf_vq.writing import whole_files, write_text, writing
+
+RUN_STATE = "run_state.json"
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that know no first rate
+
+
+class PriorTrainer(LengthsTrainer):
+    """`transformers.Trainer` for priors: sealed checkpoints, weight average, an end to training on NaN."""
+
+    model: Any
+    args: Any
+    train_dataset: Any
+
+    def __init__(self, prior: Any, args: Any, train_dataset: Any, eval_dataset: Any, guard: InterruptGuard):
+        super().__init__(
+            model=prior,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=functools.partial(collate, prior),
+        )
+        self.weight_ema = WeightEMA(prior, args.weight_ema_decay) if args.weight_ema_decay is not None else None
+        self.guard, self.stopped_by_signal = guard, False
+        self.resumed: dict[str, Any] = {}  # the run state of the checkpoint that this run continues
+        self.changed: dict[str, Any] = {}  # what is not as it was there
+        self.before_step: StepStart | None = None  # while a step runs
+        self.whole_step = True  # the weights have not moved since the last finished step
+        self.add_callback(_EveryStep(self))
+        self.remove_callback(PrinterCallback)  # every entry is in the report's history
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_LossInProgress)
+        self.started = time.monotonic()
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """What must be equal for a resumed run to see the data of the interrupted one."""
+        args = self.args
+        return {
+            "num_samples": len(self.train_dataset),
+            "batch_size": args.per_device_train_batch_size,
+            "batches_per_step": args.gradient_accumulation_steps,
+            "seed": args.seed,
+            "num_processes": args.world_size,
+        }
+
+    def get_batch_samples(self, *inputs: Any) -> tuple[list, Any]:
+        if self.state.global_step >= self.state.max_steps:  # a finished run that is resumed
+            self.control.should_training_stop = True
+            return [], None
+        self.before_step = StepStart.now(self._tr_loss.clone())
+        return super().get_batch_samples(*inputs)
+
+    def training_step(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        step = self.state.global_step + 1
+        with telling_divergence(step, "loss", {"prior": self.model}):
+            loss = super().training_step(*inputs, **options)
+        check_terms(step, {"loss": loss.item()}, None)  # Trainer would log the mean of earlier losses instead
+        self.last_loss = loss.item()
+        return loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        check_batch(self.state.global_step + self.model.training, inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Also raises a `DivergenceError`, before the optimizer's step; fp16's scaler skips such steps by itself."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is None and norm is not None:
+            check_terms(self.state.global_step + 1, {"loss": self.last_loss}, float(norm))
+        return norm
+
+    def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
+        step = self.state.global_step
+        check_weights_finite(step, {"prior": self.model})
+        with (
+            self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext(),
+            telling_divergence(step, "evaluation", {"prior": self.model}),
+        ):
+            check_likelihood(self.model, self.eval_dataset)
+            metrics = super().evaluate(*inputs, **options)
+        check_terms(step, {"loss": metrics["eval_loss"]}, None, prefix="eval_")
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer writes in place and deletes old ones first: here a new one is sealed before any old one goes."""
+        check_weights_finite(self.state.global_step, {"prior": self.model})
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        run_state = {
+            "seconds": time.monotonic() - self.started,
+            "data": self.identity,
+            "arguments": recorded(self.args),
+            "loss": {
+                "running": self.accelerator.reduce(self._tr_loss.clone(), "mean").item(),
+                "total": self._total_loss_scalar,
+                "logged_step": self._globalstep_last_logged,
+            },
+        }
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with writing(folder), _without_shard_bars():
+                if self.is_world_process_zero():
+                    unseal(folder)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                if self.is_world_process_zero():
+                    write_text(folder / RUN_STATE, json.dumps(run_state))
+                    if self.weight_ema is not None:
+                        self.weight_ema.save(folder)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    seal(folder, self.state.global_step)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a full disk gets its space back
+            raise
+        finally:
+            self.args.save_total_limit = limit
+        if self.is_world_process_zero():
+            rotate_checkpoints(folder.parent, limit, keep=self.state.best_model_checkpoint)
+
+    def load_run_state(self, folder: Path) -> None:
+        """Check that a checkpoint belongs to this run and take what Trainer does not restore.
+
+        Raises:
+            ValueError: the checkpoint belongs to other data, another batch size, seed or number of processes, has
+                other options that cannot change, or is of a later step than the last.
+        """
+        self.resumed = json.loads((folder / RUN_STATE).read_text(encoding="utf-8"))
+        may = MAY_CHANGE - ({"learning_rate"} if self.args.lr_scheduler_type in BY_EVALUATION else set())
+        self.changed = changes(folder, self.resumed.get("arguments", {}), recorded(self.args), may)
+        changes(folder, {name: self.resumed["data"].get(name) for name in self.identity}, self.identity)
+        check_goes_on(folder, TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step, self.last_step)
+        self.started -= self.resumed["seconds"]
+        if self.weight_ema is not None:
+            self.weight_ema.load(folder)
+        abandon_newer(self.args.output_dir, folder)
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps of the whole run."""
+        args = self.args
+        batches = math.ceil(len(self.train_dataset) / (args.per_device_train_batch_size * args.world_size))
+        steps = math.ceil(batches / args.gradient_accumulation_steps)
+        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Also lets a learning rate and a number of steps that have changed come into force."""
+        base = base_rates(self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (base_rates(self.lr_scheduler) != base or self.changed.keys() & set(HORIZON)):
+            renew_learning_rate(self.optimizer, self.lr_scheduler, base)
+
+    def take_up(self) -> None:
+        """Give a resumed run what Trainer starts anew: mean losses since the last entry, and today's intervals."""
+        self.state.compute_steps(self.args, self.state.max_steps)
+        if self.changed:
+            entry: Any = {CHANGED: self.changed, "epoch": self.state.epoch, "step": self.state.global_step}
+            self.state.log_history.append(entry)
+        if "loss" in self.resumed:
+            loss = self.resumed["loss"]
+            self._tr_loss = torch.tensor(loss["running"], device=self.args.device)
+            self._total_loss_scalar, self._globalstep_last_logged = loss["total"], loss["logged_step"]
+            self._initial_global_step = 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also makes the times of the last entry those of the whole run, not of what follows a resume."""
+        if "train_runtime" in logs:
+            seconds = time.monotonic() - self.started
+            for name in ("train_samples_per_second", "train_steps_per_second"):
+                logs[name] = round(logs[name] * logs["train_runtime"] / seconds, 3)
+            logs["train_runtime"] = round(seconds, 4)
+        super().log(logs, start_time)
+
+    def stop_early(self, reason: str, together: bool = True) -> None:
+        """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
+        save = functools.partial(self._save_checkpoint, self.model, trial=None)
+        if self.before_step is not None:
+            self._tr_loss = self.before_step.restore()
+        save_before_stopping(
+            self.model,
+            self.args.output_dir,
+            self.state.global_step,
+            self.state.max_steps,
+            save if together and self.whole_step else None,
+            reason,
+        )
+
+    def finish(self) -> dict[str, Any] | None:
+        """Publish the weights, evaluate them and write the report."""
+        history, metrics, step = self.state.log_history, {}, self.state.global_step
+        check_weights_finite(step, {"prior": self.model})
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        if self.eval_dataset is not None:
+            metrics = {"eval_loss": self.evaluate()["eval_loss"]}
+        if self.weight_ema is not None:
+            self.weight_ema.copy_to_model()
+        self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)  # takes autocast off the forward
+        with telling_divergence(step, "the last weights", {"prior": self.model}):
+            check_likelihood(self.model, self.train_dataset)
+        if self.eval_dataset is not None and self.model.likelihood is not None:
+            likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
+            metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
+        if not self.is_world_process_zero():
+            return None
+        with whole_files(self.args.output_dir) as folder, _without_shard_bars():
+            self.model.eval().save_pretrained(folder)
+        return write_report(
+            self.args.output_dir,
+            arguments=self.args.to_dict(),
+            model_config=self.model.config.to_dict(),
+            history=history,
+            metrics={"train_loss": losses[-1] if losses else None, **metrics},
+            best=best_entry(history, "eval_loss"),
+            wall_time=time.monotonic() - self.started,
+            device=self.args.device,
+        )
+
+
+def check_likelihood(prior: Any, dataset: Any) -> None:
+    """Raise a ValueError where `log_prob` would be no likelihood, by the first item of a data set."""
+    item = send_to_device(collate(prior, [dataset[0]]), prior.device)
+    prior.check_likelihood(item.pop("codes"), **item)
+
+
+def collate(prior: Any, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Items of a data set as a batch of what a prior takes: codes, conditions and, where there are, lengths."""
+    names = ("codes", "lengths")
+    return default_collate(
+        [{name: item[name] for name in names if name in item} | prior.pick_conditions(item) for item in items]
+    )
+
+
+class _EveryStep(TrainerCallback):
+    """Take up what a resumed run was; after each optimizer step take in the weights and heed a signal."""
+
+    def __init__(self, trainer: PriorTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.take_up()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.whole_step = False
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.weight_ema is not None and not trainer.accelerator.optimizer_step_was_skipped:
+            trainer.weight_ema.update()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.trainer.whole_step, self.trainer.before_step = True, None
+        if self.trainer.guard.requested(self.trainer.accelerator):
+            self.trainer.stopped_by_signal = True
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class _LossInProgress(ProgressCallback):
+    """One progress bar with the loss at its end: no line for every log entry, no bar for every evaluation."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("prior")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _without_shard_bars() -> Iterator[None]:
+    """transformers shows a progress bar for each file it writes, which would cut the training's own in pieces."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
