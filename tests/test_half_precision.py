@@ -115,9 +115,9 @@ def test_keys_and_values_have_as_many_heads_as_there_are_by_whichever_name(confi
             config = config_class(**{name: heads}, hidden_size=8 * heads, num_hidden_layers=1, **needed)
             assert (config.num_heads, config.num_key_value_heads, config.num_layers) == (heads, heads, 1)
     for wrong, words in (
-        ({"num_attention_heads": 0}, "num_heads must be at least 1, got 0"),
-        ({"num_hidden_layers": 0}, "num_layers must be at least 1, got 0"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
+        ({"num_attention_heads": 0}, "num_heads must be an integer between 1 and 1024, got 0"),
+        ({"num_hidden_layers": 0}, "num_layers must be an integer between 1 and 1024, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be an integer between 1 and 1024, got 0"),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads must divide num_heads=4, got 3"),
         (
             {"num_attention_heads": 5, "hidden_size": 64},

@@ -130,7 +130,8 @@ def test_autoencoders_load_whole_or_not_at_all(name, tmp_path):
     state, derived = model.state_dict(), set()
     for tensor in state:
         leaf = tensor.rpartition(".")[2]
-        if leaf in ("cluster_size", "embedding_sum", "steps", "position_embedding", "num_batches_tracked"):
+        known = ("cluster_size", "embedding_sum", "steps", "position_embedding", "num_batches_tracked")
+        if leaf in known and ".fitted." not in tensor:  # moments of latents follow from nothing
             derived.add(tensor)
     change(tmp_path, lambda weights: [weights.pop(tensor) for tensor in derived])
     for loader in LOADERS:
@@ -139,7 +140,7 @@ def test_autoencoders_load_whole_or_not_at_all(name, tmp_path):
         for part, tensor in loaded.named_buffers():
             if part.endswith("position_embedding"):
                 assert torch.equal(tensor, state[part])
-            if part.endswith("steps"):
+            if part in derived and part.endswith("steps"):
                 assert tensor == 0
             if part.endswith("cluster_size"):
                 assert tensor.eq(1).all()

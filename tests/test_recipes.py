@@ -8,7 +8,7 @@ import yaml
 
 from hf_vq.arguments import check_arguments
 from hf_vq.cli.options import parse_options
-from hf_vq.cli.reading import read_recipe
+from hf_vq.cli.reading import as_yaml, read_recipe, read_yaml
 from hf_vq.cli.train_autoencoder import main as train_autoencoder
 from hf_vq.registry import AUTOENCODERS, PRIORS
 from hf_vq.training.arguments import AutoencoderTrainingArguments
@@ -16,12 +16,15 @@ from hf_vq.training.prior import PriorTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 RECIPES = [*ROOT.glob("hf_vq/cli/recipes/*.yaml"), *ROOT.glob("model_cards/*/*.yaml")]
-BOMB = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+LADDER = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 40))
 HOSTILE = {
     "key twice": ("data: digits\nseed: 1\nseed: 2\n", "line 3: the key 'seed' is also in line 2"),
     "key twice within": ("model_config:\n  beta: 1\n  beta: 2\n", "line 3: the key 'beta' is also in line 2"),
-    "aliases": (BOMB, r"line 2: \*a is an alias"),
-    "merged keys": ("a: &a {seed: 1}\nb:\n  <<: *a\n", r"line 3: \*a is an alias"),
+    "aliases that make much": (BOMB, "line 5: it holds more than 10000 values"),
+    "aliases that make depth": (LADDER, "line 15: it is nested deeper than 16"),
+    "alias of what it is in": ("a: &a [1, *a]\n", r"line 1: \*a is within what it stands for"),
+    "alias of nothing": ("a: *b\n", "line 1: found undefined alias"),
     "nested lists": ("data: digits\nmodel_config: " + "[" * 500 + "]" * 500, "line 2: it is nested deeper than 16"),
     "nested mappings": ("\n".join(" " * depth + "a:" for depth in range(300)), "line 16: it is nested deeper than 16"),
     "key that is a number": ("data: digits\n3: 4\n", "line 2: the key 3 is no word"),
@@ -48,6 +51,15 @@ MISTAKEN = {
     "list within within": ("model_config: {quantizer_config: [1]}", r"quantizer_config must be a mapping .*\[1\]"),
     "wrong type within within": ("model_config: {quantizer_config: {beta: many}}", "beta must be .* got 'many'"),
 }
+
+
+def test_aliases_and_merged_keys_are_read_as_they_stand(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: &a {seed: 1, beta: 2}\nb:\n  <<: *a\n  beta: 3\nc: [*a, *a]\n")
+    read, a = read_recipe(path), {"seed": 1, "beta": 2}
+    assert read == {"a": a, "b": {"seed": 1, "beta": 3}, "c": [a, a]}
+    assert "*" not in as_yaml(read)
+    assert read_yaml(as_yaml(read), "it") == read
 
 
 @pytest.mark.parametrize("case", HOSTILE)

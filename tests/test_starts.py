@@ -300,7 +300,7 @@ def test_options_that_have_no_place_are_refused():
     level = {"level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4], "fit_latents": True}}
     with pytest.raises(ValueError, match="level_config: fit_latents"):
         make_quantizer("residual", 16, 2, level)
-    with pytest.raises(ValueError, match=r"fit_latents needs levels .*got 'ema'"):
+    with pytest.raises(ValueError, match=r"fit_latents=True needs levels .*got 'ema'"):
         make_quantizer("residual", 16, 2, {"fit_latents": True})
     with pytest.raises(ValueError, match=r"code_dim must be 2, .*got code_dim=None and latents of 6 channels"):
         make_quantizer("residual", 16, 6, {"level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4]}})

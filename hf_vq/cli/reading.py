@@ -7,33 +7,57 @@ from typing import Any
 import yaml
 
 DEEPEST = 16  # nodes within nodes; options of options of quantizers are four deep
+MOST_NODES = 10_000  # with those that aliases repeat
+MERGE = "tag:yaml.org,2002:merge"
 
 
 class RecipeLoader(yaml.SafeLoader):
     """PyYAML reads YAML 1.1, in which 1e-3 is a string; here it is the number that everybody means.
 
-    It refuses what PyYAML lets pass: keys that are there twice or are no words, aliases (a few lines of which make
-    gigabytes), and nesting that nobody can read.
+    It refuses what PyYAML lets pass: keys that are there twice or are no words, aliases that make much of few lines,
+    and nesting that nobody can read.
     """
 
-    depth = 0
+    def __init__(self, stream: Any):
+        super().__init__(stream)
+        self.depth, self.nodes = 0, 0  # of the nodes that are open; so far, with those that aliases repeat
+        self.heights = [0]  # of what is within each open node
+        self.measures: dict[int, tuple[int, int]] = {}  # nodes and height of every node that is whole
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event, before = self.peek_event(), self.nodes
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem=f"*{event.anchor} is an alias: write it out", problem_mark=event.start_mark
-            )
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"it is nested deeper than {DEEPEST}", problem_mark=event.start_mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
+            node = super().compose_node(parent, index)
+            if id(node) not in self.measures:
+                self._refuse(f"*{event.anchor} is within what it stands for", event)
+            nodes, height = self.measures[id(node)]
+            self._check(event, nodes, height)
+        else:
+            self._check(event, 1, 1)
+            self.depth += 1
+            self.heights.append(0)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            nodes, height = 1, self.heights.pop() + 1
+            self.measures[id(node)] = self.nodes - before + 1, height
+        self.nodes += nodes
+        self.heights[-1] = max(self.heights[-1], height)
         return node
+
+    def _check(self, event, nodes, height):
+        if self.depth + height > DEEPEST:
+            self._refuse(f"it is nested deeper than {DEEPEST}", event)
+        if self.nodes + nodes > MOST_NODES:
+            self._refuse(f"it holds more than {MOST_NODES} values, those that aliases repeat among them", event)
+
+    def _refuse(self, problem, event):
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
         for key, _ in node.value:
+            if key.tag == MERGE:
+                continue
             where = {"problem_mark": key.start_mark}
             if key.tag != "tag:yaml.org,2002:str":
                 shown = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
@@ -50,6 +74,18 @@ RecipeLoader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
     list("-+.0123456789"),
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what occurs twice out twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def as_yaml(values: dict[str, Any], **layout: Any) -> str:
+    """YAML of values, in their order and without aliases; `layout`: options of `yaml.dump`."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, **layout)
 
 
 def read_yaml(text: str, what: str) -> Any:

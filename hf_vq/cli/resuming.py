@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hf_vq.cli.reading import as_yaml
 from hf_vq.training.checkpoints import resolve_checkpoint
 from hf_vq.training.resuming import CHANGED, MAY_CHANGE, NO_MATTER, changed_since, changes
 from hf_vq.writing import write_text
@@ -80,7 +79,7 @@ def resumed_folder(given: Mapping[str, Any]) -> Path | None:
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> None:
     """Write what a run is given as a recipe that repeats it; where it goes is left out."""
     values = {name: value for name, value in given.items() if name not in NOT_REPEATED}
-    write_text(folder / RECIPE, yaml.safe_dump(values, sort_keys=False))
+    write_text(folder / RECIPE, as_yaml(values))
 
 
 def tell_changes(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -93,7 +92,7 @@ def tell_changes(folder: Path, history: list[dict[str, Any]]) -> None:
     for entry in history:
         if CHANGED in entry:
             now = {name: change["to"] for name, change in entry[CHANGED].items()}
-            words = yaml.safe_dump(now, sort_keys=False, default_flow_style=True, width=10**6).strip()
+            words = as_yaml(now, default_flow_style=True, width=10**6).strip()
             lines.append(f"{SINCE}{entry['step']} on: {words}")
     text = "\n".join(lines) + "\n"
     if text != before:

@@ -97,9 +97,7 @@ class AutoencoderTrainingArguments:
     per_device_train_batch_size: Samples = field(default=64, metadata={"help": "samples per process and forward"})
     per_device_eval_batch_size: Samples = field(default=64, metadata={"help": "samples per process in evaluation"})
     gradient_accumulation_steps: Samples = field(default=1, metadata={"help": "forwards per optimizer step"})
-    learning_rate: Annotated[float, Range(0, 1e2, above=True)] = field(
-        default=3e-4, metadata={"help": "peak learning rate of AdamW"}
-    )
+    learning_rate: Positive = field(default=3e-4, metadata={"help": "peak learning rate of AdamW"})
     num_train_epochs: Positive = field(
         default=10.0, metadata={"help": "passes over the data, unless max_steps is given"}
     )

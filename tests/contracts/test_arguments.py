@@ -93,7 +93,7 @@ def test_options_within_options_are_looked_at_too(name):
     generator = random.Random(name)
     for quantizer_type, config, option in (
         ("vector", {}, "beta"),
-        ("residual", {"level_type": "vector"}, "level_config.decay"),
+        ("residual", {"level_type": "ema"}, "level_config.decay"),
         ("product", {"group_type": "ema"}, "group_config.epsilon"),
         ("remapped", {"num_used": 4}, "base_config.restart_threshold"),
     ):
@@ -108,13 +108,12 @@ def test_options_within_options_are_looked_at_too(name):
 def test_quantizers_refuse_what_is_no_number(variant):
     quantizer_type, size, config = VARIANTS[variant]
     names = option_names(QUANTIZERS[quantizer_type])
-    found = [
-        (name, value)
-        for base in QUANTIZERS[quantizer_type].__mro__
-        if "__init__" in vars(base) and base.__module__.startswith("hf_vq")
-        for name, value in cases(base.__init__)
-        if name in names
-    ]
+    found, seen = [], set()
+    for base in QUANTIZERS[quantizer_type].__mro__:  # what a class declares anew counts as it says
+        if "__init__" in vars(base) and base.__module__.startswith("hf_vq"):
+            own = [(name, value) for name, value in cases(base.__init__) if name in names - seen]
+            found += own
+            seen |= set(inspect.signature(base.__init__).parameters)
     every_refusal(lambda **one: make_quantizer(quantizer_type, size, 6, {**config, **one}), found)
     for value in BAD:
         for name, arguments in (("codebook_size", (value, 6)), ("dim", (size, value))):

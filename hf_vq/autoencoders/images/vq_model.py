@@ -186,6 +186,13 @@ class VQModel(StagedNetwork, ImageAutoencoderMixin, diffusers.VQModel):
             del self._modules["quantize"]
             self._modules["quantizer"] = quantizer
 
+    @classmethod
+    def with_written_options(cls, config: dict[str, Any], earlier: bool) -> dict[str, Any]:
+        """As of all families, but stock's arguments stay alone: what they leave out is stock's for ever."""
+        if config.get("quantizer_type", "vector") == "vector" and not config.get("quantizer_config"):
+            return config
+        return super().with_written_options(config, earlier)
+
     def _stock_config(self):
         return {name: value for name, value in self.config.items() if name in STOCK}
 
