@@ -14,8 +14,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hf_vq hf_vq_cli.py
 
+# A thread for each of two processes; files go in their order, since those of few tests are the longest.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # a thread for each of two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel

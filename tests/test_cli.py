@@ -268,7 +268,7 @@ BAD_INPUT = {
     "unknown model": ("did you mean 'VQVAE'", "train autoencoder a.yaml --output out --model VQVEA"),
     "no output": ("output_dir is missing", "train autoencoder a.yaml"),
     "bad training option": (
-        "learning_rate must be a number above 0 and at most 100.0, got -1.0",
+        "learning_rate must be a number above 0, got -1.0",
         "train autoencoder a.yaml --output out --learning_rate -1",
     ),
     "output is a file": ("is a file, not a folder", "train autoencoder a.yaml --output a.yaml"),
