@@ -5,7 +5,8 @@
 The values that an argument may have are those of its annotation: types, and the ranges and choices in them. Of each
 case one of these comes:
 
-- refused: a ValueError or TypeError of one line that names argument and value
+- refused: a ValueError or TypeError of one line that names argument and value; of a training that can run with the
+  value, a DivergenceError that tells the step
 - used: accepted, and works in training, coding, sampling, saving and loading
 - obscure: any other error of the constructor or call
 - fails: accepted, and an error when it is used
@@ -34,6 +35,8 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import torch
+
+from hf_vq.training.divergence import DivergenceError
 
 VALUES = (-1, 0, 1.5, "a string", None, [], [1], {}, 10**9, math.nan, math.inf, True)
 SECONDS, MEMORY = 8, 6 * 2**30
@@ -86,6 +89,8 @@ def judge(target: Any, argument: str, value: Any) -> tuple[str, str]:
         target.use(made)
     except Exception as error:
         if target.late and isinstance(error, ValueError | TypeError) and names(str(error), argument, value):
+            return "refused", str(error)
+        if target.late and isinstance(error, DivergenceError):
             return "refused", str(error)
         return "fails", f"{type(error).__name__}: {error}{_last_lines(error)}"
     return ("used" if has_room(target.kinds[argument], value) else "nonsense"), "accepted"
