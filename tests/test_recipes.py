@@ -31,7 +31,12 @@ HOSTILE = {
     "key that is a list": ("? [1, 2]\n: 3\n", "line 1: the key a sequence is no word"),
     "no YAML": ("data: [digits\nmodel: VQVAE\n", "line 2: "),
     "tag": ("data: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
-    "date that is none": ("data: 2020-13-45\n", "month must be in 1"),
+    "date that is none": ("data: 2020-13-45\n", "line 1: '2020-13-45' is no timestamp: month must be in 1"),
+    "tag that does not fit": ("seed: !!bool x\n", "line 1: 'x' is no bool"),
+    "number without digits": ("data: digits\nseed: !!int ''\n", "line 2: '' is no int"),
+    "list for a mapping": ("a: !!map [1]\n", "line 1: expected a mapping node"),
+    "key twice in what is merged": ("a:\n  <<: {b: 1, b: 2}\n", "line 2: the key 'b' is also in line 2"),
+    "merged twice": ("a:\n  <<: {b: 1}\n  <<: {b: 2}\n", "line 3: the key '<<' is also in line 2"),
     "control character": ("data: \x01\n", "special characters are not allowed"),
     "list": ("[data, digits]\n", "must be a mapping of option names to values, got a list"),
     "nothing": ("", "must be a mapping of option names to values, got a NoneType"),
@@ -58,6 +63,8 @@ def test_aliases_and_merged_keys_are_read_as_they_stand(tmp_path):
     path.write_text("a: &a {seed: 1, beta: 2}\nb:\n  <<: *a\n  beta: 3\nc: [*a, *a]\n")
     read, a = read_recipe(path), {"seed": 1, "beta": 2}
     assert read == {"a": a, "b": {"seed": 1, "beta": 3}, "c": [a, a]}
+    path.write_text("a: &a {seed: 1}\nb:\n  c:\n    d: &d {<<: *a, seed: 2}\ne: {<<: *d}\n")
+    assert read_recipe(path)["e"] == read_recipe(path)["b"]["c"]["d"] == {"seed": 2}
     assert "*" not in as_yaml(read)
     assert read_yaml(as_yaml(read), "it") == read
 
