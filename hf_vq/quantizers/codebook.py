@@ -190,7 +190,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         """A codebook of random ones of the rows (n, dim) of all processes, shrunk to all lengths from 0 on."""
         drawn = draw_rows(self._comparable(self.project_in(rows)), self.codebook_size)
         shares = (torch.arange(self.codebook_size, device=rows.device) + 0.5) / self.codebook_size
-        self.embedding.weight.copy_(drawn * shares[:, None])
+        self._set_codes(drawn * shares[:, None])
 
     @torch.no_grad()
     def refine(self, rows: torch.Tensor) -> None:
@@ -200,7 +200,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         counts, sums = cluster_statistics(compared, codes, self.codebook_size)
         means = sums / counts.clamp_min(1)[:, None]
         fresh = draw_rows(compared, self.codebook_size)
-        self.embedding.weight.copy_(torch.where(counts[:, None] > 0, means, fresh))
+        self._set_codes(torch.where(counts[:, None] > 0, means, fresh))
         self._start_averages(counts * self.codebook_size / counts.sum())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
