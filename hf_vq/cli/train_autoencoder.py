@@ -33,9 +33,10 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
-from hf_vq.training.checkpoints import advising, resolve_checkpoint
+from hf_vq.training.checkpoints import TRAINER_STATE, advising, resolve_checkpoint
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.resuming import config_of_then
 from hf_vq.training.tasks import Reconstruction
 
 SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
@@ -201,15 +202,31 @@ def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]
 def with_options_of_then(
     name: str, config: dict[str, Any], sample_shape: tuple[int, ...], checkpoint: Path
 ) -> dict[str, Any]:
-    """The config by which a run began that is resumed, where a default has changed since and added tensors."""
+    """The config by which a run began that is resumed, where a default of the quantizer's options has changed since.
+
+    A checkpoint of a version that recorded no config tells it by its tensors.
+    """
     earlier = AUTOENCODERS[name].with_written_options(config, earlier=True)
     weights = checkpoint / "model.safetensors"
     if earlier == AUTOENCODERS[name].with_written_options(config, earlier=False) or not weights.is_file():
         return config
+    recorded = read_json(checkpoint / TRAINER_STATE).get("configs", {}).get("autoencoder")
+    if recorded is not None:
+        then = config_of_then(AUTOENCODERS[name], recorded)
+        if then["quantizer_type"] != earlier.get("quantizer_type", then["quantizer_type"]):
+            return config  # which is refused
+        begun, given = (each.get("quantizer_config") or {} for each in (then, config))
+        return {**config, "quantizer_config": over(begun, given)}
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
     is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored
     return earlier if is_earlier else config
+
+
+def over(then: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options, and those within them, with those that are given in place of those of then."""
+    both = {name for name, value in given.items() if isinstance(value, dict) and isinstance(then.get(name), dict)}
+    return {**then, **given, **{name: over(then[name], given[name]) for name in both}}
 
 
 @torch.no_grad()
