@@ -4,7 +4,9 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import SchedulerType, get_scheduler
 
 from hf_vq.arguments import check_arguments
 from hf_vq.cli.options import parse_options
@@ -78,6 +80,28 @@ def test_hostile_recipes_are_one_line_that_names_file_and_line(case, tmp_path):
         read_recipe(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", SchedulerType, ids=lambda each: each.value)
+def test_a_schedule_that_needs_more_than_autoencoders_are_told_is_refused(schedule):
+    """Refused are those alone that `get_scheduler` cannot make of steps, or that step by metrics."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    try:
+        made = get_scheduler(schedule, optimizer, 1, 4)
+        optimizer.step()
+        made.step()
+    except (TypeError, ValueError):
+        with pytest.raises(ValueError, match="lr_scheduler_type must be one of"):
+            AutoencoderTrainingArguments("out", lr_scheduler_type=schedule)
+    else:
+        assert AutoencoderTrainingArguments("out", lr_scheduler_type=schedule).lr_scheduler_type == schedule
+    PriorTrainingArguments("out", lr_scheduler_type=schedule.value, use_cpu=True, eval_steps=1)
+
+
+def test_priors_too_can_be_saved_at_the_end_alone():
+    assert PriorTrainingArguments("out", use_cpu=True, save_steps=0).save_steps == 0
+    with pytest.raises(ValueError, match="save_steps must be a number at least 0, got -1"):
+        PriorTrainingArguments("out", use_cpu=True, save_steps=-1)
 
 
 @pytest.mark.parametrize("case", MISTAKEN)
