@@ -1,7 +1,7 @@
 """`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,8 @@ def load_initial(source: str, options: ModelOptions, given: dict[str, Any]) -> A
         wanted = {name: config.get(name, value) for name, value in options_now.items()}
         if wanted != options_now:
             model = model.with_reconstruction_loss(**wanted)
-    check_same_config("model_config", config, model.config, source)
+    wanted = with_options_of(model.config, config) if "quantizer_config" in config else config
+    check_same_config("model_config", wanted, model.config, source)
     return model
 
 
@@ -212,15 +213,20 @@ def with_options_of_then(
         return config
     recorded = read_json(checkpoint / TRAINER_STATE).get("configs", {}).get("autoencoder")
     if recorded is not None:
-        then = config_of_then(AUTOENCODERS[name], recorded)
-        if then["quantizer_type"] != earlier.get("quantizer_type", then["quantizer_type"]):
-            return config  # which is refused
-        begun, given = (each.get("quantizer_config") or {} for each in (then, config))
-        return {**config, "quantizer_config": over(begun, given)}
+        return with_options_of(config_of_then(AUTOENCODERS[name], recorded), config)
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
     is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored
     return earlier if is_earlier else config
+
+
+def with_options_of(then: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A config with those options of its quantizer that it leaves out as another one of the same type has them."""
+    kind = then.get("quantizer_type")
+    if kind is None or config.get("quantizer_type", kind) != kind:
+        return config
+    has, given = (each.get("quantizer_config") or {} for each in (then, config))
+    return {**config, "quantizer_config": over(has, given) or then["quantizer_config"]}
 
 
 def over(then: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
