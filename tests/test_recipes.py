@@ -4,7 +4,9 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import SchedulerType, get_scheduler
 
 from hf_vq.arguments import check_arguments
 from hf_vq.cli.options import parse_options
@@ -31,7 +33,12 @@ HOSTILE = {
     "key that is a list": ("? [1, 2]\n: 3\n", "line 1: the key a sequence is no word"),
     "no YAML": ("data: [digits\nmodel: VQVAE\n", "line 2: "),
     "tag": ("data: !!python/object:os.system x\n", "line 1: could not determine a constructor"),
-    "date that is none": ("data: 2020-13-45\n", "month must be in 1"),
+    "date that is none": ("data: 2020-13-45\n", "line 1: '2020-13-45' is no timestamp: month must be in 1"),
+    "tag that does not fit": ("seed: !!bool x\n", "line 1: 'x' is no bool"),
+    "number without digits": ("data: digits\nseed: !!int ''\n", "line 2: '' is no int"),
+    "list for a mapping": ("a: !!map [1]\n", "line 1: expected a mapping node"),
+    "key twice in what is merged": ("a:\n  <<: {b: 1, b: 2}\n", "line 2: the key 'b' is also in line 2"),
+    "merged twice": ("a:\n  <<: {b: 1}\n  <<: {b: 2}\n", "line 3: the key '<<' is also in line 2"),
     "control character": ("data: \x01\n", "special characters are not allowed"),
     "list": ("[data, digits]\n", "must be a mapping of option names to values, got a list"),
     "nothing": ("", "must be a mapping of option names to values, got a NoneType"),
@@ -58,6 +65,8 @@ def test_aliases_and_merged_keys_are_read_as_they_stand(tmp_path):
     path.write_text("a: &a {seed: 1, beta: 2}\nb:\n  <<: *a\n  beta: 3\nc: [*a, *a]\n")
     read, a = read_recipe(path), {"seed": 1, "beta": 2}
     assert read == {"a": a, "b": {"seed": 1, "beta": 3}, "c": [a, a]}
+    path.write_text("a: &a {seed: 1}\nb:\n  c:\n    d: &d {<<: *a, seed: 2}\ne: {<<: *d}\n")
+    assert read_recipe(path)["e"] == read_recipe(path)["b"]["c"]["d"] == {"seed": 2}
     assert "*" not in as_yaml(read)
     assert read_yaml(as_yaml(read), "it") == read
 
@@ -71,6 +80,28 @@ def test_hostile_recipes_are_one_line_that_names_file_and_line(case, tmp_path):
         read_recipe(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", SchedulerType, ids=lambda each: each.value)
+def test_a_schedule_that_needs_more_than_autoencoders_are_told_is_refused(schedule):
+    """Refused are those alone that `get_scheduler` cannot make of steps, or that step by metrics."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    try:
+        made = get_scheduler(schedule, optimizer, 1, 4)
+        optimizer.step()
+        made.step()
+    except (TypeError, ValueError):
+        with pytest.raises(ValueError, match="lr_scheduler_type must be one of"):
+            AutoencoderTrainingArguments("out", lr_scheduler_type=schedule)
+    else:
+        assert AutoencoderTrainingArguments("out", lr_scheduler_type=schedule).lr_scheduler_type == schedule
+    PriorTrainingArguments("out", lr_scheduler_type=schedule.value, use_cpu=True, eval_steps=1)
+
+
+def test_priors_too_can_be_saved_at_the_end_alone():
+    assert PriorTrainingArguments("out", use_cpu=True, save_steps=0).save_steps == 0
+    with pytest.raises(ValueError, match="save_steps must be a number at least 0, got -1"):
+        PriorTrainingArguments("out", use_cpu=True, save_steps=-1)
 
 
 @pytest.mark.parametrize("case", MISTAKEN)

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 import hf_vq_cli
-from hf_vq.training.checkpoints import latest_checkpoint
+from hf_vq.auto import AutoVQModel
+from hf_vq.training.checkpoints import latest_checkpoint, seal
 from hf_vq.training.resuming import base_rates, renew_learning_rate
 from hf_vq.writing import WriteError, one_run, whole
 
@@ -73,6 +74,30 @@ def test_a_resume_refuses_in_one_line_and_writes_nothing(kind, runs, capsys):
         for word in (name.split(".")[-1], old or "", new):
             assert word in error, error
     assert tree(runs) == before
+
+
+@pytest.mark.parametrize("begun", ["now", "by an earlier version"])
+def test_a_resume_keeps_defaults_as_they_were_when_the_run_began(begun, tmp_path, capsys):
+    config = "{hidden_channels: 8, stage_channels: [4], codebook_size: 8, quantizer_type: product, quantizer_config: "
+    config += "{group_type: residual, group_config: {level_type: vector, num_levels: 2}}}"
+    folder, options = tmp_path / "run", ["--data", "digits", "--model_config", config, *TINY, "--max_steps", "1"]
+    assert run("train", "autoencoder", *options, "--output", folder) == 0
+    state = folder / "checkpoint-1" / "trainer_state.json"
+    if begun != "now":  # it knew no option `decay` of which None is the default
+        text = state.read_text()
+        assert text.count(', "level_config": {"decay": null}') == 1
+        (folder / "checkpoint-1" / "checkpoint_manifest.json").unlink()
+        state.write_text(text.replace(', "level_config": {"decay": null}', ""))
+        seal(folder / "checkpoint-1", 1)
+    assert run("train", "autoencoder", "--resume", folder, "--max_steps", "2") == 0
+    quantizer = AutoVQModel.from_pretrained(folder).quantizer.levels[0].levels[0]
+    assert quantizer.use_decay == (None if begun == "now" else 0.99)
+    assert run("train", "autoencoder", *options, "--init_from", folder, "--output", tmp_path / "next") == 0
+    changed = config.replace("num_levels: 2", "num_levels: 3")
+    other = ["--model_config", changed, "--output", tmp_path / "other"]
+    assert run("train", "autoencoder", *options, *other, "--init_from", folder) == 2
+    assert "'num_levels': 3" in capsys.readouterr().err
+    assert run("train", "autoencoder", "--resume", folder, "--model_config", changed) == 2
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])

@@ -64,6 +64,18 @@ def test_a_frozen_codebook_starts_at_the_clusters_of_the_latents(width):
     assert errors[0] < 0.1 if width < 4 else errors[0] < errors[1] + 1e-6
 
 
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_a_frozen_codebook_that_levels_share_starts_at_what_they_see(width):
+    torch.manual_seed(0)
+    rows = 5 + 10 * torch.randn(128, 4, 1) * torch.tensor([1.0, 1.0, 0.01, 0.01])[:, None]
+    config = {"code_transform": True, "frozen_codebook_dim": width}
+    levels = {"num_levels": 3, "level_type": "vector", "level_config": config, "shared_codebook": True}
+    quantizer = make_quantizer("residual", 16, 4, levels).train()
+    assert quantizer.initialize(rows)
+    left = (quantizer.eval()(rows).latents - rows).square().sum(dim=1).mean()
+    assert left < (0.5 if width < 4 else 0.1) * rows.var(dim=0).sum()
+
+
 def test_a_frozen_codebook_has_the_width_of_the_codes_by_default():
     drawn = []
     for config in ({}, {"frozen_codebook_dim": 4}):

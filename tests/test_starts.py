@@ -296,7 +296,23 @@ def test_a_config_saved_without_the_option_keeps_its_codes(quantizer_type, tmp_p
     assert before.as_saved_config(dict(before.config))["quantizer_config"] == config
 
 
+def test_latents_that_are_all_alike_at_first_are_not_magnified():
+    """(Divided by the deviation of the first batch alone, the second would have a loss of 10^11.)"""
+    torch.manual_seed(0)
+    quantizer = make_quantizer("lookup_free", 4, 2, {}).train()
+    quantizer(torch.full((4, 2, 8), 0.3))
+    latents = (0.3 + torch.randn(4, 2, 8)).requires_grad_()
+    output = quantizer(latents)
+    output.loss.backward()
+    assert quantizer.fitted.started
+    assert output.loss < 1
+    assert latents.grad.abs().max() < 1
+    assert len(output.codes.unique()) > 2
+
+
 def test_options_that_have_no_place_are_refused():
+    with pytest.raises(ValueError, match="quantizer_config: 'ema' has no option 1; it takes"):
+        make_quantizer("ema", 16, 2, {1: 1})
     level = {"level_type": "finite_scalar", "level_config": {"levels_per_dim": [4, 4], "fit_latents": True}}
     with pytest.raises(ValueError, match="level_config: fit_latents"):
         make_quantizer("residual", 16, 2, level)

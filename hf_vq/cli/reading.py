@@ -8,7 +8,7 @@ import yaml
 
 DEEPEST = 16  # nodes within nodes; options of options of quantizers are four deep
 MOST_NODES = 10_000  # with those that aliases repeat
-MERGE = "tag:yaml.org,2002:merge"
+WORDS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # tags of keys
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -53,20 +53,27 @@ class RecipeLoader(yaml.SafeLoader):
     def _refuse(self, problem, event):
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            if key.tag == MERGE:
-                continue
             where = {"problem_mark": key.start_mark}
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag not in WORDS:
                 shown = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
                 raise yaml.MarkedYAMLError(problem=f"the key {shown} is no word", **where)
             if key.value in lines:
                 first = lines[key.value]
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is also in line {first}", **where)
             lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # of a tag, or of what looks like a date
+            why = f": {error}" if isinstance(error, ValueError) else ""
+            problem = f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]}{why}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
 
 RecipeLoader.add_implicit_resolver(
@@ -96,7 +103,7 @@ def read_yaml(text: str, what: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{what} is not valid YAML{where}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a character, or a number or date that is none
+    except yaml.YAMLError as error:  # a character
         raise ValueError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -1,7 +1,7 @@
 """`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
-from hf_vq.training.checkpoints import advising, resolve_checkpoint
+from hf_vq.training.checkpoints import TRAINER_STATE, advising, resolve_checkpoint
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.resuming import config_of_then
 from hf_vq.training.tasks import Reconstruction
 
 SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
@@ -173,7 +174,8 @@ def load_initial(source: str, options: ModelOptions, given: dict[str, Any]) -> A
         wanted = {name: config.get(name, value) for name, value in options_now.items()}
         if wanted != options_now:
             model = model.with_reconstruction_loss(**wanted)
-    check_same_config("model_config", config, model.config, source)
+    wanted = with_options_of(model.config, config) if "quantizer_config" in config else config
+    check_same_config("model_config", wanted, model.config, source)
     return model
 
 
@@ -201,15 +203,36 @@ def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]
 def with_options_of_then(
     name: str, config: dict[str, Any], sample_shape: tuple[int, ...], checkpoint: Path
 ) -> dict[str, Any]:
-    """The config by which a run began that is resumed, where a default has changed since and added tensors."""
+    """The config by which a run began that is resumed, where a default of the quantizer's options has changed since.
+
+    A checkpoint of a version that recorded no config tells it by its tensors.
+    """
     earlier = AUTOENCODERS[name].with_written_options(config, earlier=True)
     weights = checkpoint / "model.safetensors"
     if earlier == AUTOENCODERS[name].with_written_options(config, earlier=False) or not weights.is_file():
         return config
+    recorded = read_json(checkpoint / TRAINER_STATE).get("configs", {}).get("autoencoder")
+    if recorded is not None:
+        return with_options_of(config_of_then(AUTOENCODERS[name], recorded), config)
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
     is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored
     return earlier if is_earlier else config
+
+
+def with_options_of(then: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """A config with those options of its quantizer that it leaves out as another one of the same type has them."""
+    kind = then.get("quantizer_type")
+    if kind is None or config.get("quantizer_type", kind) != kind:
+        return config
+    has, given = (each.get("quantizer_config") or {} for each in (then, config))
+    return {**config, "quantizer_config": over(has, given) or then["quantizer_config"]}
+
+
+def over(then: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options, and those within them, with those that are given in place of those of then."""
+    both = {name for name, value in given.items() if isinstance(value, dict) and isinstance(then.get(name), dict)}
+    return {**then, **given, **{name: over(then[name], given[name]) for name in both}}
 
 
 @torch.no_grad()

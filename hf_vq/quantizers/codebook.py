@@ -51,12 +51,12 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         kmeans_init: start the codebook by k-means on the first training batch.
         restart_threshold: a code restarts at a random latent when it is used less than this share of the average
             code, in [0, 1]; 0 switches it off.
-        code_dim: Width | None,
+        code_dim: width of the codes; learned linear maps lead there and back (ViT-VQGAN,
             https://arxiv.org/abs/2110.04627, section 3.2). None: `dim`, without maps.
         normalize: compare latents and codes by direction; both are scaled to length 1 (the same section).
-        gradient: Annotated[str, OneOf(GRADIENTS)],
+        gradient: "straight_through"; "rotation", the rotation trick (https://arxiv.org/abs/2410.06424); or "bypass",
             straight through past the normalisation too, as ViT-VQGAN does.
-        entropy_weight: Weight,
+        entropy_weight: of the entropy penalty, 0 or more: mean entropy of each latent's soft assignment to the codes,
             minus `diversity` x the entropy of the mean assignment (https://arxiv.org/abs/2310.05737, eq. 4).
         entropy_temperature: of the soft assignments, above 0.
         entropy_offset: added inside the logarithm of the mean assignment, in [0, 1]; taming's heirs have 1e-5.
@@ -190,7 +190,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         """A codebook of random ones of the rows (n, dim) of all processes, shrunk to all lengths from 0 on."""
         drawn = draw_rows(self._comparable(self.project_in(rows)), self.codebook_size)
         shares = (torch.arange(self.codebook_size, device=rows.device) + 0.5) / self.codebook_size
-        self.embedding.weight.copy_(drawn * shares[:, None])
+        self._set_codes(drawn * shares[:, None])
 
     @torch.no_grad()
     def refine(self, rows: torch.Tensor) -> None:
@@ -200,7 +200,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         counts, sums = cluster_statistics(compared, codes, self.codebook_size)
         means = sums / counts.clamp_min(1)[:, None]
         fresh = draw_rows(compared, self.codebook_size)
-        self.embedding.weight.copy_(torch.where(counts[:, None] > 0, means, fresh))
+        self._set_codes(torch.where(counts[:, None] > 0, means, fresh))
         self._start_averages(counts * self.codebook_size / counts.sum())
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):

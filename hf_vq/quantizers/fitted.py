@@ -16,6 +16,7 @@ class FittedLatents(nn.Module):
 
     A grid of codes that does not adapt learns nothing from latents that all fall into one of its cells. The moments
     are those of the first training batch, then follow the latents as an EMA codebook does, summed over processes.
+    A channel that does not vary in the first batch is moved alone.
 
     Args:
         spreads: standard deviation that each channel gets, above 0.
@@ -60,6 +61,8 @@ class FittedLatents(nn.Module):
         self.mean.copy_(total / count)
         count, total, squares = self._sums(rows, None)
         self._move(count, total, squares, 1.0)
+        spreads = self.variance.new_tensor(self.spreads)
+        self.variance.copy_(torch.where(self.variance > _LEAST_VARIANCE, self.variance, spreads.square()))
         self.started = True
         return True
 

@@ -35,7 +35,7 @@ def make_quantizer(
     options, known = dict(quantizer_config or {}), option_names(quantizer_class)
     for name in options:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, 1)
+            nearest = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {sorted(known)}"
             raise ValueError(f"quantizer_config: {quantizer_type!r} has no option {name!r}; {hint}")
     return (variant(quantizer_class) if variant else quantizer_class)(codebook_size, dim, **options)

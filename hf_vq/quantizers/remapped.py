@@ -22,7 +22,7 @@ class RemappedQuantizer(Quantizer):
         codebook_size: number of code vectors.
         dim: width of the latents.
         num_used: how many of them are counted; it must be given.
-        unknown_code: Count | Annotated[str, OneOf(("nearest", "extra"))],
+        unknown_code: the code of a latent whose nearest vector is not used: "nearest", the nearest used one; "extra",
             `num_used`, which decodes as code 0; or a code.
         base_config: options of the `VectorQuantizer`.
 

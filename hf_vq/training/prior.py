@@ -12,7 +12,13 @@ from hf_vq.arguments import check_fields, class_hints
 from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.ranges import OneOf, Positive, Weight
 from hf_vq.saved import CONFIG, read_json
-from hf_vq.training.arguments import AutoencoderTrainingArguments, check_precision, launched_precision, take_texts
+from hf_vq.training.arguments import (
+    SCHEDULES,
+    AutoencoderTrainingArguments,
+    check_precision,
+    launched_precision,
+    take_texts,
+)
 from hf_vq.training.checkpoints import advising, prepare_output_dir, resolve_checkpoint
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.divergence import telling_divergence
@@ -26,16 +32,17 @@ OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version") 
 
 SAME_OPTIONS = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "num_train_epochs", "max_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "weight_ema_decay", "seed", "dataloader_num_workers", "save_total_limit",
 )  # fmt: skip  # of both trainings, in the same ranges
 ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
 OPTIONS: dict[str, Any] = {
     **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
+    "lr_scheduler_type": Annotated[str, OneOf(SCHEDULES)],
     "warmup_steps": Weight,  # those below 1 are shares of all steps
     "logging_steps": Positive,
     "eval_steps": Positive | None,
-    "save_steps": Positive,
+    "save_steps": Weight,  # 0: only at the end
     "report_to": ReportTo | list[ReportTo],
 }
 

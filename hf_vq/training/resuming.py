@@ -118,12 +118,20 @@ def base_rates(schedule: Any) -> list[float]:
     return list(getattr(getattr(schedule, "scheduler", schedule), "base_lrs", ()))
 
 
-def read_state(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def config_of_then(owner: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded config of a class, with what it leaves out of its quantizer's options at the default of then."""
+    return owner.with_written_options(config, earlier=True) if hasattr(owner, "with_written_options") else config
+
+
+def read_state(
+    folder: Path, own: Mapping[str, Any], modules: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state of a run of `TrainingLoop` in a checkpoint, which must be of a run like this one.
 
     Args:
         folder: the checkpoint.
         own: the state that this run would start with.
+        modules: of this run, by name; options that a config of an earlier version lacks are as they were in it.
 
     Returns:
         That state, with the arguments of this run, and its `changes`.
@@ -142,7 +150,8 @@ def read_state(folder: Path, own: Mapping[str, Any]) -> tuple[dict[str, Any], di
                 f"{folder} holds the {kind} {', '.join(state[kind])}, this run {verb} {', '.join(own[kind])}"
             )
     for name, config in own["configs"].items():
-        changes(folder, state.get("configs", {}).get(name, {}), config)
+        then = state.get("configs", {}).get(name)
+        changes(folder, {} if then is None else config_of_then(modules[name], then), config)
     return {**state, "arguments": own["arguments"], "configs": own["configs"]}, changed
 
 

@@ -59,7 +59,7 @@ class VQVAE2(PixelDecoder, TilingMixin, ImageAutoencoderMixin, ModelMixin, Confi
             over their logits under a logistic plus free ones. `with_reconstruction_loss` changes it.
         reconstruction_weight: its weight in `loss`, above 0.
         input_scale, input_shift: the network sees sample x input_scale + input_shift.
-        grid_dropout: Share,
+        grid_dropout: probability that a training item is decoded without its finest grids, a number drawn uniformly,
             in whose place the average code vector stands: coarse grids then decode alone. 0 is the paper's.
         residual: instead of the paper's layout, code each finer grid as the difference of its latents from what the
             coarser codes predict, as a residual quantizer does within one grid (https://arxiv.org/abs/2203.01941),
