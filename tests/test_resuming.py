@@ -41,7 +41,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     assert run("train", "autoencoder", *AUTOENCODER, *TINY, "--output", folder / "autoencoder") == 0
     assert run("tokenize", folder / "autoencoder", "--data", "digits", "--output", folder / "codes") == 0
-    assert run("train", "prior", "--codes", folder / "codes", *PRIOR, *TINY, "--output", folder / "prior") == 0
+    prior = ["--codes", folder / "codes", *PRIOR, *TINY, "--hub_token", "a secret"]
+    assert run("train", "prior", *prior, "--output", folder / "prior") == 0
     return folder
 
 
@@ -55,13 +56,15 @@ REFUSED = {
     "lr_scheduler_type": (None, "linear"),
     "weight_decay": ("0.0", "0.1"),
     "max_steps": ("checkpoint-4 is of step 4", "3"),
+    "learning_rate": ("checkpoint-4 is of the last step, 4", "5e-05"),
+    "resume_from_checkpoint": ("no checkpoint of the run", "elsewhere/checkpoint-2"),
 }
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])
 def test_a_resume_refuses_in_one_line_and_writes_nothing(kind, runs, capsys):
     config = {"autoencoder": "model_config", "prior": "prior_config"}[kind]
-    cases = {**REFUSED, f"{config}.hidden_channels": ("8", "16"), {"autoencoder": "data", "prior": "codes"}[kind]: (
+    cases = {**REFUSED, config: ("mapping", "wide"), f"{config}.hidden_channels": ("8", "16"), {"autoencoder": "data", "prior": "codes"}[kind]: (
         "digits" if kind == "autoencoder" else str(runs / "codes"), "elsewhere"
     )}  # fmt: skip
     before = tree(runs)
@@ -98,6 +101,25 @@ def test_what_a_resume_changes_is_in_force_told_and_kept_by_the_next(kind, runs,
     assert first == recipe
     assert last.startswith("# from step 4 on: {")
     assert yaml.safe_load(last.removeprefix("# from step 4 on: ")) == pytest.approx(changes)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_a_run_goes_on_from_an_older_checkpoint_that_is_named(kind, runs, tmp_path, capsys):
+    folder = tmp_path / kind
+    shutil.copytree(runs / kind, folder)
+    published = (folder / WEIGHTS[kind]).read_bytes()
+    damaged = folder / "checkpoint-4" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert run("train", kind, "--resume", folder) == 2
+    assert "resume from an older one (checkpoint-2)" in capsys.readouterr().err
+    assert run("train", kind, "--resume", folder, "--resume_from_checkpoint", folder / "checkpoint-2") == 0
+    assert (folder / WEIGHTS[kind]).read_bytes() == published
+    assert damaged.read_bytes()[-1:] != b"?"
+
+
+def test_a_recipe_which_is_published_keeps_no_token(runs):
+    assert "secret" not in (runs / "prior" / "recipe.yaml").read_text()
+    assert "secret" not in (runs / "prior" / "report.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])

@@ -164,7 +164,8 @@ class PriorTrainer(LengthsTrainer):
         may = MAY_CHANGE - ({"learning_rate"} if self.args.lr_scheduler_type in BY_EVALUATION else set())
         self.changed = changes(folder, self.resumed.get("arguments", {}), recorded(self.args), may)
         changes(folder, {name: self.resumed["data"].get(name) for name in self.identity}, self.identity)
-        check_goes_on(folder, TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step, self.last_step)
+        step = TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step
+        check_goes_on(folder, step, self.last_step, self.changed)
         self.started -= self.resumed["seconds"]
         if self.weight_ema is not None:
             self.weight_ema.load(folder)
