@@ -64,9 +64,13 @@ REFUSED = {
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])
 def test_a_resume_refuses_in_one_line_and_writes_nothing(kind, runs, capsys):
     config = {"autoencoder": "model_config", "prior": "prior_config"}[kind]
-    cases = {**REFUSED, config: ("mapping", "wide"), f"{config}.hidden_channels": ("8", "16"), {"autoencoder": "data", "prior": "codes"}[kind]: (
-        "digits" if kind == "autoencoder" else str(runs / "codes"), "elsewhere"
-    )}  # fmt: skip
+    data, source = {"autoencoder": ("data", "digits"), "prior": ("codes", str(runs / "codes"))}[kind]
+    cases = {
+        **REFUSED,
+        config: ("mapping", "wide"),
+        f"{config}.hidden_channels": ("8", "16"),
+        data: (source, "elsewhere"),
+    }
     before = tree(runs)
     for name, (old, new) in cases.items():
         capsys.readouterr()
@@ -115,6 +119,13 @@ def test_a_run_goes_on_from_an_older_checkpoint_that_is_named(kind, runs, tmp_pa
     assert run("train", kind, "--resume", folder, "--resume_from_checkpoint", folder / "checkpoint-2") == 0
     assert (folder / WEIGHTS[kind]).read_bytes() == published
     assert damaged.read_bytes()[-1:] != b"?"
+
+
+def test_a_schedule_that_needs_arguments_says_so(runs, tmp_path, capsys):
+    options = ["--codes", runs / "codes", *PRIOR, *TINY, "--lr_scheduler_type", "warmup_stable_decay"]
+    assert run("train", "prior", *options, "--output", tmp_path / "no") == 2
+    assert "lr_scheduler_kwargs=None" in capsys.readouterr().err.splitlines()[-1]
+    assert run("train", "prior", *options, "--lr_scheduler_kwargs.num_decay_steps=2", "--output", tmp_path / "it") == 0
 
 
 def test_a_recipe_which_is_published_keeps_no_token(runs):
@@ -228,10 +239,11 @@ def test_every_writer_fails_in_one_line_and_leaves_what_was_there(writer, tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
-        with pytest.raises(WriteError, match=f"^cannot write {path}: [^\n]+$"), whole(path) as partial:
+        with pytest.raises(WriteError, match=f"^cannot write {path}: [^\n]+$") as failure, whole(path) as partial:
             WRITERS[writer](partial)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failure.value.full or writer == "torch"  # which keeps the reason to itself
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "before"
 

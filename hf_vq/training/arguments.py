@@ -16,7 +16,11 @@ TEXTS: dict[str, Any] = {
     "metric_for_best_model": str | None,
     "resume_from_checkpoint": str | bool | None,
 }
-SCHEDULES = tuple(each.value for each in SchedulerType)
+NEED_MORE = (  # metrics at every step, or arguments of their own
+    *("reduce_lr_on_plateau", "greedy"),
+    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
+)
+SCHEDULES = tuple(each.value for each in SchedulerType if each.value not in NEED_MORE)
 
 
 def check_precision(bf16: bool, fp16: bool, use_cpu: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_vq.arguments import check_fields, class_hints
@@ -26,12 +26,13 @@ OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version") 
 
 SAME_OPTIONS = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "num_train_epochs", "max_steps", "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "num_train_epochs", "max_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "weight_ema_decay", "seed", "dataloader_num_workers", "save_total_limit",
 )  # fmt: skip  # of both trainings, in the same ranges
 ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
 OPTIONS: dict[str, Any] = {
     **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
+    "lr_scheduler_type": Annotated[str, OneOf(tuple(each.value for each in SchedulerType))],
     "warmup_steps": Weight,  # those below 1 are shares of all steps
     "logging_steps": Positive,
     "eval_steps": Positive | None,

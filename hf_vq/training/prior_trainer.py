@@ -67,6 +67,13 @@ class PriorTrainer(LengthsTrainer):
             self.add_callback(_LossInProgress)
         self.started = time.monotonic()
 
+    def create_scheduler(self, *inputs: Any, **options: Any) -> Any:
+        try:
+            return super().create_scheduler(*inputs, **options)
+        except TypeError as error:  # of a schedule that needs arguments
+            kind, given = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
+            raise ValueError(f"lr_scheduler_type={str(kind)!r} with lr_scheduler_kwargs={given}: {error}") from error
+
     @property
     def identity(self) -> dict[str, int]:
         """What must be equal for a resumed run to see the data of the interrupted one."""

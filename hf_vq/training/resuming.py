@@ -96,8 +96,8 @@ def check_goes_on(where: str | Path, step: int, max_steps: int, changed: Mapping
         raise ValueError(f"max_steps={max_steps}, but {where} is of step {step}: give more, or resume an older one")
     for name in changed.keys() - LAST_STEP if step == max_steps else ():
         raise ValueError(
-            f"{name}={changed[name]['to']} instead of {changed[name]['from']}, but {where} is of the last step, {step}: "
-            "give max_steps or num_train_epochs for more"
+            f"{name}={changed[name]['to']} instead of {changed[name]['from']}, but {where} is of the last step, "
+            f"{step}: give max_steps or num_train_epochs for more"
         )
 
 
