@@ -222,6 +222,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_how_to_go_on(kind, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_an_error_has_a_line_of_its_own_below_the_progress_bar(kind, runs, tmp_path, capsys):
+    folder = tmp_path / kind
+    shutil.copytree(runs / kind, folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        assert run("train", kind, "--resume", folder, "--max_steps", 6, "--disable_tqdm", "false") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert "/6 [" in told  # a bar
+    assert told.split("\n")[-2].startswith(
+        f"hf-vq: error: cannot write {folder / 'checkpoint-6'}: File too large; make room"
+    )
+
+
 ARRAY = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 WRITERS = {
     "safetensors": lambda path: save_file({"weight": torch.ones(9999)}, path),

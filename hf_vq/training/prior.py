@@ -132,6 +132,7 @@ def train_prior(
                 guard.stop()
             return trainer.finish()
         except Exception as error:
+            trainer.close_progress()
             if as_write_error(error, str(args.output_dir)) is None:
                 trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise

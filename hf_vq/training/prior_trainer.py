@@ -214,6 +214,12 @@ class PriorTrainer(LengthsTrainer):
             logs["train_runtime"] = round(seconds, 4)
         super().log(logs, start_time)
 
+    def close_progress(self) -> None:
+        """Close the bar of a training that has failed, so that the error has a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()
+
     def stop_early(self, reason: str, together: bool = True) -> None:
         """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
         save = functools.partial(self._save_checkpoint, self.model, trial=None)
