@@ -21,6 +21,14 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping; a ValueError names it when it cannot be read or holds something else."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a mapping, got {found!r:.60}")
+    return found
+
+
 def read_index(folder: str | Path) -> dict[str, Any]:
     """The model_index.json of the folder of a pipeline, see `check_index`."""
     index = read_json(Path(folder) / INDEX)

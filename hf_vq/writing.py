@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,9 @@ def unwritten(error: BaseException, path: str | Path) -> WriteError:
         return WriteError(path, error.reason, error.full)
     if isinstance(error, OSError) and error.errno is not None:
         return WriteError(path, os.strerror(error.errno), error.errno in FULL)
+    told = re.search(r"\(os error (\d+)\)", str(error))  # by safetensors
+    if told is not None:
+        return WriteError(path, os.strerror(int(told[1])), int(told[1]) in FULL)
     parent = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
     if shutil.disk_usage(parent).free < 2**16:
         return WriteError(path, os.strerror(errno.ENOSPC), full=True)

@@ -144,6 +144,10 @@ def push_by_methods(work):
     for part in (model, saved):
         with pytest.raises(ValueError, match="with its weights"):
             part.save_config(f"{work}/config", push_to_hub=True)
+    with pytest.raises(ValueError, match="with its weights"):
+        prior.config.save_pretrained(f"{work}/config", push_to_hub=True)
+    with pytest.raises(ValueError, match="with its weights"):
+        prior.config.push_to_hub("me/config")
     return found
 
 

@@ -244,7 +244,17 @@ def test_nothing_is_sent_without_a_licence_or_of_a_folder_that_is_not_whole(clie
     weights = (client.work / "vqmodel" / "diffusion_pytorch_model.safetensors").read_bytes()
     (cut / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-1])
     (foreign / "hf_vq_remote.py").unlink()
+    unreadable = {name: client.work / f"bad {name}" for name in ("report.json", "conversion.json", "README.md")}
+    for name, folder in unreadable.items():
+        shutil.copytree(client.work / "vqmodel", folder)
+        (folder / name).write_text("---\nlicense: [\n---\n" if name == "README.md" else "[1]")
+        (folder / "evaluation.json").unlink(missing_ok=True)
+    mit = ["--license", "mit"]
     for folder, options, words in (
+        (unreadable["report.json"], mit, "bad report.json/report.json must hold a mapping"),
+        (unreadable["conversion.json"], [], "bad conversion.json/conversion.json must hold a mapping"),
+        (unreadable["README.md"], mit, "cannot read the card .*README.md"),
+        (client.work / "vqmodel", [*mit, "--evaluation", "absent.json"], "cannot read absent.json"),
         (client.work / "vqmodel", [], "license is missing"),
         (client.work / "vqmodel", ["--license", "a licence"], "license.*a licence"),
         (cut, ["--license", "mit"], "cut.*safetensors"),
@@ -262,6 +272,15 @@ def rename(folder, name):
     """One more component in the index of a pipeline."""
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, name: index["prior"]}))
+
+
+def add_stock_component(folder, name):
+    """One more component, of another library, with a hidden file beside its own."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, name: ["diffusers", "DDPMScheduler"]}))
+    (folder / name).mkdir()
+    (folder / name / "scheduler_config.json").write_text("{}")
+    (folder / name / ".env").write_text("a secret")
 
 
 def link(path, target):
@@ -302,9 +321,11 @@ def test_nothing_from_outside_a_folder_arrives(client, hub, tmp_path):
     shutil.copytree(client.work / "pipeline", folder)
     link(folder / "prior", "moved")
     link(folder / "loop.png", "loop.png")
+    add_stock_component(folder, "scheduler")
     assert client.push(folder, "me/linked", "--license", "mit")[0] == 0
     files = hub.files("me/linked")
-    assert sorted({*files} ^ {*hub.files("me/pipeline")}) == ["evaluation.json"]
+    told = sorted({*files} ^ {*hub.files("me/pipeline")})
+    assert told == ["evaluation.json", "scheduler/scheduler_config.json"]  # not what is hidden
     assert files["prior/model.safetensors"] == hub.files("me/pipeline")["prior/model.safetensors"]
 
     card = tmp_path / "card"

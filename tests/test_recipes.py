@@ -51,6 +51,7 @@ MISTAKEN = {
     "words for a number": ("max_steps: many", "'many'"),
     "not finite": ("adam_epsilon: .nan", "must be a finite number, got nan"),
     "unknown schedule": ("lr_scheduler_type: slow", "must be one of"),
+    "schedule that needs more": ("lr_scheduler_type: reduce_lr_on_plateau", "must be one of"),
     "list for a config": ("model_config: [1]", r"model_config=\[1\] must be a mapping"),
     "text for a config": ("model_config: large", "model_config='large' must be a mapping"),
     "wrong type within": ("model_config: {hidden_channels: [1]}", r"hidden_channels must be an integer, got \[1\]"),

@@ -42,7 +42,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     assert run("train", "autoencoder", *AUTOENCODER, *TINY, "--output", folder / "autoencoder") == 0
     assert run("tokenize", folder / "autoencoder", "--data", "digits", "--output", folder / "codes") == 0
-    assert run("train", "prior", "--codes", folder / "codes", *PRIOR, *TINY, "--output", folder / "prior") == 0
+    prior = ["--codes", folder / "codes", *PRIOR, *TINY, "--hub_token", "a secret"]
+    assert run("train", "prior", *prior, "--output", folder / "prior") == 0
     return folder
 
 
@@ -56,15 +57,21 @@ REFUSED = {
     "lr_scheduler_type": (None, "linear"),
     "weight_decay": ("0.0", "0.1"),
     "max_steps": ("checkpoint-4 is of step 4", "3"),
+    "learning_rate": ("checkpoint-4 is of the last step, 4", "5e-05"),
+    "resume_from_checkpoint": ("no checkpoint of the run", "elsewhere/checkpoint-2"),
 }
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])
 def test_a_resume_refuses_in_one_line_and_writes_nothing(kind, runs, capsys):
     config = {"autoencoder": "model_config", "prior": "prior_config"}[kind]
-    cases = {**REFUSED, f"{config}.hidden_channels": ("8", "16"), {"autoencoder": "data", "prior": "codes"}[kind]: (
-        "digits" if kind == "autoencoder" else str(runs / "codes"), "elsewhere"
-    )}  # fmt: skip
+    data, source = {"autoencoder": ("data", "digits"), "prior": ("codes", str(runs / "codes"))}[kind]
+    cases = {
+        **REFUSED,
+        config: ("mapping", "wide"),
+        f"{config}.hidden_channels": ("8", "16"),
+        data: (source, "elsewhere"),
+    }
     before = tree(runs)
     for name, (old, new) in cases.items():
         capsys.readouterr()
@@ -123,6 +130,32 @@ def test_what_a_resume_changes_is_in_force_told_and_kept_by_the_next(kind, runs,
     assert first == recipe
     assert last.startswith("# from step 4 on: {")
     assert yaml.safe_load(last.removeprefix("# from step 4 on: ")) == pytest.approx(changes)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_a_run_goes_on_from_an_older_checkpoint_that_is_named(kind, runs, tmp_path, capsys):
+    folder = tmp_path / kind
+    shutil.copytree(runs / kind, folder)
+    published = (folder / WEIGHTS[kind]).read_bytes()
+    damaged = folder / "checkpoint-4" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert run("train", kind, "--resume", folder) == 2
+    assert "resume from an older one (checkpoint-2)" in capsys.readouterr().err
+    assert run("train", kind, "--resume", folder, "--resume_from_checkpoint", folder / "checkpoint-2") == 0
+    assert (folder / WEIGHTS[kind]).read_bytes() == published
+    assert damaged.read_bytes()[-1:] != b"?"
+
+
+def test_a_schedule_that_needs_arguments_says_so(runs, tmp_path, capsys):
+    options = ["--codes", runs / "codes", *PRIOR, *TINY, "--lr_scheduler_type", "warmup_stable_decay"]
+    assert run("train", "prior", *options, "--output", tmp_path / "no") == 2
+    assert "lr_scheduler_kwargs=None" in capsys.readouterr().err.splitlines()[-1]
+    assert run("train", "prior", *options, "--lr_scheduler_kwargs.num_decay_steps=2", "--output", tmp_path / "it") == 0
+
+
+def test_a_recipe_which_is_published_keeps_no_token(runs):
+    assert "secret" not in (runs / "prior" / "recipe.yaml").read_text()
+    assert "secret" not in (runs / "prior" / "report.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])
@@ -214,6 +247,23 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_how_to_go_on(kind, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_an_error_has_a_line_of_its_own_below_the_progress_bar(kind, runs, tmp_path, capsys):
+    folder = tmp_path / kind
+    shutil.copytree(runs / kind, folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        assert run("train", kind, "--resume", folder, "--max_steps", 6, "--disable_tqdm", "false") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert "/6 [" in told  # a bar
+    assert told.split("\n")[-2].startswith(
+        f"hf-vq: error: cannot write {folder / 'checkpoint-6'}: File too large; make room"
+    )
+
+
 ARRAY = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 WRITERS = {
     "safetensors": lambda path: save_file({"weight": torch.ones(9999)}, path),
@@ -231,10 +281,11 @@ def test_every_writer_fails_in_one_line_and_leaves_what_was_there(writer, tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
-        with pytest.raises(WriteError, match=f"^cannot write {path}: [^\n]+$"), whole(path) as partial:
+        with pytest.raises(WriteError, match=f"^cannot write {path}: [^\n]+$") as failure, whole(path) as partial:
             WRITERS[writer](partial)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failure.value.full or writer == "torch"  # which keeps the reason to itself
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "before"
 

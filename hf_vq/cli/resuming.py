@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hf_vq.cli.reading import as_yaml
 from hf_vq.training.checkpoints import resolve_checkpoint
@@ -11,7 +11,7 @@ from hf_vq.training.resuming import CHANGED, MAY_CHANGE, NO_MATTER, changed_sinc
 from hf_vq.writing import write_text
 
 RECIPE = "recipe.yaml"  # in the folder of a run: what it was given when it began
-NOT_REPEATED = {"output_dir", "overwrite", "resume", "resume_from_checkpoint"}
+NOT_REPEATED = {"output_dir", "overwrite", "resume", "resume_from_checkpoint", "hub_token"}  # recipes are published
 RESUME = {
     "nargs": "?",
     "const": "true",
@@ -43,7 +43,7 @@ def continued(
         return values
     if given.get("overwrite"):
         raise ValueError("overwrite and resume exclude each other")
-    checkpoint, recipe = resolve_checkpoint(folder, True), folder / RECIPE
+    checkpoint, recipe = own_checkpoint(folder, given.get("resume_from_checkpoint")), folder / RECIPE
     then = {**read(recipe), **changed_since(str(checkpoint))} if recipe.is_file() else {}
     if then:
         defaults = {name: field.default for name, field in fields.items() if field.default is not dataclasses.MISSING}
@@ -52,7 +52,9 @@ def continued(
         }
         changes(recipe, {**defaults, **then}, compared, MAY_CHANGE)
     for name in mappings & then.keys() & values.keys():
-        values[name] = {**(then[name] or {}), **(values[name] or {})}
+        earlier, today = then[name] or {}, values[name] or {}
+        if isinstance(earlier, dict) and isinstance(today, dict):
+            values[name] = {**earlier, **today}
     return {**then, **values, "output_dir": str(folder), "resume": "true"}
 
 
@@ -74,6 +76,18 @@ def resumed_folder(given: Mapping[str, Any]) -> Path | None:
     if output is not None and Path(output).resolve() != Path(resume).resolve():
         raise ValueError(f"output_dir={output!r}, but resume={resume!r}: a run goes on in its own folder")
     return Path(resume)
+
+
+def own_checkpoint(folder: str | Path, named: str | Path | bool | None) -> Path:
+    """The checkpoint of a run that it goes on from: the one that `resume_from_checkpoint` names, else the latest.
+
+    Raises:
+        ValueError: nothing complete there, a checkpoint that has changed, or one of another run.
+    """
+    latest = str(named or False).lower() in ("true", "false")
+    if not latest and Path(str(named)).resolve().parent != Path(folder).resolve():
+        raise ValueError(f"resume_from_checkpoint={str(named)!r} is no checkpoint of the run in {folder}")
+    return cast(Path, resolve_checkpoint(folder, latest or named))
 
 
 def write_recipe(folder: Path, given: Mapping[str, Any]) -> None:

@@ -28,12 +28,12 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
-from hf_vq.cli.resuming import RESUME, continued, tell_changes, write_recipe
+from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
-from hf_vq.training.checkpoints import TRAINER_STATE, advising, resolve_checkpoint
+from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
 from hf_vq.training.resuming import config_of_then
@@ -98,7 +98,7 @@ def run(
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
     with alone(args.output_dir, make=False), advising(args.output_dir):
         if options.resume:
-            args.resume_from_checkpoint = str(resolve_checkpoint(args.output_dir, True))
+            args.resume_from_checkpoint = str(own_checkpoint(args.output_dir, args.resume_from_checkpoint))
         model, modality, train, validation = prepare(options, data, args, given)
         with alone(args.output_dir, make=True):
             return train_and_show(model, modality, train, validation, options, args, given)

@@ -24,7 +24,7 @@ from hf_vq.cli.checks import (
 )
 from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
-from hf_vq.cli.resuming import RESUME, continued, tell_changes, write_recipe
+from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
@@ -32,7 +32,7 @@ from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
-from hf_vq.training.checkpoints import advising, resolve_checkpoint
+from hf_vq.training.checkpoints import advising
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import (
@@ -101,7 +101,7 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     check_output_folder(folder, overwrite=options.overwrite, resume=bool(options.resume))
     with alone(folder, make=False), advising(folder):
         if options.resume:
-            args.resume_from_checkpoint = str(resolve_checkpoint(folder, True))
+            args.resume_from_checkpoint = str(own_checkpoint(folder, args.resume_from_checkpoint))
         prior, pipeline, train, validation = prepare(options, args, given)
         with alone(folder, make=True):
             return train_and_show(prior, pipeline, train, validation, options, args, given)

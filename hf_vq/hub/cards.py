@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_vq.figures import figure_text, is_defined
 from hf_vq.hub.folders import CONVERSION, PICTURES, ModelFolder
-from hf_vq.saved import read_json
+from hf_vq.saved import read_mapping
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
     "Written by hf_vq from the files of this repository",
@@ -74,12 +74,12 @@ def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Me
     """
     found = Measurements()
     if "evaluation.json" in files:
-        evaluation = read_json(files["evaluation.json"])
+        evaluation = read_mapping(files["evaluation.json"])
         for part in ("autoencoder", "prior"):
             found.take(evaluation.get(part, {}))
         found.dataset, found.split = evaluation.get("data"), evaluation.get("split")
     elif "report.json" in files:
-        metrics = read_json(files["report.json"]).get("metrics", {})
+        metrics = read_mapping(files["report.json"]).get("metrics", {})
         found.take({name.removeprefix("eval_"): value for name, value in metrics.items()})
         found.split = "validation"
     source = dataset or found.dataset or _data_of_recipe(files)
@@ -174,7 +174,7 @@ def write_card(
             if name.endswith(".yaml")
         ],
         license_words=f"`{data.license}`" if data.license else None,
-        conversion=read_json(files[CONVERSION]) if CONVERSION in files else None,
+        conversion=read_mapping(files[CONVERSION]) if CONVERSION in files else None,
     )
 
 
@@ -198,7 +198,7 @@ def complete_card(card: ModelCard, data: ModelCardData) -> None:
 def _data_of_recipe(files):
     for name, path in sorted(files.items()):
         if name.endswith(".yaml"):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 if line.startswith("data:"):
                     return line.removeprefix("data:").split(" #")[0].strip(" '\"") or None
     return None
@@ -207,7 +207,7 @@ def _data_of_recipe(files):
 def _training(files):
     if "report.json" not in files:
         return None
-    report = read_json(files["report.json"])
+    report = read_mapping(files["report.json"])
     machine = report.get("machine", {})
     return (
         f"Trained in {report.get('wall_time_seconds', 0):.0f} s on {machine.get('device')} "

@@ -61,13 +61,18 @@ class HubConfigMixin(_Config):
         check_class(pretrained_model_name_or_path, found, owner)
         return found, rest
 
+    def push_to_hub(self, *args: Any, **options: Any) -> Any:
+        """Raises a ValueError: a config is pushed with its weights."""
+        PushMixin.check_push_of_config(True)
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        PushMixin.check_push_of_config(push_to_hub)
         name = type(self).__name__
         self.auto_map = auto_map(AutoConfig=name)
         if not os.path.isfile(save_directory):  # transformers has words for that
             os.makedirs(save_directory, exist_ok=True)
             write_shim(save_directory, find_class(name.removesuffix("Config")) or type(self), name)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
 
 
 class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]

@@ -141,4 +141,5 @@ def _check_weights(path: Path) -> None:
 
 
 def _find(path: Path, patterns: Iterable[str]) -> dict[str, Path]:
-    return {file.name: file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file()}
+    found = (file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file())
+    return {file.name: file for file in found if file.name[0] != "."}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
@@ -15,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
 from hf_vq.hub.licenses import LICENSES_PAGE, check_license
-from hf_vq.saved import check_links, read_json
+from hf_vq.saved import check_links, read_mapping
 from hf_vq.weights import PUSH_OPTIONS
 
 README = "README.md"
@@ -66,7 +67,7 @@ def push_folder(
     local = _load_card(files.pop(README, None))
     license = _agree(license, local)
     if license is None and CONVERSION in files:
-        license = read_json(files[CONVERSION]).get("license")
+        license = read_mapping(files[CONVERSION]).get("license")
     if license is None:
         raise ValueError(
             "license is missing: say under which licence the weights may be used, by license='apache-2.0', on the "
@@ -74,6 +75,7 @@ def push_folder(
         )
     check_license(license)
     validate_repo_id(repo_id)
+    describe(found, repo_id, license, files, dataset)  # reads all that it will tell of
     api = HfApi(token=token)
     with _telling_what_broke(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -155,8 +157,11 @@ def _load_card(path):
     """The card of a file, or None where there is none or a generated one."""
     if path is None:
         return None
-    text = Path(path).read_text(encoding="utf-8")
-    return None if is_automatic(text) else ModelCard(text)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        return None if is_automatic(text) else ModelCard(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the card {path}: {error}") from error
 
 
 def _agree(license, card):
@@ -228,7 +233,8 @@ class PushMixin:
         if pushes:
             push_folder(save_directory, request.pop("repo_id", Path(save_directory).name), **request)
 
-    def check_push_of_config(self, push_to_hub: bool) -> None:
+    @staticmethod
+    def check_push_of_config(push_to_hub: bool) -> None:
         """Raise a ValueError where a config alone would be pushed, which the libraries do without `push_folder`."""
         if push_to_hub:
             raise ValueError(f"push_to_hub={push_to_hub!r}: a config is pushed with its weights, by save_pretrained")

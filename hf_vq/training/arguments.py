@@ -16,10 +16,11 @@ TEXTS: dict[str, Any] = {
     "metric_for_best_model": str | None,
     "resume_from_checkpoint": str | bool | None,
 }
-SCHEDULES = tuple(each.value for each in SchedulerType)
-NEED_MORE = {  # options of their own, or metrics to follow
-    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau", "greedy"),
-}
+NEED_MORE = (  # metrics at every step, or arguments of their own
+    *("reduce_lr_on_plateau", "greedy"),
+    *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
+)
+SCHEDULES = tuple(each.value for each in SchedulerType if each.value not in NEED_MORE)
 
 
 def check_precision(bf16: bool, fp16: bool, use_cpu: bool) -> None:
@@ -107,7 +108,7 @@ class AutoencoderTrainingArguments:
     max_steps: Annotated[int, Range(-1)] = field(
         default=-1, metadata={"help": "optimizer steps; overrides num_train_epochs when positive"}
     )
-    lr_scheduler_type: Annotated[str, OneOf([name for name in SCHEDULES if name not in NEED_MORE])] = field(
+    lr_scheduler_type: Annotated[str, OneOf(SCHEDULES)] = field(
         default="constant_with_warmup", metadata={"help": "a schedule of transformers"}
     )
     warmup_steps: Count = field(default=0, metadata={"help": "optimizer steps of linear warm-up"})

@@ -372,7 +372,7 @@ class TrainingLoop:
                 model, or is of a later step than the last.
         """
         state, changed = read_state(folder, self.state, self.task.modules)
-        check_goes_on(folder, state["step"], self.max_steps)
+        check_goes_on(folder, state["step"], self.max_steps, changed)
         self.state = state
         if state.get("position") is not None:
             self.reader.position = state["position"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_vq.arguments import check_fields, class_hints
@@ -13,7 +13,6 @@ from hf_vq.data.identity import differing_hash, tokenizer_of
 from hf_vq.ranges import OneOf, Positive, Weight
 from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import (
-    SCHEDULES,
     AutoencoderTrainingArguments,
     check_precision,
     launched_precision,
@@ -38,7 +37,7 @@ SAME_OPTIONS = (
 ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
 OPTIONS: dict[str, Any] = {
     **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
-    "lr_scheduler_type": Annotated[str, OneOf(SCHEDULES)],
+    "lr_scheduler_type": Annotated[str, OneOf(tuple(each.value for each in SchedulerType))],
     "warmup_steps": Weight,  # those below 1 are shares of all steps
     "logging_steps": Positive,
     "eval_steps": Positive | None,
@@ -138,6 +137,7 @@ def train_prior(
                 guard.stop()
             return trainer.finish()
         except Exception as error:
+            trainer.close_progress()
             if as_write_error(error, str(args.output_dir)) is None:
                 trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise

@@ -67,6 +67,13 @@ class PriorTrainer(LengthsTrainer):
             self.add_callback(_LossInProgress)
         self.started = time.monotonic()
 
+    def create_scheduler(self, *inputs: Any, **options: Any) -> Any:
+        try:
+            return super().create_scheduler(*inputs, **options)
+        except TypeError as error:  # of a schedule that needs arguments
+            kind, given = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
+            raise ValueError(f"lr_scheduler_type={str(kind)!r} with lr_scheduler_kwargs={given}: {error}") from error
+
     @property
     def identity(self) -> dict[str, int]:
         """What must be equal for a resumed run to see the data of the interrupted one."""
@@ -164,7 +171,8 @@ class PriorTrainer(LengthsTrainer):
         may = MAY_CHANGE - ({"learning_rate"} if self.args.lr_scheduler_type in BY_EVALUATION else set())
         self.changed = changes(folder, self.resumed.get("arguments", {}), recorded(self.args), may)
         changes(folder, {name: self.resumed["data"].get(name) for name in self.identity}, self.identity)
-        check_goes_on(folder, TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step, self.last_step)
+        step = TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step
+        check_goes_on(folder, step, self.last_step, self.changed)
         self.started -= self.resumed["seconds"]
         if self.weight_ema is not None:
             self.weight_ema.load(folder)
@@ -205,6 +213,12 @@ class PriorTrainer(LengthsTrainer):
                 logs[name] = round(logs[name] * logs["train_runtime"] / seconds, 3)
             logs["train_runtime"] = round(seconds, 4)
         super().log(logs, start_time)
+
+    def close_progress(self) -> None:
+        """Close the bar of a training that has failed, so that the error has a line of its own."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()
 
     def stop_early(self, reason: str, together: bool = True) -> None:
         """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_vq.training.checkpoints import TRAINER_STATE
 
-HORIZON = ("learning_rate", "max_steps", "num_train_epochs")  # what the learning rate of a step hangs on
+LAST_STEP = ("max_steps", "num_train_epochs")
+HORIZON = ("learning_rate", *LAST_STEP)  # what the learning rate of a step hangs on
 MAY_CHANGE = frozenset(
     {
         *HORIZON,
@@ -79,10 +80,25 @@ def changes(
     return found
 
 
-def check_goes_on(where: str | Path, step: int, max_steps: int) -> None:
-    """Raise a ValueError for a run that was to end before the checkpoint that it resumes from."""
+def check_goes_on(where: str | Path, step: int, max_steps: int, changed: Mapping[str, Any]) -> None:
+    """Check that there is something to resume.
+
+    Args:
+        where: the checkpoint.
+        step: its own.
+        max_steps: the last step of the run.
+        changed: the `changes` of this run.
+
+    Raises:
+        ValueError: the run was to end before the checkpoint, or no step is left that a change would be in force in.
+    """
     if step > max_steps:
         raise ValueError(f"max_steps={max_steps}, but {where} is of step {step}: give more, or resume an older one")
+    for name in changed.keys() - LAST_STEP if step == max_steps else ():
+        raise ValueError(
+            f"{name}={changed[name]['to']} instead of {changed[name]['from']}, but {where} is of the last step, "
+            f"{step}: give max_steps or num_train_epochs for more"
+        )
 
 
 def changed_since(checkpoint: str | Path) -> dict[str, Any]:
