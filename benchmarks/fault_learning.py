@@ -182,6 +182,7 @@ def _frozen(size, config):
     from hf_vq import AutoVQModel
 
     model = make_autoencoder("VQVAE", ("vector", size, config))
+    train(model, 1)  # k-means starts it
     frozen = model.quantizer.embedding.weight.clone()
     check(tuple(frozen.shape) == (size, config["frozen_codebook_dim"]), f"the codebook is {tuple(frozen.shape)}")
     train(model, 3)

@@ -182,6 +182,17 @@ def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
     fresh = make_quantizer("gumbel", 16, 4, {})
     loaded.load_state_dict(fresh.state_dict())  # never trained: it starts when it is
     assert not loaded.initialized
+    assert loaded.steps == 0
+    without = {name: tensor for name, tensor in fresh.state_dict().items() if name != "steps"}
+    loaded.load_state_dict(without, strict=False)  # logits of a file that does not count
+    assert loaded.initialized
+    model = hf_vq.DVAE(**SMALL["DVAE"], quantizer_config={"kmeans_init": True})
+    model.save_pretrained(tmp_path)
+    for loader in (hf_vq.DVAE, hf_vq.DVAEForAutoModel):
+        again = loader.from_pretrained(tmp_path)
+        again = getattr(again, "autoencoder", again)
+        assert not again.quantizer.initialized
+        assert again.quantizer.steps == 0
     assert make_quantizer("gumbel", 16, 4, {"kmeans_init": False}).initialized
     assert not fresh.train().initialize(torch.ones(8, 4, 2))  # no clusters
 

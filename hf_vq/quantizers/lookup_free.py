@@ -51,7 +51,7 @@ class LookupFreeQuantizer(Quantizer):
         dim: Width,
         *,
         spherical: bool = False,
-        beta: Weight = 0.1,
+        beta: Weight = 0.03,
         entropy_weight: Weight = 0.01,
         diversity: Weight = 1.0,
         entropy_temperature: Positive = 0.01,
