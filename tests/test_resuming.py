@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
 import hf_vq_cli
 from hf_vq.auto import AutoVQModel
+from hf_vq.cli.resuming import resumed_folder
 from hf_vq.training.checkpoints import latest_checkpoint, seal
 from hf_vq.training.resuming import base_rates, renew_learning_rate
 from hf_vq.writing import WriteError, one_run, whole
@@ -322,3 +323,11 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(runs, capsys):
         os.kill(worker, signal.SIGKILL)
     assert tree(folder) == before
     assert not Path(folder / ".lock").exists()
+
+
+def test_a_checkpoint_is_no_run_to_resume(tmp_path):
+    checkpoint = tmp_path / "run/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"is a checkpoint: .*--resume {checkpoint.parent}, and --resume_from_ch"):
+        resumed_folder({"resume": str(checkpoint)})
+    assert resumed_folder({"resume": str(checkpoint.parent)}) == checkpoint.parent

@@ -1,6 +1,7 @@
 """What `--resume` takes from the run that it continues: all options that are not given, as they are in force there."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -62,7 +63,7 @@ def resumed_folder(given: Mapping[str, Any]) -> Path | None:
     """The folder of the run that options ask to resume; None where they do not.
 
     Raises:
-        ValueError: two folders, none, or one that is not there.
+        ValueError: two folders, none, one that is not there, or a checkpoint.
     """
     resume, output = str(given.get("resume") or "false"), given.get("output_dir")
     if resume.lower() == "false":
@@ -73,6 +74,11 @@ def resumed_folder(given: Mapping[str, Any]) -> Path | None:
         return Path(output)
     if not Path(resume).is_dir():
         raise ValueError(f"resume={resume!r} is no folder of a run (a recipe stands before --resume)")
+    if re.fullmatch(r"checkpoint-\d+", Path(resume).resolve().name):
+        raise ValueError(
+            f"resume={resume!r} is a checkpoint: give the folder of its run, as --resume {Path(resume).parent}, and "
+            f"--resume_from_checkpoint {resume} where it is not the last one"
+        )
     if output is not None and Path(output).resolve() != Path(resume).resolve():
         raise ValueError(f"output_dir={output!r}, but resume={resume!r}: a run goes on in its own folder")
     return Path(resume)
