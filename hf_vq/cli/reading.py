@@ -50,20 +50,18 @@ class RecipeLoader(yaml.SafeLoader):
         if self.nodes + nodes > MOST_NODES:
             self._refuse(f"it holds more than {MOST_NODES} values, those that aliases repeat among them", event)
 
-    def _refuse(self, problem, event):
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    def _refuse(self, problem, place):
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
-            where = {"problem_mark": key.start_mark}
             if key.tag not in WORDS:
                 shown = key.value if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
-                raise yaml.MarkedYAMLError(problem=f"the key {shown} is no word", **where)
+                self._refuse(f"the key {shown} is no word", key)
             if key.value in lines:
-                first = lines[key.value]
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is also in line {first}", **where)
+                self._refuse(f"the key {key.value!r} is also in line {lines[key.value]}", key)
             lines[key.value] = key.start_mark.line + 1
         return node
 
