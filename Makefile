@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: quickstart test lint wheel clean
+.PHONY: quickstart test lint help wheel clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/hf-vq quickstart --output quickstart --overwrite
@@ -17,6 +17,10 @@ lint: $(VENV)/.dev
 # A thread for each of two processes; files go in their order, since those of few tests are the longest.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What `hf-vq VERB --help` prints is kept in files: after a change of options.
+help: $(VENV)/.dev
+	$(BIN)/python -c "import hf_vq_cli; hf_vq_cli.write_help()"
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel

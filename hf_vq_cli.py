@@ -1,6 +1,8 @@
 """Entry point of `hf-vq`: outside the package, so that --help needs neither torch nor diffusers."""
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -18,6 +20,7 @@ VERBS = {
     "push": ("hf_vq.cli.push", "publish a folder on the Hugging Face Hub"),
     "inspect": ("hf_vq.cli.inspect", "tell what a folder is, without loading its weights"),
 }
+HELP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hf_vq", "cli", "help")
 EXPECTED = ("DivergenceError", "OutOfMemoryError")  # RuntimeErrors that are no bugs
 TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "yaml")
 
@@ -58,6 +61,30 @@ def find_verb(arguments):
     raise ValueError(f"unknown verb {arguments[0]!r}" + (f", did you mean {nearest[0]!r}?" if nearest else ""))
 
 
+def help_file(verb, folder=HELP):
+    """The file with the help of a verb."""
+    return os.path.join(folder, f"{verb.replace(' ', '-')}.txt")
+
+
+def write_help(folder=HELP):
+    """Write the help of every verb, from its options."""
+    os.makedirs(folder, exist_ok=True)
+    for verb, (module, _) in VERBS.items():
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            importlib.import_module(module).main(["--help"])
+        with open(help_file(verb, folder), "w", encoding="utf-8") as file:
+            file.write(shown.getvalue())
+
+
+def written_help(verb):
+    """The help of a verb; None where an installed package registers classes, which it does not know of."""
+    if metadata.entry_points(group="hf_vq"):
+        return None
+    with open(help_file(verb), encoding="utf-8") as file:
+        return file.read()
+
+
 def one_line(error):
     """The message of an error in one line; of one that a worker process sent, the last line, which says it all."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -92,6 +119,9 @@ def main(argv=None):
             print(metadata.version("hf_vq"))
             return 0
         verb, rest = find_verb(arguments)
+        if {"-h", "--help"} & set(rest) and (text := written_help(verb)) is not None:
+            print(text, end="")
+            return 0
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             importlib.import_module(VERBS[verb][0]).main(rest)

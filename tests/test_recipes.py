@@ -9,6 +9,7 @@ import yaml
 from transformers import SchedulerType, get_scheduler
 
 from hf_vq.arguments import check_arguments
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.reading import as_yaml, read_recipe, read_yaml
 from hf_vq.cli.train_autoencoder import main as train_autoencoder
@@ -128,7 +129,7 @@ def test_every_value_of_our_recipes_is_accepted(path, tmp_path):
     own = {name: value for name, value in recipe.items() if name in fields}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
     argv = ["--recipe", str(tmp_path / "own.yaml"), "--output_dir", str(tmp_path), "--use_cpu", "True"]
-    found, _ = parse_options([arguments], argv, verb="train", description="")
+    found, _ = parse_options([arguments], argv, Manual("train", "", "", ()))
     assert found.learning_rate == recipe["learning_rate"]
     if prior:
         PRIORS[recipe.get("prior", "PixelCNN")].config_class(**{"num_classes": 3, **recipe["prior_config"]})

@@ -195,9 +195,11 @@ def check_weights(folder: str | Path, *kinds: str) -> str:
     """Raise a ValueError unless a folder is of one of the kinds and has its config and weights; return its kind."""
     folder, kind = Path(folder), folder_kind(folder)
     if kind is None:
-        raise ValueError(f"{folder} holds no model, pipeline or codes (no {INDEX}, {CONFIG} or data/*.parquet)")
+        words = f"{folder} holds no model, pipeline or codes (no {INDEX}, {CONFIG} or data/*.parquet)"
+        raise ValueError(words + _advice(folder, kinds))
     if kind not in kinds:
-        raise ValueError(f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed")
+        words = f"{folder} holds {_named(kind)}, {' or '.join(map(_named, kinds))} is needed"
+        raise ValueError(words + _advice(folder, kinds))
     if kind == "codes":
         return kind
     for model in pipeline_folders(folder).values() if kind == "pipeline" else [folder]:
@@ -216,6 +218,12 @@ def check_same_config(option: str, wanted: dict[str, Any], config: Mapping[str, 
         has = config[name]
         if (list(has) if isinstance(has, tuple) else has) != (list(value) if isinstance(value, tuple) else value):
             raise ValueError(f"{option} has {name}={value!r}, but init_from={source} has {has!r}, which cannot change")
+
+
+def _advice(folder, kinds):
+    """Names the folder of the right kind that is in this one, or around it."""
+    near = [path for path in (*sorted(folder.glob("*/")), folder.parent) if folder_kind(path) in kinds]
+    return f": did you mean {near[0]}?" if near else ""
 
 
 def _named(kind):

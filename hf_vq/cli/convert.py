@@ -4,8 +4,18 @@ from dataclasses import dataclass, field
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.converters import FORMATS, convert
+
+MANUAL = Manual(
+    "convert",
+    "Convert a checkpoint of another project into a folder that from_pretrained loads.",
+    """
+hf-vq convert last.ckpt vqgan --license mit
+""",
+    ("source", "out"),
+)
 
 
 @dataclass
@@ -37,9 +47,8 @@ def main(argv: list[str]) -> None:
     options, _ = parse_options(
         [ConvertOptions],
         argv,
-        verb="convert",
-        description="Convert a checkpoint of another project into a folder that from_pretrained loads.",
-        positional=("source", "out"),
+        MANUAL,
+        aliases={"output": "out"},
     )
     model = convert(**vars(options), require_license=True)
     parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]

@@ -12,14 +12,26 @@ import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, load_pipeline, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.grids import load_grid_of
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.figures import plain_figures
+from hf_vq.ranges import Samples
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
 from hf_vq.writing import write_text
 
 PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
+
+MANUAL = Manual(
+    "evaluate",
+    "Measure an autoencoder, a prior or a pipeline on held-out data.",
+    """
+hf-vq evaluate tokenizer --data path/to/images --split validation
+hf-vq evaluate prior --codes codes
+""",
+    ("model", "output"),
+)
 
 
 @dataclass
@@ -32,7 +44,7 @@ class EvaluateOptions:
         default="validation",
         metadata={"help": "split of the data or of the codes, or rows of the data: train[45000:50000]"},
     )
-    batch_size: int = field(default=64, metadata={"help": "items per forward pass"})
+    batch_size: Samples = field(default=64, metadata={"help": "items per forward pass"})
     output: str = field(default="evaluation.json", metadata={"help": "JSON file of the figures"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
@@ -45,9 +57,7 @@ def main(argv: list[str]) -> None:
     options, data, _ = parse_options(
         [EvaluateOptions, data_options()],
         argv,
-        verb="evaluate",
-        description="Measure an autoencoder, a prior or a pipeline on held-out data.",
-        positional="model",
+        MANUAL,
     )
     figures = run(options, data)
     print(json.dumps(figures, indent=2, allow_nan=False))
@@ -56,8 +66,6 @@ def main(argv: list[str]) -> None:
 def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     """Check everything, evaluate, and write the figures; return them as `plain_figures`."""
     check_output_file(options.output, suffix=".json", overwrite=options.overwrite)
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size={options.batch_size} must be positive")
     device = pick_device(options.device)
     folder = local_folder(options.model)
     kind = check_weights(folder, "autoencoder", "pipeline", "prior")

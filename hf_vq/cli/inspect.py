@@ -12,12 +12,22 @@ from safetensors import safe_open
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders
 from hf_vq.cli.data_options import size_options
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.data.codes import load_codes
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
 from hf_vq.saved import CONFIG, config_kind, read_json
+
+MANUAL = Manual(
+    "inspect",
+    "Tell what a folder is, without loading its weights.",
+    """
+hf-vq inspect tokenizer --image_size 64
+""",
+    ("folder",),
+)
 
 
 @dataclass
@@ -40,9 +50,7 @@ def main(argv: list[str]) -> None:
     options, sizes, _ = parse_options(
         [InspectOptions, size_options()],
         argv,
-        verb="inspect",
-        description="Tell what a folder is, without loading its weights.",
-        positional="folder",
+        MANUAL,
     )
     facts = describe(options.folder, sizes, options.modality)
     print(json.dumps(facts, indent=2) if options.json else _as_text(facts))

@@ -8,13 +8,17 @@ import functools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
 from hf_vq.arguments import check_fields
+from hf_vq.cli.aliases import NAMES, VALUES
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.reading import place_of, read_recipe, read_yaml
 from hf_vq.renaming import with_new_names
+
+RECIPES = (".yaml", ".yml")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -49,16 +53,29 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
+class Keys(NamedTuple):
+    """Who has the keys of a mapping option, and other names of them.
+
+    Attributes:
+        owner: such as "VQVAE".
+        former: names of today by older ones, which are told.
+        alike: its names by those of other owners, which are understood alike.
+    """
+
+    owner: str
+    former: dict[str, str]
+    alike: dict[str, str]
+
+
 def parse_options(
     types: Sequence[type],
     argv: list[str],
+    manual: Manual,
     *,
-    verb: str,
-    description: str,
-    positional: str | Sequence[str] = "recipe",
     aliases: dict[str, str] | None = None,
     renamed: dict[str, str] | None = None,
-    keys: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, str]]]] | None = None,
+    keys: dict[str, Callable[[dict[str, Any]], Keys]] | None = None,
+    known_keys: dict[str, Callable[[], Collection[str]]] | None = None,
     continues: Callable[..., dict[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
     """Fill option dataclasses from a recipe and flags.
@@ -67,13 +84,11 @@ def parse_options(
         types: dataclasses with distinct field names. A field of type `dict | str | None` is a mapping; one of its
             keys is set by a flag such as `--model_config.codebook_size 32`.
         argv: list of str, the command line after the verb.
-        verb: name for the usage line.
-        description: one sentence for --help.
-        positional: what the argument without a flag is: "recipe", or a field; several, in their order.
-        aliases: other spellings of options, {"output": "output_dir"}.
+        manual: what the verb is, and which options need no flag. A first word that ends in .yaml is a recipe.
+        aliases: other spellings of options, besides those of `hf_vq.cli.aliases`.
         renamed: older spellings, which are told on stderr, {"level": "grid"}.
-        keys: of mapping options, by name: `keys(values)` tells by what was given who has the keys, and the new
-            spellings by older ones.
+        keys: of mapping options, by name: `keys(values)` tells by what was given who has the keys, and their names.
+        known_keys: of mapping options, by name: all keys that there may be, for messages.
         continues: completes what was given from an earlier run, see `hf_vq.cli.resuming.continued`.
 
     Returns:
@@ -83,30 +98,24 @@ def parse_options(
         ValueError: an unknown or misspelled name (names the nearest one), an option under two names, or a value of
             the wrong type.
     """
-    parser = _Parser(cast(Any, types), prog=f"hf-vq {verb}", description=description, allow_abbrev=False)
     fields = {entry.name: entry for cls in types for entry in dataclasses.fields(cls) if entry.init}
     mappings = {name for cls in types for name, kind in get_type_hints(cls).items() if dict in get_args(kind)}
-    aliases, renamed = aliases or {}, renamed or {}
-    parser.add_argument("--recipe", default=None, help="YAML file with any of these options; flags override it")
-    for flag, name in aliases.items():
-        action = parser._option_string_actions[f"--{flag}"] = parser._option_string_actions[f"--{name}"]
-        action.option_strings = [*action.option_strings, f"--{flag}"]
-    for name in [positional] if isinstance(positional, str) else positional:
-        parser.add_argument(name, nargs="?", help=f"the same as --{name}")
+    aliases = {other: name for other, name in NAMES.items() if name in fields and other not in fields} | (
+        aliases or {}
+    )
+    renamed, keys = renamed or {}, keys or {}
     if "-h" in argv or "--help" in argv:
-        parser.print_help()
+        print(manual.text(types, aliases), end="")
         raise SystemExit(0)
-
+    parser = _make_parser(types, manual, aliases)
     names = [argument[2:].partition("=")[0].replace("-", "_") for argument in argv if argument.startswith("--")]
     check_one_name(names, aliases | renamed, "--")
     argv = [_current_flag(argument, renamed) for argument in argv]
-    flags = {*fields, "recipe", *aliases} | {f"no_{name}" for name in fields if fields[name].default is True}
-    argv, entries = _split_mapping_entries(argv, mappings, flags)
-    for action in parser._actions:  # leave defaults to the dataclasses: here only what was given counts
-        action.required, action.default = False, argparse.SUPPRESS
-    given = vars(parser.parse_args(argv))
+    flags = {*fields, "recipe", *aliases, *_combined(fields)}
+    flags |= {f"no_{name}" for name in fields if fields[name].default is True}
+    argv, entries = _split_mapping_entries(argv, mappings, flags, known_keys or {})
+    given = _placed(vars(parser.parse_args(argv)), manual.positional)
     read = functools.partial(_recipe_values, parser, fields, (aliases, renamed), mappings)
-    keys = keys or {}
     recipe = given.pop("recipe", None)
     values = {**({} if recipe is None else read(recipe)), **given}
     for name in mappings & set(values):
@@ -117,8 +126,8 @@ def parse_options(
         single.setdefault(name, {})[key] = read_yaml(text, f"--{name}.{key}")
     values = _renewed(values, keys)
     for name, one_by_one in single.items():
-        owner, former = keys[name](values) if name in keys else (name, {})
-        values[name] = as_mapping(name, values.get(name)) | with_new_names(one_by_one, former, owner)
+        known = keys[name](values) if name in keys else Keys(name, {}, {})
+        values[name] = as_mapping(name, values.get(name)) | _with_names_of(known, one_by_one)
     if continues is not None:
         values = continues(values, fields, mappings, lambda path: _renewed(read(path), keys))
     for name, entry in fields.items():
@@ -126,6 +135,66 @@ def parse_options(
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
     with _telling_place(() if recipe is None else values.keys() - given.keys(), recipe):
         return (*_filled(parser, values), values)
+
+
+def _make_parser(types, manual, aliases):
+    """A parser that leaves defaults to the dataclasses: in what it finds, only what was given counts."""
+    parser = _Parser(cast(Any, types), prog=f"hf-vq {manual.verb}", add_help=False, allow_abbrev=False)
+    fields = {entry.name for cls in types for entry in dataclasses.fields(cls)}
+    parser.add_argument("--recipe")
+    for other, name in aliases.items():
+        action = parser._option_string_actions[f"--{other}"] = parser._option_string_actions[f"--{name}"]
+        action.option_strings = [*action.option_strings, f"--{other}"]
+    for name, choices in _combined(fields).items():
+        parser.add_argument(f"--{name}", choices=list(choices))
+    for place, _ in enumerate(manual.positional):
+        parser.add_argument(_place(place), nargs="?")
+    for action in parser._actions:
+        action.required, action.default = False, argparse.SUPPRESS
+    return parser
+
+
+def _combined(fields):
+    """Names of others whose values say what several of these options are."""
+    return {
+        name: values
+        for name, values in VALUES.items()
+        if all(values_of.keys() <= set(fields) for values_of in values.values()) and name not in fields
+    }
+
+
+def _place(number):
+    return f"word {number + 1}"
+
+
+def _placed(given, positional):
+    """What a parser found, by name of the option: words without a flag, and names that stand for several options."""
+    for number, name in enumerate(positional):
+        word = given.pop(_place(number), None)
+        if word is None:
+            continue
+        if number == 0 and str(word).endswith(RECIPES):
+            name = "recipe"
+        if name in given:
+            raise ValueError(f"{word!r} without a flag is --{name}, which is also given as {given[name]!r}")
+        given[name] = word
+    return _spread(given, "--")
+
+
+def _spread(values, dashes=""):
+    """Values with those of `VALUES` as the options that they stand for."""
+    for name in VALUES.keys() & values.keys():
+        value = {False: "no"}.get(values[name], values[name])  # of YAML
+        if value not in VALUES[name]:
+            raise ValueError(f"{dashes}{name}={value!r} must be one of {', '.join(VALUES[name])}")
+        meant = VALUES[name][value]
+        for option, setting in meant.items():
+            if values.get(option, setting) != setting:
+                raise ValueError(
+                    f"{dashes}{name}={value} means {option}={setting}, got {option}={values[option]!r} too"
+                )
+        values = {key: item for key, item in values.items() if key != name} | meant
+    return values
 
 
 def _filled(parser, values):
@@ -149,11 +218,14 @@ def _telling_place(names: Collection[str], recipe: Any) -> Iterator[None]:
 
 def _renewed(values, keys):
     """Values with the keys of mapping options by their names today."""
-    owners = {name: find(values) for name, find in keys.items() if name in values}
-    renewed = {
-        name: with_new_names(as_mapping(name, values[name]), former, owner) for name, (owner, former) in owners.items()
-    }
-    return values | renewed
+    known = {name: find(values) for name, find in keys.items() if name in values}
+    return values | {name: _with_names_of(each, as_mapping(name, values[name])) for name, each in known.items()}
+
+
+def _with_names_of(keys, values):
+    """Values by the names that the owner of the keys has for them."""
+    check_one_name(values, keys.alike)
+    return with_new_names({keys.alike.get(key, key): value for key, value in values.items()}, keys.former, keys.owner)
 
 
 def _recipe_values(parser, fields, spellings, mappings, path):
@@ -163,7 +235,8 @@ def _recipe_values(parser, fields, spellings, mappings, path):
     check_one_name(values, aliases | renamed)
     values = {aliases.get(name, name): value for name, value in values.items()}
     values = {_current(name, renamed): value for name, value in values.items()}
-    check_names(values, fields, f"key in the recipe {path}:")
+    check_names(values, {*fields, *_combined(fields)}, f"key in the recipe {path}:")
+    values = _spread(values)
     return {name: _convert(parser, name, value, mappings, path) for name, value in values.items()}
 
 
@@ -180,8 +253,10 @@ def _current_flag(argument, renamed):
     return "--" + _current(flag[2:], renamed, "--") + equals + value if flag.startswith("--") else argument
 
 
-def _split_mapping_entries(argv, mappings, flags):
+def _split_mapping_entries(argv, mappings, flags, known_keys):
     """Take the flags `--mapping.key value` out of a command line, and check the names of all flags.
+
+    A name that is not known, but as a key of a mapping, gets that advice.
 
     Returns:
         The rest of the command line, and a list of (mapping, key, value).
@@ -197,7 +272,9 @@ def _split_mapping_entries(argv, mappings, flags):
                 raise ValueError(f"{flag} needs a value")
             entries.append((name, key, value))
         elif name not in flags or dot:
-            raise ValueError(f"unknown option {flag}{nearest(name, flags)}")
+            within = next((owner for owner, find in known_keys.items() if name in find()), None)
+            advice = nearest(name, flags) if within is None else f", did you mean '--{within}.{name}'?"
+            raise ValueError(f"unknown option {flag}{advice}")
         else:
             rest.append(argument)
     return rest, entries

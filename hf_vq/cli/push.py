@@ -2,8 +2,18 @@
 
 from dataclasses import dataclass, field
 
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.hub import push_folder
+
+MANUAL = Manual(
+    "push",
+    "Publish a folder on the Hugging Face Hub: weights, card and what stock libraries need.",
+    """
+hf-vq push prior/pipeline user/name --license apache-2.0
+""",
+    ("folder", "repo_id"),
+)
 
 
 @dataclass
@@ -33,9 +43,7 @@ def main(argv: list[str]) -> None:
     options, _ = parse_options(
         [PushOptions],
         argv,
-        verb="push",
-        description="Publish a folder on the Hugging Face Hub: weights, card and what stock libraries need.",
-        positional=("folder", "repo_id"),
+        MANUAL,
     )
     arguments = {**vars(options), "private": options.private or None}  # None: as the organisation has it
     commit = push_folder(arguments.pop("folder"), arguments.pop("repo_id"), **arguments)

@@ -14,11 +14,22 @@ import torch
 from hf_vq.cli import evaluate, sample, tokenize, train_autoencoder, train_prior
 from hf_vq.cli.checks import check_output_folder, folder_modality, start_output_folder
 from hf_vq.cli.data_options import data_options
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.reading import read_recipe
 from hf_vq.figures import figure_text
+from hf_vq.ranges import Seed
 
 OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")
+
+MANUAL = Manual(
+    "quickstart",
+    "Train a VQ-VAE and a PixelCNN on bundled digits, and sample every class.",
+    """
+hf-vq quickstart quickstart --seed 0
+""",
+    ("output",),
+)
 
 
 @dataclass
@@ -26,7 +37,7 @@ class QuickstartOptions:
     """Where to, and which random numbers."""
 
     output: str = field(default="quickstart", metadata={"help": "folder of the models and pictures"})
-    seed: int = field(default=0, metadata={"help": "of both trainings and of the samples"})
+    seed: Seed = field(default=0, metadata={"help": "of both trainings and of the samples"})
     autoencoder_recipe: str | None = field(default=None, metadata={"help": "recipe instead of the built-in one"})
     prior_recipe: str | None = field(default=None, metadata={"help": "recipe instead of the built-in one"})
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier quickstart"})
@@ -37,9 +48,7 @@ def main(argv: list[str]) -> None:
     options, _ = parse_options(
         [QuickstartOptions],
         argv,
-        verb="quickstart",
-        description="Train a VQ-VAE and a PixelCNN on bundled digits, and sample every class.",
-        positional="output",
+        MANUAL,
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # networks this small gain nothing by more, and lose much where another program is busy

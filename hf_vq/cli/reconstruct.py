@@ -8,9 +8,21 @@ import torch
 import hf_vq
 from hf_vq.cli.checks import check_output_file, check_weights, folder_modality, local_folder, pick_device
 from hf_vq.cli.data_options import SUFFIXES, DataOptions, data_options
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
+from hf_vq.ranges import Size
+
+MANUAL = Manual(
+    "reconstruct",
+    "Show samples beside what an autoencoder makes of them.",
+    """
+hf-vq reconstruct tokenizer reconstructions.png --data path/to/images --num 16
+hf-vq reconstruct tokenizer reconstructions.png --files one.png two.png
+""",
+    ("model", "output"),
+)
 
 
 @dataclass
@@ -21,7 +33,7 @@ class ReconstructOptions:
     output: str = field(metadata={"help": f"file to write, {SUFFIXES}: originals beside their reconstructions"})
     files: list[str] | None = field(default=None, metadata={"help": "files of samples, instead of --data"})
     split: str = field(default="validation", metadata={"help": "split of the data"})
-    num: int = field(default=16, metadata={"help": "the first so many samples of the data"})
+    num: Size = field(default=16, metadata={"help": "the first so many samples of the data"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
     )
@@ -33,9 +45,7 @@ def main(argv: list[str]) -> None:
     options, data, _ = parse_options(
         [ReconstructOptions, data_options()],
         argv,
-        verb="reconstruct",
-        description="Show samples beside what an autoencoder makes of them.",
-        positional="model",
+        MANUAL,
         aliases={modality.plural: "files" for modality in MODALITIES.values()},
     )
     run(options, data)
@@ -43,8 +53,6 @@ def main(argv: list[str]) -> None:
 
 def run(options: ReconstructOptions, data: DataOptions) -> float:
     """Check everything, reconstruct, and write the file; return the mean squared error."""
-    if options.num < 1:
-        raise ValueError(f"num={options.num} must be positive")
     if (options.files is None) == (data.data is None):
         raise ValueError("give either data or files")
     device = pick_device(options.device)

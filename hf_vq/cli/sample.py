@@ -18,10 +18,21 @@ from hf_vq.cli.checks import (
     pipeline_folders,
 )
 from hf_vq.cli.data_options import SUFFIXES
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.pipelines.base import split_keywords
+from hf_vq.ranges import Samples, Seed, Size, TopP, Weight
 from hf_vq.saved import CONFIG, read_index, read_json
+
+MANUAL = Manual(
+    "sample",
+    "Draw new samples from a pipeline.",
+    """
+hf-vq sample prior/pipeline samples.png --classes 0,1,2 --num 8 --temperature 0.9 --guidance_scale 2
+""",
+    ("pipeline", "output"),
+)
 
 
 @dataclass
@@ -33,13 +44,13 @@ class SampleOptions:
     classes: list[str] | None = field(
         default=None, metadata={"help": "class labels or names, such as 0,1,2; default all"}
     )
-    num: int = field(default=8, metadata={"help": "samples per class, or in all where there are no classes"})
-    temperature: float = field(default=1.0, metadata={"help": "below 1: fewer surprises"})
-    top_k: int | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
-    top_p: float | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
+    num: Size = field(default=8, metadata={"help": "samples per class, or in all where there are no classes"})
+    temperature: Weight = field(default=1.0, metadata={"help": "below 1: fewer surprises; 0: the likeliest codes"})
+    top_k: Size | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
+    top_p: TopP | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
     guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
-    batch_size: int = field(default=64, metadata={"help": "samples drawn at once"})
-    seed: int = field(default=0, metadata={"help": "of the random generator"})
+    batch_size: Samples = field(default=64, metadata={"help": "samples drawn at once"})
+    seed: Seed = field(default=0, metadata={"help": "of the random generator"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
     )
@@ -48,17 +59,12 @@ class SampleOptions:
 
 def main(argv: list[str]) -> None:
     """Run the verb."""
-    options, _ = parse_options(
-        [SampleOptions], argv, verb="sample", description="Draw new samples from a pipeline.", positional="pipeline"
-    )
+    options, _ = parse_options([SampleOptions], argv, MANUAL)
     run(options)
 
 
 def run(options: SampleOptions) -> None:
     """Check everything, sample, and write the samples."""
-    for name in ("num", "batch_size", "temperature"):
-        if getattr(options, name) <= 0:
-            raise ValueError(f"{name}={getattr(options, name)} must be positive")
     device = pick_device(options.device)
     folder = local_folder(options.pipeline)
     check_weights(folder, "pipeline")

@@ -6,9 +6,21 @@ from dataclasses import dataclass, field
 import hf_vq
 from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
 from hf_vq.cli.data_options import DataOptions, data_options
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
+from hf_vq.ranges import Samples, Size, Workers
+
+MANUAL = Manual(
+    "tokenize",
+    "Tokenize a data set once and keep the codes as Parquet files.",
+    """
+hf-vq tokenize tokenizer codes --data path/to/images
+hf-vq tokenize tokenizer codes --data path/to/images --resume
+""",
+    ("model", "output"),
+)
 
 
 @dataclass
@@ -18,9 +30,9 @@ class TokenizeOptions:
     model: str = field(metadata={"help": "folder or repo id of the autoencoder"})
     output: str = field(metadata={"help": "folder of the codes"})
     splits: list[str] | None = field(default=None, metadata={"help": "splits to tokenize; default train, validation"})
-    batch_size: int = field(default=64, metadata={"help": "samples per forward pass"})
-    shard_size: int = field(default=16384, metadata={"help": "samples per file"})
-    num_workers: int = field(default=0, metadata={"help": "processes that load samples"})
+    batch_size: Samples = field(default=64, metadata={"help": "samples per forward pass"})
+    shard_size: Size = field(default=16384, metadata={"help": "samples per file"})
+    num_workers: Workers = field(default=0, metadata={"help": "processes that load samples"})
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
     )
@@ -33,18 +45,13 @@ def main(argv: list[str]) -> None:
     options, data, _ = parse_options(
         [TokenizeOptions, data_options()],
         argv,
-        verb="tokenize",
-        description="Tokenize a data set once and keep the codes as Parquet files.",
-        positional="model",
+        MANUAL,
     )
     run(options, data)
 
 
 def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
     """Check everything and write the codes; return the number of samples by split."""
-    for name in ("batch_size", "shard_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)} must be positive")
     for split in options.splits or ():
         if is_slice(split):
             raise ValueError(f"splits: {split!r} names rows; give them as train_split or validation_split")

@@ -27,7 +27,8 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.data_options import data_options
-from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
+from hf_vq.cli.manual import Manual
+from hf_vq.cli.options import Keys, as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
@@ -48,6 +49,20 @@ WEIGHTS = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs")
+
+NAMES = ("codebook_size", "num_vq_embeddings"), ("codebook_dim", "vq_embed_dim")  # by hf_vq and by diffusers
+ALIKE = {other: own for pair in NAMES for other, own in (pair, pair[::-1])}
+MANUAL = Manual(
+    "train autoencoder",
+    "Train an autoencoder with a vector-quantized bottleneck.",
+    """
+hf-vq train autoencoder path/to/images tokenizer --image_size 64 --model VQVAE \\
+      --model_config.codebook_size 512 --num_train_epochs 20 --learning_rate 3e-4
+hf-vq train autoencoder recipe.yaml --output_dir tokenizer
+hf-vq train autoencoder --resume tokenizer
+""",
+    ("data", "output_dir"),
+)
 
 
 @dataclass
@@ -70,23 +85,31 @@ def main(argv: list[str]) -> None:
     options, data, args, given = parse_options(
         [ModelOptions, data_options(), AutoencoderTrainingArguments],
         argv,
-        verb="train autoencoder",
-        description="Train an autoencoder with a vector-quantized bottleneck.",
-        aliases={"output": "output_dir"},
-        keys={"model_config": renamed_arguments},
+        MANUAL,
+        keys={"model_config": names_of_arguments},
+        known_keys={"model_config": lambda: {name for model in AUTOENCODERS.values() for name in arguments_of(model)}},
         continues=continued,
     )
     run(options, data, args, given)
 
 
-def renamed_arguments(given: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """Name of the class that `model_config` is for, and new names of its arguments by their old ones."""
+def names_of_arguments(given: dict[str, Any]) -> Keys:
+    """The class that `model_config` is for, and other names of its arguments: older ones, and other models'."""
     name = given.get("model", ModelOptions.model)
     if given.get("init_from"):
         folder = local_folder(given["init_from"])
         check_weights(folder, "autoencoder")
         name = read_json(folder / "config.json")["_class_name"]
-    return name, AUTOENCODERS[name].renamed_options() if name in AUTOENCODERS else {}
+    if name not in AUTOENCODERS:
+        return Keys(name, {}, {})
+    known = arguments_of(AUTOENCODERS[name])
+    alike = {other: own for other, own in ALIKE.items() if own in known and other not in known}
+    return Keys(name, AUTOENCODERS[name].renamed_options(), alike)
+
+
+def arguments_of(model_class: type) -> list[str]:
+    """Names of the constructor's arguments."""
+    return list(inspect.signature(model_class.__init__).parameters)[1:]  # type: ignore[misc]
 
 
 def run(
@@ -183,9 +206,8 @@ def check_model_config(options: ModelOptions) -> dict[str, Any]:
     """The constructor arguments of the model; a ValueError names an unknown one and the nearest that exists."""
     if options.model not in AUTOENCODERS:
         raise ValueError(f"model={options.model!r}: unknown class{nearest(options.model, AUTOENCODERS)}")
-    known = list(inspect.signature(AUTOENCODERS[options.model].__init__).parameters)[1:]
     config = as_mapping("model_config", options.model_config)
-    check_names(config, known, f"argument of {options.model} in model_config:")
+    check_names(config, arguments_of(AUTOENCODERS[options.model]), f"argument of {options.model} in model_config:")
     return config
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers import TrainingArguments
 
 import hf_vq
 from hf_vq.cli.checks import (
@@ -23,6 +25,7 @@ from hf_vq.cli.checks import (
     training_bytes,
 )
 from hf_vq.cli.grids import load_coarser, pick_grid
+from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
 from hf_vq.cli.sample import draw
@@ -32,6 +35,7 @@ from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
+from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.checkpoints import advising
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
@@ -54,6 +58,34 @@ def trainable_priors() -> dict[str, Any]:
     return {name: prior for name, prior in PRIORS.items() if prior.models_codes}
 
 
+NAME = attrgetter("name")
+MANUAL = Manual(
+    "train prior",
+    "Train a prior on the codes of a tokenizer.",
+    """
+hf-vq train prior codes prior --autoencoder tokenizer --prior TransformerPrior \\
+      --prior_config.num_layers 8 --num_train_epochs 20 --learning_rate 1e-3
+hf-vq train prior recipe.yaml --output_dir prior
+hf-vq train prior --resume prior
+""",
+    ("codes", "output_dir"),
+    "All other options of transformers.TrainingArguments are options too: "
+    "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments",
+    {each.name: each.metadata["help"] for each in fields(AutoencoderTrainingArguments)}
+    | {
+        each.name: each.metadata["help"]
+        for each in fields(PriorTrainingArguments)
+        if each.name in vars(PriorTrainingArguments)["__annotations__"]
+    },
+    frozenset(map(NAME, fields(TrainingArguments))) - frozenset(map(NAME, fields(AutoencoderTrainingArguments))),
+)
+
+
+def options_of(prior_class: Any) -> list[str]:
+    """Names of the options of a prior's config."""
+    return list(map(NAME, fields(prior_class.config_class)))
+
+
 @dataclass
 class PriorOptions:
     """Which prior to train, on which codes."""
@@ -62,7 +94,10 @@ class PriorOptions:
     prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(trainable_priors())}"})
     prior_config: dict | str | None = field(
         default=None,
-        metadata={"help": "its config; codebook_size, code_shape, num_levels and num_classes are the codes'"},
+        metadata={
+            "help": "its config; --prior_config.hidden_channels 64 sets one; codebook_size, code_shape, "
+            "num_levels and num_classes are the codes'"
+        },
     )
     grid: str | None = field(
         default=None, metadata={"help": "of a hierarchy: top, middle, bottom, or a number, 0 the coarsest"}
@@ -86,10 +121,11 @@ def main(argv: list[str]) -> None:
     options, args, given = parse_options(
         [PriorOptions, PriorTrainingArguments],
         argv,
-        verb="train prior",
-        description="Train a prior on the codes of a tokenizer.",
-        aliases={"output": "output_dir"},
+        MANUAL,
         renamed={"level": "grid"},
+        known_keys={
+            "prior_config": lambda: {name for prior in trainable_priors().values() for name in options_of(prior)}
+        },
         continues=continued,
     )
     run(options, args, given)
@@ -229,7 +265,7 @@ def check_prior_config(options: PriorOptions, codes: CodesDataset) -> dict[str, 
     if options.prior not in known_priors:
         raise ValueError(f"prior={options.prior!r}: unknown class{nearest(options.prior, known_priors)}")
     config = as_mapping("prior_config", options.prior_config)
-    known = [entry.name for entry in fields(PRIORS[options.prior].config_class)]
+    known = options_of(PRIORS[options.prior])
     check_names(config, known, f"option of {options.prior} in prior_config:")
     facts = {"codebook_size": codes.codebook_size, "code_shape": tuple(codes.code_shape)}
     if codes.context_codebook_sizes:

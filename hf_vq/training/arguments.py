@@ -88,7 +88,7 @@ def take_texts(args: Any) -> None:
 
 @dataclass
 class AutoencoderTrainingArguments:
-    """Options of `train_autoencoder`, named as in `transformers.TrainingArguments`.
+    """Options of the training, named as in `transformers.TrainingArguments`.
 
     A batch of one optimizer step is `per_device_train_batch_size` x `gradient_accumulation_steps` x processes samples.
     What `accelerate launch` says of precision and compilation counts where the options leave it open.

@@ -48,12 +48,12 @@ OPTIONS: dict[str, Any] = {
 
 @dataclass
 class PriorTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the set-up that priors need, and defaults for small ones.
+    """Options of the training: `transformers.TrainingArguments` with the set-up that priors need.
 
-    Some settings are not to be changed: `label_names` (empty: Trainer takes `class_labels` for targets otherwise and
-    then reports no `eval_loss`), `remove_unused_columns` (False) and `prediction_loss_only` (True: Trainer would
-    gather the logits of the whole validation set), `bf16_full_eval` and `fp16_full_eval` (False: they would leave the
-    published weights in half precision).
+    Its defaults are for small ones. Some settings are not to be changed: `label_names` (empty: Trainer takes
+    `class_labels` for targets otherwise and then reports no `eval_loss`), `remove_unused_columns` (False) and
+    `prediction_loss_only` (True: Trainer would gather the logits of the whole validation set), `bf16_full_eval` and
+    `fp16_full_eval` (False: they would leave the published weights in half precision).
 
     Args:
         eval_steps: given alone, it switches `eval_strategy` to "steps".
