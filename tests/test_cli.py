@@ -108,7 +108,7 @@ def test_quickstart_leaves_a_pipeline_and_pictures(road, capsys):
         report = json.loads((road / part / "report.json").read_text())
         assert report["settings"]["arguments"]["seed"] == 3  # the flag went before the recipe and the default
     assert report["settings"]["model"]["num_classes"] == 10
-    assert json.loads((road / "evaluation.json").read_text())["prior"]["nats_per_code"] > 0
+    assert json.loads((road / "pipeline" / "evaluation.json").read_text())["prior"]["nats_per_code"] > 0
 
 
 def test_flags_go_before_the_recipe_and_the_written_recipe_repeats_the_run(here):

@@ -16,6 +16,7 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.figures import plain_figures
+from hf_vq.hub.folders import EVALUATION
 from hf_vq.ranges import Samples
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
@@ -45,7 +46,10 @@ class EvaluateOptions:
         metadata={"help": "split of the data or of the codes, or rows of the data: train[45000:50000]"},
     )
     batch_size: Samples = field(default=64, metadata={"help": "items per forward pass"})
-    output: str = field(default="evaluation.json", metadata={"help": "JSON file of the figures"})
+    output: str | None = field(
+        default=None,
+        metadata={"help": f"JSON file of the figures; default: {EVALUATION} in the model's folder, written anew"},
+    )
     device: str | None = field(
         default=None, metadata={"help": "such as cpu or cuda; default: a GPU where there is one"}
     )
@@ -65,22 +69,35 @@ def main(argv: list[str]) -> None:
 
 def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     """Check everything, evaluate, and write the figures; return them as `plain_figures`."""
-    check_output_file(options.output, suffix=".json", overwrite=options.overwrite)
+    output, overwrite = where_to(options)
+    check_output_file(output, suffix=".json", overwrite=overwrite)
     device = pick_device(options.device)
     folder = local_folder(options.model)
     kind = check_weights(folder, "autoencoder", "pipeline", "prior")
     if kind == "prior":
-        figures = {"prior": _evaluate_prior_folder(folder, device, options)}
+        figures, protocol = _evaluate_prior_folder(folder, device, options)
     elif options.codes is not None:
         raise ValueError(f"codes={options.codes!r}: only a prior is evaluated on codes; give --data")
     else:
-        figures = _evaluate_on_data(folder, device, kind, options, data)
+        figures, protocol = _evaluate_on_data(folder, device, kind, options, data)
     figures = plain_figures(figures)
-    facts = {"model": options.model, "data": data.data, "split": options.split}
+    facts = {"model": options.model, "data": protocol["data"], "split": protocol["split"], "protocol": protocol}
     text = json.dumps({**facts, **figures}, indent=2, allow_nan=False)
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.output, text + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, text + "\n")
+    print(f"Wrote {output}.", file=sys.stderr)
     return figures
+
+
+def where_to(options: EvaluateOptions) -> tuple[Path, bool]:
+    """The file of the figures, and whether it may replace another.
+
+    By default that is the one in the model's folder; of a model of the Hub, one here that has its name.
+    """
+    if options.output is not None:
+        return Path(options.output), options.overwrite
+    folder = Path(options.model)
+    return folder / EVALUATION if folder.is_dir() else Path(f"{options.model.replace('/', '--')}-{EVALUATION}"), True
 
 
 def _evaluate_prior_folder(folder, device, options):
@@ -91,7 +108,15 @@ def _evaluate_prior_folder(folder, device, options):
     for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
         if getattr(prior.config, name) not in (value, 0):
             raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")
-    return evaluate_prior(prior, codes, options.batch_size, sample_shape=codes.sample_shape)
+    figures = evaluate_prior(prior, codes, options.batch_size, sample_shape=codes.sample_shape)
+    protocol = {
+        "data": options.codes,
+        "split": options.split,
+        "num_grids": len(codes),
+        "code_shape": list(codes.code_shape),
+        "codes_sha256": codes.tokenizer.get("codes_sha256"),
+    }
+    return {"prior": figures}, protocol
 
 
 def _evaluate_on_data(folder, device, kind, options, data):
@@ -106,19 +131,21 @@ def _evaluate_on_data(folder, device, kind, options, data):
     for prior in priors.values():
         if prior.config.num_classes not in (0, dataset.num_classes):
             raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {dataset.num_classes}")
+    protocol, changes = _data_protocol(dataset, options, data)
     figures = {"autoencoder": evaluate_autoencoder(autoencoder, dataset, options.batch_size)}
     has_own = getattr(autoencoder, "pixel_distribution", None) is not None
     if not priors and not has_own:
-        return figures
+        return figures, protocol
     pixels, reason = _pixel_likelihood(autoencoder, has_own, dataset, options, data)
     given = list(priors.values()) or None
     codes, whole = evaluate_likelihood(autoencoder, given, dataset, pixels, options.batch_size)
     figures |= dict(zip(priors, codes, strict=False))
     if whole is None:
         print(f"no bits per dimension of the whole model: {reason}", file=sys.stderr)
-        return {**figures, "likelihood": {"skipped": reason}}
-    whole["protocol"] = {**_data_protocol(dataset, options, data), **whole["protocol"]}
-    return {**figures, "likelihood": whole}
+        return {**figures, "likelihood": {"skipped": reason}}, protocol
+    for line in changes:
+        print(f"warning: {line}", file=sys.stderr)
+    return {**figures, "likelihood": whole}, protocol
 
 
 def _pixel_likelihood(autoencoder, has_own, dataset, options, data):
@@ -139,13 +166,13 @@ def _pixel_likelihood(autoencoder, has_own, dataset, options, data):
 
 
 def _data_protocol(dataset, options, data):
-    """What a report must say of the data for its figures to compare; what warns is told on stderr too."""
-    facts, warnings = data.modality.describe_data(dataset)
-    for line in warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    return {
+    """What a report must say of the data for its figures to compare, and how likelihoods are none of the originals."""
+    facts, changes = data.modality.describe_data(dataset)
+    protocol = {
         "data": data.data,
         "split": data.resolve(options.split),
         "validation_fraction": data.validation_fraction,
+        "sample_shape": list(dataset.sample_shape),
         **facts,
     }
+    return protocol, changes

@@ -20,7 +20,7 @@ from hf_vq.cli.reading import read_recipe
 from hf_vq.figures import figure_text
 from hf_vq.ranges import Seed
 
-OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png", "evaluation.json")
+OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png")
 
 MANUAL = Manual(
     "quickstart",
@@ -78,9 +78,7 @@ def run(options: QuickstartOptions) -> None:
     train_prior.main([recipes["prior"], "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
     os.replace(folder / "prior" / "pipeline", pipeline)
     sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
-    figures = evaluate.run(
-        evaluate.EvaluateOptions(model=pipeline, output=str(folder / "evaluation.json")), data_options()(data="digits")
-    )
+    figures = evaluate.run(evaluate.EvaluateOptions(model=pipeline), data_options()(data="digits"))
     print(summary(figures, folder, pipeline, time.monotonic() - started))
 
 

@@ -1,5 +1,6 @@
 """`hf-vq train prior`: codes in, a prior out, and a pipeline where the autoencoder is given."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
@@ -27,7 +28,7 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.grids import load_coarser, pick_grid
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
-from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
+from hf_vq.cli.resuming import RECIPE, RESUME, continued, own_checkpoint, tell_changes, write_recipe
 from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
@@ -46,6 +47,7 @@ from hf_vq.training.prior import (
     remember_tokenizer,
     train_prior,
 )
+from hf_vq.training.report import REPORT
 from hf_vq.writing import whole
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
@@ -213,7 +215,7 @@ def train_and_show(
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
         if pipeline is not None:
-            save_pipeline(pipeline.to(prior.device), folder, args.seed)
+            save_pipeline(pipeline.to(prior.device), folder, args.seed, local_folder(str(options.autoencoder)))
     return report
 
 
@@ -337,13 +339,29 @@ def make_pipeline(
     return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, middle[0] if middle else None, names)
 
 
-def save_pipeline(pipeline: Any, folder: Path, seed: int) -> None:
-    """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes."""
+def save_pipeline(pipeline: Any, folder: Path, seed: int, tokenizer: Path) -> None:
+    """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes.
+
+    What a card shows of both trainings is copied into pipeline/.
+
+    Args:
+        pipeline: of the prior.
+        folder: of the run.
+        seed: of the samples.
+        tokenizer: folder of the autoencoder.
+    """
     with whole(folder / "pipeline") as partial:
         pipeline.save_pretrained(partial)
     classes = len(pipeline.config.class_names or ())
     labels = [label for label in range(classes) for _ in range(8)] or None
+    copies = {"prior.yaml": folder / RECIPE, "autoencoder.yaml": tokenizer / RECIPE, REPORT: folder / REPORT}
     with optional("file of samples"):
         modality = find_modality(type(pipeline.autoencoder).__name__)
         samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-        modality.save_samples(folder / f"samples{modality.suffix}", samples, columns=8)
+        shown = folder / f"samples{modality.suffix}"
+        modality.save_samples(shown, samples, columns=8)
+        copies |= {each.name: each for each in (shown, tokenizer / f"reconstructions{modality.suffix}")}
+    for name, path in copies.items():
+        if path.is_file():
+            with whole(folder / "pipeline" / name) as copy:
+                shutil.copyfile(path, copy)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_vq.figures import figure_text, is_defined
-from hf_vq.hub.folders import CONVERSION, PICTURES, ModelFolder
+from hf_vq.hub.folders import CONVERSION, EVALUATION, PICTURES, PROCESSOR, ModelFolder
 from hf_vq.saved import read_mapping
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
@@ -73,8 +73,8 @@ def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Me
         dataset: name or Hub id of the data; by default what evaluation.json or recipe.yaml says.
     """
     found = Measurements()
-    if "evaluation.json" in files:
-        evaluation = read_mapping(files["evaluation.json"])
+    if EVALUATION in files:
+        evaluation = read_mapping(files[EVALUATION])
         for part in ("autoencoder", "prior"):
             found.take(evaluation.get(part, {}))
         found.dataset, found.split = evaluation.get("data"), evaluation.get("split")
@@ -261,7 +261,7 @@ def _usage(folder, repo_id):
         if modality is None:
             return load
         channels = folder.config.get("in_channels", "model.in_channels")
-        shape = ", ".join(map(str, (1, channels, *modality.example_space)))
+        shape = ", ".join(map(str, (1, channels, *_space(folder, modality))))
         return (
             f"import torch\n\n{load}\n"
             f"sample = torch.rand({shape}) * 2 - 1  # one {modality.name}, in [-1, 1]\n"
@@ -275,6 +275,13 @@ def _usage(folder, repo_id):
         f'prior = AutoVQPrior.from_pretrained("{repo_id}")\n'
         f"codes = prior.sample({condition}{shape})"
     )
+
+
+def _space(folder, modality):
+    """Of the samples that the model was trained on, as its processor knows it; a usual one where it does not."""
+    if PROCESSOR not in folder.files:
+        return modality.example_space
+    return modality.processor.from_pretrained(folder.path).size or modality.example_space
 
 
 def _with_imports(folder, usage):

@@ -18,7 +18,8 @@ MODEL_FILES = (
     CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
 CONVERSION = "conversion.json"  # where converted weights come from
-RUN_FILES = ("report.json", "evaluation.json", CONVERSION, "*.yaml", *PICTURES)
+EVALUATION = "evaluation.json"  # what `hf-vq evaluate` found
+RUN_FILES = ("report.json", EVALUATION, CONVERSION, "*.yaml", *PICTURES)
 
 
 @dataclass

@@ -17,6 +17,8 @@ from hf_vq.figures import is_defined, plain_figures
 from hf_vq.version import __version__
 from hf_vq.writing import write_text
 
+REPORT = "report.json"
+
 
 def describe_machine(device: str | torch.device) -> dict[str, Any]:
     """The machine and the library versions of a run, as a dict of plain values."""
@@ -76,7 +78,7 @@ def write_report(
         "history": history,
     }
     report = _plain(report)
-    write_text(Path(output_dir) / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_text(Path(output_dir) / REPORT, json.dumps(report, indent=2, allow_nan=False) + "\n")
     return report
 
 
