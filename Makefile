@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: quickstart test lint help wheel clean
+.PHONY: quickstart test lint help extras wheel clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/hf-vq quickstart --output quickstart --overwrite
@@ -21,6 +21,11 @@ test: lint
 # What `hf-vq VERB --help` prints is kept in files: after a change of options.
 help: $(VENV)/.dev
 	$(BIN)/python -c "import hf_vq_cli; hf_vq_cli.write_help()"
+
+# Every extra can be installed beside the others, in the versions of constraints.txt.
+EXTRAS := $(shell sed -n '/optional-dependencies/,/^$$/s/^\([a-z]*\) = .*/\1/p' pyproject.toml | paste -sd,)
+extras: $(VENV)/.dev
+	$(BIN)/pip install --quiet --dry-run -c constraints.txt ".[$(EXTRAS)]"
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
