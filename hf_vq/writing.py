@@ -92,7 +92,7 @@ def whole(path: str | Path, *failures: type[Exception]) -> Iterator[Path]:
     """Write a file or a folder whole or not at all.
 
     Args:
-        path: of the file, or of the folder, which replaces one that is there.
+        path: of the file, or of the folder, which replaces one that is there; a file replaces no folder.
         failures: see `writing`.
 
     Yields:
@@ -108,9 +108,7 @@ def whole(path: str | Path, *failures: type[Exception]) -> Iterator[Path]:
             _remove(partial)
             yield partial
             _flush(partial)
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(partial, path)
+            _put(partial, path)
     except BaseException:
         _remove(partial)
         raise
@@ -135,9 +133,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
             yield partial
             _flush(partial)
             for path in sorted(partial.iterdir()):
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                os.replace(path, folder / path.name)
+                _put(path, folder / path.name)
     finally:
         _remove(partial)
 
@@ -185,6 +181,13 @@ def _flush(path):
         if file.is_file():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def _put(partial, path):
+    """Rename; a folder takes the place of a folder, and a file that of a file alone."""
+    if path.is_dir() and partial.is_dir():
+        shutil.rmtree(path)
+    os.replace(partial, path)
 
 
 def _remove(path):
