@@ -24,6 +24,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -101,8 +102,12 @@ def _last_lines(error):
     return " at " + ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
 
-def work(target: Any, cases: list[tuple[str, Any]], pipe: Any) -> None:
-    """In a process of its own: sends the verdict on each case, after what it begins with."""
+def work(target: Any, cases: list[tuple[str, Any]], pipe: Any, folder: str) -> None:
+    """In a process of its own: sends the verdict on each case, after what it begins with.
+
+    It works in the given folder: any word may be taken for the name of an output.
+    """
+    os.chdir(folder)
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.simplefilter("ignore")
@@ -123,22 +128,23 @@ def run(target: Any, cases: list[tuple[str, Any]]) -> list[tuple[str, str, float
     verdicts: list[tuple[str, str, float]] = []
     fork = multiprocessing.get_context("fork")
     while len(verdicts) < len(cases):
-        ours, theirs = fork.Pipe(duplex=False)
-        worker = fork.Process(target=work, args=(target, cases[len(verdicts) :], theirs))
-        worker.start()
-        theirs.close()
-        try:
-            while len(verdicts) < len(cases):
-                start = time.monotonic()
-                if not ours.poll(SECONDS):
-                    verdicts.append(("slow", f"over {SECONDS} s", SECONDS))
-                    break
-                kind, words = ours.recv()
-                verdicts.append((kind, words, time.monotonic() - start))
-        except EOFError:  # it was killed, for memory
-            verdicts.append(("slow", "the process died", 0.0))
-        worker.kill()
-        worker.join()
+        with tempfile.TemporaryDirectory(prefix="hf_vq-fuzz-", ignore_cleanup_errors=True) as folder:
+            ours, theirs = fork.Pipe(duplex=False)
+            worker = fork.Process(target=work, args=(target, cases[len(verdicts) :], theirs, folder))
+            worker.start()
+            theirs.close()
+            try:
+                while len(verdicts) < len(cases):
+                    start = time.monotonic()
+                    if not ours.poll(SECONDS):
+                        verdicts.append(("slow", f"over {SECONDS} s", SECONDS))
+                        break
+                    kind, words = ours.recv()
+                    verdicts.append((kind, words, time.monotonic() - start))
+            except EOFError:  # it was killed, for memory
+                verdicts.append(("slow", "the process died", 0.0))
+            worker.kill()
+            worker.join()
     return verdicts
 
 

@@ -22,6 +22,8 @@ import numpy as np
 WORDS = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", type(None): "None"}
 SEQUENCES = (tuple, list, set, Sequence, Collection, Iterable)
 MAPPINGS = (dict, Mapping)
+INTEGERS = (int, np.integer)  # fractions and other numbers of Python compute with neither tensors nor JSON
+NUMBERS = (*INTEGERS, float, np.floating)
 UNIONS = (Union, types.UnionType)
 PLAIN = {int, float, bool, str, dict, list, type(None), Ellipsis}  # leaves of what JSON holds
 CONFIG = dict | list | float  # what may be in a mapping of options
@@ -264,9 +266,9 @@ def _fits(value, kind):
     """Whether a value is of a kind, the items of a sequence left aside."""
     truth = isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy's
     if kind is int:
-        return isinstance(value, Integral) and not truth
+        return isinstance(value, INTEGERS) and not truth
     if kind is float:
-        return isinstance(value, Real) and not truth and is_finite(value)
+        return isinstance(value, NUMBERS) and not truth and is_finite(value)
     if kind is bool:
         return truth or (isinstance(value, int) and value in (0, 1))
     if kind in (str, type(None)):

@@ -70,6 +70,39 @@ class NotEmpty:
         return "a sequence of at least one item"
 
 
+@dataclass(frozen=True)
+class WholeFrom1:
+    """Numbers that are whole, or shares of a whole below 1."""
+
+    def __contains__(self, value: Any) -> bool:
+        return value < 1 or value == int(value)
+
+    def __str__(self) -> str:
+        return "that is whole, or a share below 1"
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Odd integers."""
+
+    def __contains__(self, value: Any) -> bool:
+        return value % 2 == 1
+
+    def __str__(self) -> str:
+        return "that is odd"
+
+
+@dataclass(frozen=True)
+class Even:
+    """Even integers."""
+
+    def __contains__(self, value: Any) -> bool:
+        return value % 2 == 0
+
+    def __str__(self) -> str:
+        return "that is even"
+
+
 MOST_CODES = 2**63  # codes are int64
 
 Size = Annotated[int, Range(1)]  # of data, of which there may be any number
@@ -85,6 +118,8 @@ Codebook = Annotated[int, Range(1, MOST_CODES)]
 Samples = Annotated[int, Range(1, 2**20)]  # that are computed, or held in memory, at once
 Workers = Annotated[int, Range(0, 2**10)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+StepsOrShare = Annotated[float, Range(0), WholeFrom1()]  # optimizer steps; below 1 a share of all
 
 QuantizerType = Annotated[str, OneOf(lambda: sorted(QUANTIZERS))]
 

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 PARTIAL_SUFFIX = ".incomplete"
+FILES = f".files{PARTIAL_SUFFIX}"  # in a folder, what `whole_files` adds to it
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILURES: tuple[type[Exception], ...] = (OSError, SafetensorError, RuntimeError)
@@ -52,7 +54,7 @@ def as_write_error(error: BaseException, path: str | Path) -> WriteError | None:
 
 
 def unwritten(error: BaseException, path: str | Path) -> WriteError:
-    """The `WriteError` of what a writer raised; one that swallows the reason is understood by what the disk has left.
+    """The `WriteError` of what a writer raised; where it swallows the reason, another write is tried, which tells it.
 
     Args:
         error: of the writer.
@@ -65,10 +67,34 @@ def unwritten(error: BaseException, path: str | Path) -> WriteError:
     told = re.search(r"\(os error (\d+)\)", str(error))  # by safetensors
     if told is not None:
         return WriteError(path, os.strerror(int(told[1])), int(told[1]) in FULL)
-    parent = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-    if shutil.disk_usage(parent).free < 2**16:
-        return WriteError(path, os.strerror(errno.ENOSPC), full=True)
+    number = _errno_of_more(Path(path))
+    if number is not None:
+        return WriteError(path, os.strerror(number), number in FULL)
     return WriteError(path, " ".join(str(error).split()) or type(error).__name__, full=False)
+
+
+def _errno_of_more(path):
+    """The error number of a write behind what was written last of a path; None where it works. The file stays."""
+    partial = (
+        path / FILES,
+        path.with_name(f".{path.name}{PARTIAL_SUFFIX}"),
+        path.with_name(path.name + PARTIAL_SUFFIX),
+    )
+    written = next((each for each in (*partial, path) if each.exists()), path)
+    files = [each for each in (written, *written.rglob("*")) if each.is_file()]
+    newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    try:
+        with open(newest, "r+b") if newest else tempfile.TemporaryFile(dir=path.parent) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                file.write(bytes(2**16))
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                os.truncate(file.fileno(), size)
+    except OSError as error:
+        return error.errno
+    return None
 
 
 @contextlib.contextmanager
@@ -92,7 +118,7 @@ def whole(path: str | Path, *failures: type[Exception]) -> Iterator[Path]:
     """Write a file or a folder whole or not at all.
 
     Args:
-        path: of the file, or of the folder, which replaces one that is there.
+        path: of the file, or of the folder, which replaces one that is there; a file replaces no folder.
         failures: see `writing`.
 
     Yields:
@@ -108,9 +134,7 @@ def whole(path: str | Path, *failures: type[Exception]) -> Iterator[Path]:
             _remove(partial)
             yield partial
             _flush(partial)
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(partial, path)
+            _put(partial, path)
     except BaseException:
         _remove(partial)
         raise
@@ -127,7 +151,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
         WriteError: one could not be written; the folder is as it was.
     """
     folder = Path(folder)
-    partial = folder / f".files{PARTIAL_SUFFIX}"
+    partial = folder / FILES
     try:
         with writing(folder):
             _remove(partial)
@@ -135,9 +159,7 @@ def whole_files(folder: str | Path) -> Iterator[Path]:
             yield partial
             _flush(partial)
             for path in sorted(partial.iterdir()):
-                if (folder / path.name).is_dir():
-                    shutil.rmtree(folder / path.name)
-                os.replace(path, folder / path.name)
+                _put(path, folder / path.name)
     finally:
         _remove(partial)
 
@@ -185,6 +207,13 @@ def _flush(path):
         if file.is_file():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def _put(partial, path):
+    """Rename; a folder takes the place of a folder, and a file that of a file alone."""
+    if path.is_dir() and partial.is_dir():
+        shutil.rmtree(path)
+    os.replace(partial, path)
 
 
 def _remove(path):

@@ -20,6 +20,7 @@ OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, c
     "warmup_steps": 3,
     "weight_ema_decay": 0.9,
     "save_steps": 5,
+    "save_total_limit": 3,
     "eval_steps": 7,
     "logging_steps": 3,
     "use_cpu": True,
@@ -27,15 +28,16 @@ OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, c
 }
 
 
-def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset):
+def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset, **more):
     torch.manual_seed(0)
+    more = {**OPTIONS, **more}
     if kind != "prior":
-        args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
+        args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
         images = dataset_wrapper(Images(100))
         if kind == "adversarial":
             return train_adversarial(tiny_autoencoder(), tiny_discriminator(), images, args, Images(20))
         return train_autoencoder(tiny_autoencoder(), images, args, Images(20))
-    args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **OPTIONS)
+    args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
     return train_prior(tiny_prior(), dataset_wrapper(Codes(100)), args, Codes(20))
 
 

@@ -1,6 +1,7 @@
 """A training that is killed, twice, ends with the weights of one that was not, bit for bit; two processes as one."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments
+from hf_vq.training.checkpoints import list_checkpoints, rotate_checkpoints, seal, unseal
 
 from . import resume_runs
 from .adversarial_task import tiny_discriminator, train_adversarial
@@ -75,8 +77,10 @@ def test_kill_9_in_a_step_and_in_a_checkpoint(kind, tmp_path, caplog):
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
     run_and_die(resume_runs.run_killed_in_a_checkpoint, kind, str(output_dir))
     (incomplete,) = output_dir.glob("checkpoint-20*")
+    unseal(output_dir / "checkpoint-5")  # as by a deletion of old ones that was killed
 
     resumed = resume_runs.run(kind, str(output_dir), resume=True)
+    assert {step for step, _ in list_checkpoints(output_dir)} == {15, 20, 25}
     assert f"Skipping the incomplete checkpoint {incomplete}" in caplog.text
 
     whole = resume_runs.run(kind, str(tmp_path / "whole"))
@@ -88,6 +92,23 @@ def test_kill_9_in_a_step_and_in_a_checkpoint(kind, tmp_path, caplog):
         assert_same_end(output_dir, tmp_path / "whole")
     assert resumed["metrics"] == whole["metrics"]
     assert json.loads((output_dir / "report.json").read_text()) == resumed
+
+
+def test_a_deletion_that_was_interrupted_is_ended_and_nothing_else_counts(tmp_path, monkeypatch):
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "weights").write_text("1")
+        seal(tmp_path / f"checkpoint-{step}", step)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            rotate_checkpoints(tmp_path, 3)
+    assert next(path.name for _, path in list_checkpoints(tmp_path)) == "checkpoint-1.incomplete"
+    (tmp_path / "checkpoint-2" / "checkpoint_manifest.json").unlink()  # as versions before left it
+    rotate_checkpoints(tmp_path, None)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [2, 3, 4]
+    rotate_checkpoints(tmp_path, 2)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 4]
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])

@@ -222,30 +222,45 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(kind, tmp_path, monkeypat
 
 
 class SmallFiles(resume_runs.KilledAfter):
-    """A data set after whose `count` items no file may grow beyond two pages: the error of a full disk."""
+    """A data set after whose `count` items no file may grow beyond `size` bytes: the error of a full disk."""
+
+    def __init__(self, dataset, count, size):
+        super().__init__(dataset, count)
+        self.size = size
 
     def __getitem__(self, index):
         self.left -= 1
         if self.left == 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
         return self.dataset[index]
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_how_to_go_on(kind, tmp_path, caplog):
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("kind", "size", "more", "file"),
+    [
+        ("autoencoder", 4000, {}, "/checkpoint-10"),  # in torch.save: the optimizer's state alone is longer
+        ("prior", 40000, {}, "/checkpoint-10"),
+        ("prior", 8192, {}, "/checkpoint-10"),  # in safetensors
+        ("autoencoder", 40, {"report_to": "tensorboard", "logging_steps": 1}, ""),  # in a thread of its own
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_how_to_go_on(kind, size, more, file, tmp_path, caplog):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(WriteError) as failure:
-            resume_runs.run(kind, str(tmp_path), dataset_wrapper=lambda dataset: SmallFiles(dataset, 16 * 9))
+            resume_runs.run(
+                kind, str(tmp_path), dataset_wrapper=lambda dataset: SmallFiles(dataset, 16 * 9, size), **more
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     said = str(failure.value)
-    assert said.startswith(f"cannot write {tmp_path / 'checkpoint-10'}: ")
+    assert said.startswith(f"cannot write {tmp_path}{file}: File too large; make room, then resume from {tmp_path}/")
     assert f"resume from {tmp_path / 'checkpoint-5'}" in said
     assert "\n" not in said
     assert "Training stopped" not in caplog.text  # the error says it all
     assert latest_checkpoint(tmp_path).name == "checkpoint-5"
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    assert {path.name for path in tmp_path.iterdir()} - {"logs"} == {"checkpoint-5"}
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "prior"])

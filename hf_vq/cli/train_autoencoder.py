@@ -1,5 +1,6 @@
 """`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
+from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
@@ -146,7 +148,9 @@ def prepare(
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
     model.code_shapes(train.sample_shape)
-    check_disk_space(args.output_dir, training_bytes(Reconstruction(model, args), args, len(train)), "training")
+    task = Reconstruction(model, args)
+    task.metric_of(args)
+    check_disk_space(args.output_dir, training_bytes(task, args, len(train)), "training")
     return model, modality, train, validation
 
 
@@ -166,11 +170,12 @@ def train_and_show(
     if not options.resume:
         write_recipe(folder, given)
     codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
-    say(
+    words = (
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
         f"{modality.plural} of {times(train.sample_shape)} to {codes}."
     )
-    report = train_autoencoder(model, train, args, eval_dataset=validation)
+    announcement = Announcement(functools.partial(say, words))
+    report = train_autoencoder(model, train, args, eval_dataset=validation, callbacks=[announcement])
     if report is not None:
         tell_changes(folder, report["history"])
         metrics = report["metrics"]

@@ -1,5 +1,6 @@
 """`hf-vq train prior`: codes in, a prior out, and a pipeline where the autoencoder is given."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -37,12 +38,13 @@ from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.registry import PRIORS
 from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import advising
 from hf_vq.training.disk import module_footprint
 from hf_vq.training.pictures import save_loss_curve
 from hf_vq.training.prior import (
     PriorTrainingArguments,
-    check_dataset,
+    check_trainable,
     former_options,
     remember_tokenizer,
     train_prior,
@@ -174,9 +176,7 @@ def prepare(
         raise ValueError(f"prior_config does not fit {options.prior}: {error}") from error
     if vectors is not None:
         prior.set_code_vectors(vectors)
-    for codes in (train, validation):
-        if codes is not None:
-            check_dataset(prior, codes)
+    check_trainable(prior, train, validation)
     needed, pipeline = training_bytes(prior, args, len(train)), None
     if autoencoder is not None and (grid is None or coarser):
         pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
@@ -199,12 +199,13 @@ def train_and_show(
     folder = start_output_folder(str(args.output_dir), overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     if not options.resume:
         write_recipe(folder, given)
-    say(
+    words = (
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, "
         f"{prior.config.num_classes} classes."
     )
-    report = train_prior(prior, train, args, eval_dataset=validation)
+    announcement = Announcement(functools.partial(say, words))
+    report = train_prior(prior, train, args, eval_dataset=validation, callbacks=[announcement])
     if report is not None:
         tell_changes(folder, report["history"])
         words, metrics = "nats per held-out code", report["metrics"]

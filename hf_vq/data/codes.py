@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from hf_vq.arguments import checked
 from hf_vq.data.folders import check_shards
 from hf_vq.data.identity import differing_hash, tokenizer_identity
-from hf_vq.data.seals import Shard
+from hf_vq.data.seals import Shard, check_bytes
 from hf_vq.data.shards import column_names, read_column
 from hf_vq.data.shards import read_metadata as read_metadata
 from hf_vq.data.tokenizer import Tokenizer
@@ -67,6 +67,8 @@ def load_codes(
     name, shape = column_names(plan, "lengths")[grid or 0], wanted[0][2]
     lengths = read_column(shards, name)
     _check_values(shards, name, lengths, 1, shape[len(shape) + 1 - len(plan["sample_shape"])] + 1)
+    for shard in shards:
+        check_bytes(shard)
     return CodesDataset(
         own,
         labels,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_vq.data.identity import differing_hash
-from hf_vq.data.seals import Shard, read_part, read_shard
+from hf_vq.data.seals import Shard, check_bytes, read_part, read_shard
 from hf_vq.data.shards import SHARD_NAME, code_splits, column_names, find_shards
 
 SHARED = ("codebook_size", "class_names")  # by all splits; their samples may differ in size
@@ -49,6 +49,7 @@ def check_whole(path: Path) -> None:
     items = dict(zip(names, [shapes] if names == ["codes"] else shapes, strict=True))
     for name in shard.types:
         read_part(shard, name, tuple(items.get(name, ())))
+    check_bytes(shard)
 
 
 def _check_same(shard: Shard, first: Shard, keys: Any) -> None:

@@ -2,7 +2,8 @@
 
 Parquet's own checksums cover pages alone, neither dictionaries nor the footer. A shard therefore says in its metadata
 what it is (split, number, rows), the SHA-256 of every column as it is read, and the SHA-256 of all that it says.
-Shards of versions before this have no seal and are read as they are.
+Beside it stands the SHA-256 of the whole file, taken with zeros in its own place: no byte changes unnoticed.
+Shards of versions before this have no seal, or none of the whole file, and are read as they are.
 """
 
 import hashlib
@@ -16,6 +17,9 @@ import numpy as np
 
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SEAL, SHARD = "sha256", "shard"  # keys beside those of the plan
+FILE_SEAL = b"hf_vq_file_sha256"  # in the Parquet metadata, outside the schema's
+UNSEALED = b"0" * 64
+WHOLE_FILE = "whole_file"  # among the facts of a shard: there is such a seal
 OLD_KEYS = {"images_sha256": "samples_sha256"}  # of the metadata, by version 0.1.0
 
 
@@ -34,6 +38,7 @@ class Shard:
         types: name and type of every column.
         facts: what the shard says of itself: `split`, `number`, `rows` and `columns`, their SHA-256 by name; None in
             files of versions before there were seals.
+        file_sha256: the seal of the whole file, 64 digits; None where there is none.
     """
 
     path: Path
@@ -41,6 +46,7 @@ class Shard:
     rows: int
     types: dict[str, Any]
     facts: dict[str, Any] | None
+    file_sha256: bytes | None
 
 
 def sealed(plan: Mapping[str, Any], split: str, number: int, columns: Mapping[str, np.ndarray]) -> bytes:
@@ -56,6 +62,7 @@ def sealed(plan: Mapping[str, Any], split: str, number: int, columns: Mapping[st
         "number": number,
         "rows": len(next(iter(columns.values()))),
         "columns": {name: column_sha256(column) for name, column in columns.items()},
+        WHOLE_FILE: True,
     }
     told = {**plan, SHARD: facts}
     return json.dumps({**told, SEAL: _sha256(told)}, sort_keys=True).encode()
@@ -68,8 +75,37 @@ def column_sha256(column: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any]]:
-    """What `tokenize_dataset` wrote into a file, as it is; its rows; and name and type of every column.
+def write_sealed(table: Any, path: Path) -> None:
+    """Write a pyarrow table as a Parquet file that holds the seal of its own bytes.
+
+    Args:
+        table: its schema has the metadata of `sealed`.
+        path: of the file.
+    """
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({FILE_SEAL: UNSEALED})
+    content = path.read_bytes()
+    place = content.index(UNSEALED, content.rindex(FILE_SEAL))
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def check_bytes(shard: Shard) -> None:
+    """Raise a `DamagedShardError` unless a file is byte for byte what was written, as far as its version sealed it."""
+    if shard.facts is None or not shard.facts.get(WHOLE_FILE):
+        return
+    content, seal = shard.path.read_bytes(), shard.file_sha256 or b""
+    told = len(seal) == len(UNSEALED)
+    if not told or hashlib.sha256(content.replace(seal, UNSEALED)).hexdigest().encode() != seal:
+        raise DamagedShardError(f"{shard.path} is damaged: its bytes are not as they were written (SHA-256 differs)")
+
+
+def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any], bytes | None]:
+    """What `tokenize_dataset` wrote into a file, as it is; its rows; name and type of every column; and its seal.
 
     Raises:
         ValueError: no readable Parquet file, or none of ours.
@@ -80,12 +116,13 @@ def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
+            seal = (file.metadata.metadata or {}).get(FILE_SEAL)
         metadata, types = schema.metadata or {}, {field.name: field.type for field in schema}
     except (*UNREADABLE, pyarrow.ArrowException) as error:
         raise DamagedShardError(f"{path} is not a readable Parquet file: {_in_a_line(error)}") from error
     if SCHEMA_KEY not in metadata:
         raise ValueError(f"{path} does not hold codes of hf_vq: its schema has no {SCHEMA_KEY.decode()!r} entry")
-    return metadata[SCHEMA_KEY], rows, types
+    return metadata[SCHEMA_KEY], rows, types, seal
 
 
 def read_shard(path: str | Path) -> Shard:
@@ -95,18 +132,18 @@ def read_shard(path: str | Path) -> Shard:
         ValueError: no readable Parquet file, none of ours, or one whose metadata have changed since they were written.
     """
     path = Path(path)
-    text, rows, types = read_footer(path)
+    text, rows, types, file_seal = read_footer(path)
     try:
         told: dict[str, Any] = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise DamagedShardError(f"{path} is damaged: its metadata are no JSON ({_in_a_line(error)})") from error
     seal = told.pop(SEAL, None)
     if seal is None and SHARD not in told:
-        return Shard(path, {OLD_KEYS.get(key, key): value for key, value in told.items()}, rows, types, None)
+        return Shard(path, {OLD_KEYS.get(key, key): value for key, value in told.items()}, rows, types, None, None)
     if seal != _sha256(told):
         raise DamagedShardError(f"{path} is damaged: its metadata are not as they were written ({SEAL} {seal})")
     facts = told.pop(SHARD)
-    return Shard(path, told, rows, types, facts)
+    return Shard(path, told, rows, types, facts, file_seal)
 
 
 def _sha256(told):

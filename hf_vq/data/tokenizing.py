@@ -14,7 +14,7 @@ from hf_vq.arguments import checked
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed
+from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed, write_sealed
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
@@ -146,14 +146,20 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
     folder = output_dir / "data"
     if not (overwrite or resume or is_empty(output_dir)):
         raise ValueError(f"{output_dir} exists and is not empty (overwrite replaces its codes, resume continues them)")
-    if overwrite and not resume and folder.is_dir():
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, codes need one there: move it away")
+    partial = [*folder.glob(f".*.parquet{PARTIAL_SUFFIX}"), *folder.glob("*.parquet.partial")]  # of today, of 0.1.0
+    for path in sorted([*folder.glob("*.parquet"), *partial]):
+        if not path.is_file():
+            raise ValueError(f"{path} is no file, but stands where a shard of codes belongs: move it away")
+    if overwrite and not resume:
         stale = list(folder.glob("*.parquet"))
         for path in stale:
-            read_footer(path)  # raises for what is not ours to delete
+            _check_ours(path)
         for path in stale:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*folder.glob(f".*.parquet{PARTIAL_SUFFIX}"), *folder.glob("*.parquet.partial")]:  # of today, of 0.1.0
+    for path in partial:
         path.unlink()
     expected = {
         target: plans[split]
@@ -181,6 +187,17 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
         else:
             kept.add(present)
     return folder, kept
+
+
+def _check_ours(path):
+    """Raise a ValueError for a file that is not ours to delete, or that does not say so any more."""
+    try:
+        read_footer(path)
+    except DamagedShardError as error:
+        raise DamagedShardError(
+            f"{error}: overwrite=True deletes what it knows alone; resume=True (hf-vq tokenize: --resume) makes it "
+            "again"
+        ) from error
 
 
 @torch.no_grad()
@@ -221,7 +238,7 @@ def _grid_lengths(autoencoder, padding_mask):
 
 def _write_shard(target, plan, codes, lengths, labels):
     import datasets
-    import pyarrow.parquet
+    import pyarrow
 
     features, columns = {}, {}
     for name, part in zip(column_names(plan), codes, strict=True):
@@ -245,6 +262,6 @@ def _write_shard(target, plan, codes, lengths, labels):
     table = table.replace_schema_metadata(metadata)
     try:
         with whole(target, pyarrow.ArrowException) as partial:
-            pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
+            write_sealed(table, partial)
     except WriteError as error:
         raise error.advising("run the same again with resume=True (hf-vq tokenize: --resume)") from error

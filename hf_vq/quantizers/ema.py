@@ -70,11 +70,13 @@ class EMAVectorQuantizer(CodebookQuantizer):
         return counts, sums, draw_rows(rows, self.codebook_size, valid)
 
     def _update(self, counts, sums, fresh):
-        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
-        self.embedding_sum.lerp_(sums.to(self.embedding_sum.dtype), 1 - self.decay)
+        moves = counts.sum() > 0  # a step of nothing but padding moves nothing
+        share = moves.to(self.cluster_size.dtype) * (1 - self.decay)
+        self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), share)
+        self.embedding_sum.lerp_(sums.to(self.embedding_sum.dtype), share)
         started: float | torch.Tensor = 1.0
         if self.zero_debias:
-            self.ema_steps += 1
+            self.ema_steps += moves
             started = 1 - self.decay ** self.ema_steps.to(self.cluster_size.dtype)
         size, total = self.cluster_size / started, self.embedding_sum / started
         smoothed = (size + self.epsilon) / (size.sum() + self.codebook_size * self.epsilon) * size.sum()
@@ -84,7 +86,8 @@ class EMAVectorQuantizer(CodebookQuantizer):
             codebook = torch.where(dead[:, None], fresh, codebook)
             self.cluster_size.copy_(torch.where(dead, average * started, self.cluster_size))
             self.embedding_sum.copy_(torch.where(dead[:, None], fresh * average * started, self.embedding_sum))
-        self.embedding.weight.copy_(F.normalize(codebook, dim=1) if self.normalize else codebook)
+        codebook = F.normalize(codebook, dim=1) if self.normalize else codebook
+        self.embedding.weight.copy_(torch.where(moves, codebook, self.embedding.weight))
 
     def _start_fresh(self):
         if not self.zero_debias:  # whose averages start at zero

@@ -73,7 +73,7 @@ class GumbelQuantizer(Quantizer):
         self.proj = nn.Linear(dim, codebook_size)
         self.embedding = nn.Embedding(codebook_size, self.output_dim)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._due = False
+        self._due: bool | torch.Tensor = False  # a step that is not counted yet
         self.kmeans_init, self.initialized = kmeans_init, not kmeans_init
         self._loaded_unstarted = False
 
@@ -122,9 +122,8 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def update_codebook(self) -> None:
         """Moves the temperature on by one step (`codebook_updates = "deferred"`)."""
-        if self._due:
-            self._due = False
-            self.steps += 1
+        self.steps += self._due
+        self._due = False
 
     def _initialize(self, rows):
         found = kmeans(rows, self.codebook_size)
@@ -153,7 +152,8 @@ class GumbelQuantizer(Quantizer):
                 return self._draw(rows, noise, temperature)
 
             parts = in_chunks(draw, rows, gumbel_noise(rows, self.codebook_size), width=self.codebook_size)
-            self._count_step()
+            if self.codebook_updates != "off":
+                self._count_step(counted)
         else:
             parts = in_chunks(self._decide, rows, width=self.codebook_size)
         quantized, codes, divergence = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -180,11 +180,12 @@ class GumbelQuantizer(Quantizer):
         logarithms = logits.log_softmax(dim=1)
         return (logarithms.exp() * (logarithms + math.log(self.codebook_size))).sum(dim=1)
 
-    def _count_step(self):
+    def _count_step(self, counted):
+        """Notes a step; one of nothing but padding, on all processes, is none."""
+        rows = self.steps.new_ones(()) if counted is None else counted.sum()
+        self._due = self._due | (sum_over_processes(rows) > 0)
         if self.codebook_updates == "forward":
-            self.steps += 1
-        elif self.codebook_updates == "deferred":
-            self._due = True
+            self.update_codebook()
 
     def _codes(self, rows):
         ones = rows.new_ones(rows.shape[0], 1)  # the bias is one more channel of a search by dot product

@@ -135,7 +135,8 @@ class VectorQuantizer(CodebookQuantizer):
             latents_per_code = counts.sum() / self.codebook_size
             self.cluster_size.mul_((-latents_per_code / _REMEMBERED).exp()).add_(counts)
         else:
-            self.cluster_size.lerp_(counts, 1 - self.use_decay)
+            moves = (counts.sum() > 0).to(counts.dtype)  # a step of nothing but padding moves nothing
+            self.cluster_size.lerp_(counts, moves * (1 - self.use_decay))
         dead, average = find_dead(self.cluster_size, self.restart_threshold, counts)
         self.embedding.weight.copy_(torch.where(dead[:, None], fresh, self.embedding.weight))
         self.cluster_size.copy_(torch.where(dead, average, self.cluster_size))

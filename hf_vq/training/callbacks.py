@@ -1,6 +1,6 @@
 """Callbacks of a training, as those of `transformers.Trainer`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -59,6 +59,20 @@ class Callbacks:
         """Tell the callbacks of a step and what is due after it; return the control with what they make of it."""
         self.control.should_log, self.control.should_evaluate, self.control.should_save = log, evaluate, save
         return self.call("on_step_end")
+
+
+class Announcement(TrainerCallback):
+    """Says something when all has been checked and the first step comes.
+
+    Args:
+        say: is called then.
+    """
+
+    def __init__(self, say: Callable[[], None]):
+        self.say = say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.say()
 
 
 class CodebookCallback(TrainerCallback):

@@ -12,12 +12,13 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from hf_vq.writing import PARTIAL_SUFFIX, as_write_error, write_text, writing
+from hf_vq.writing import PARTIAL_SUFFIX, WriteError, as_write_error, write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -177,21 +178,35 @@ def abandon_newer(output_dir: str | Path, checkpoint: str | Path) -> None:
 
 
 def rotate_checkpoints(output_dir: str | Path, limit: int | None, keep: str | Path | None = None) -> None:
-    """Delete the oldest complete checkpoints beyond `limit`, and the remains of interrupted writes.
+    """Delete the oldest complete checkpoints beyond `limit`, and the remains of interrupted writes and deletions.
+
+    With a limit those are also the folders without a manifest that are older than the newest complete checkpoint, as
+    versions before this left them: no run will complete them.
 
     Args:
         output_dir: folder of the run.
         limit: number of complete checkpoints to leave, or None for all.
         keep: path of one checkpoint never to delete (the best one).
     """
-    complete = [path for _, path in list_checkpoints(output_dir) if why_incomplete(path) is None]
-    for _, path in list_checkpoints(output_dir):
-        if path.name.endswith(PARTIAL_SUFFIX):
-            shutil.rmtree(path)
-    for path in complete[: -limit if limit else 0]:
+    found = [path for _, path in list_checkpoints(output_dir)]
+    complete = [path for path in found if why_incomplete(path) is None]
+    remains = [path for path in found if path.name.endswith(PARTIAL_SUFFIX)]
+    if limit and complete:
+        older = found[: found.index(complete[-1])]
+        remains += [path for path in older if not (path / MANIFEST).is_file() and path not in remains]
+        remains += complete[:-limit]
+    for path in remains:
         if keep is None or path.resolve() != Path(keep).resolve():
-            unseal(path)  # a deletion that is itself interrupted must not leave a checkpoint that counts
-            shutil.rmtree(path)
+            _delete(path)
+
+
+def _delete(folder):
+    """A deletion that is itself interrupted leaves nothing that looks like a checkpoint."""
+    if not folder.name.endswith(PARTIAL_SUFFIX):
+        doomed = folder.with_name(folder.name + PARTIAL_SUFFIX)
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder = folder.rename(doomed)
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -236,14 +251,32 @@ def how_to_go_on(output_dir: str | Path) -> str:
 
 @contextlib.contextmanager
 def advising(output_dir: str | Path) -> Iterator[None]:
-    """Within: a `WriteError`, or a disk that is full, is a `WriteError` that says how to go on."""
+    """Within: a `WriteError`, or a disk that is full, is a `WriteError` that says how to go on.
+
+    So is what a writer's thread fails with, as TensorBoard's: its own traceback is not shown.
+    """
+    of_threads: list[WriteError] = []
+    previous = threading.excepthook
+
+    def note(failure: threading.ExceptHookArgs) -> None:
+        found = None if failure.exc_value is None else as_write_error(failure.exc_value, output_dir)
+        if found is None:
+            previous(failure)
+        else:
+            of_threads.append(found)
+
+    threading.excepthook = note
     try:
         yield
+        if of_threads:
+            raise of_threads[0]
     except OSError as error:
         found = as_write_error(error, output_dir)
         if found is None:
             raise
         raise found.advising(how_to_go_on(output_dir)) from error
+    finally:
+        threading.excepthook = previous
 
 
 def prepare_output_dir(output_dir: str | Path, needed: int) -> None:

@@ -84,7 +84,7 @@ class TrainingLoop:
     ):
         self.task, self.args, self.eval_dataset = task, args, eval_dataset
         check_readable(train_dataset, args)
-        self.best_metric = self._check_metric()
+        self.best_metric = task.metric_of(args)
         footprint = task.footprint()
         prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
         checkpoint = resolve_checkpoint(args.output_dir, args.resume_from_checkpoint)
@@ -127,13 +127,6 @@ class TrainingLoop:
         seen = CallbackArguments(args, metric=self.best_metric, greater_is_better=highest)
         self.callbacks = Callbacks(callbacks, seen, next(iter(task.modules.values())), facts)
         self._tell_state()
-
-    def _check_metric(self) -> str:
-        """The history's name of the metric that the best entry goes by."""
-        name = self.args.metric_for_best_model
-        if name is not None and name.removeprefix("eval_") not in self.task.metrics:
-            raise ValueError(f"metric_for_best_model={name!r} must be one of {', '.join(self.task.metrics)}")
-        return (name or self.task.best_metric).removeprefix("eval_")
 
     def _build_accelerator(self) -> Accelerator:
         args = self.args
@@ -184,17 +177,11 @@ class TrainingLoop:
         """Run to the last step; see `train_autoencoder`."""
         args = self.args
         alone = one_run(args.output_dir) if self.accelerator.is_main_process else contextlib.nullcontext()
-        bar = tqdm(
-            main_process_only=True,
-            total=self.max_steps,
-            initial=self.step,
-            desc=self.turns[0].name,
-            disable=args.disable_tqdm,
-        )
-        with alone, advising(args.output_dir), InterruptGuard() as guard, bar:
+        with alone, advising(args.output_dir), InterruptGuard() as guard, contextlib.ExitStack() as shown:
             try:
                 self.begin()
                 stop = self.callbacks.call("on_train_begin").should_training_stop
+                bar = shown.enter_context(self._progress_bar())
                 steps = self.reader.steps(self.step, pin_memory=self.accelerator.device.type == "cuda")
                 while self.step < self.max_steps and not stop:
                     self.before_step = StepStart.now(self.reader.position)
@@ -212,11 +199,22 @@ class TrainingLoop:
                     self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
 
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            main_process_only=True,
+            total=self.max_steps,
+            initial=self.step,
+            desc=self.turns[0].name,
+            disable=self.args.disable_tqdm,
+        )
+
     def begin(self) -> None:
         """What comes before the first step, once no other run is in the folder."""
         args = self.args
         if self.resumed_from is not None:
             abandon_newer(args.output_dir, self.resumed_from)
+            if self.accelerator.is_main_process:
+                rotate_checkpoints(args.output_dir, args.save_total_limit)
         if args.report_to != "none":
             settings = {
                 name: value for name, value in asdict(args).items() if isinstance(value, bool | int | float | str)

@@ -1,16 +1,18 @@
 """Trains priors: `transformers.Trainer`, with checkpoints that count only when complete."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from transformers import SchedulerType, TrainingArguments
+import torch
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_vq.arguments import check_fields, class_hints
 from hf_vq.data.identity import differing_hash, tokenizer_of
-from hf_vq.ranges import OneOf, Positive, Weight
+from hf_vq.ranges import OneOf, Range, StepsOrShare, WholeFrom1
 from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import (
     AutoencoderTrainingArguments,
@@ -26,6 +28,7 @@ from hf_vq.training.prior_trainer import PriorTrainer, check_likelihood
 from hf_vq.training.resuming import changes, plain
 from hf_vq.writing import as_write_error, one_run
 
+FEW_STEPS = 100  # to try a schedule whose steps the data will say
 OF_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version")  # in a config.json, no options
 
 
@@ -38,10 +41,11 @@ ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
 OPTIONS: dict[str, Any] = {
     **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
     "lr_scheduler_type": Annotated[str, OneOf(tuple(each.value for each in SchedulerType))],
-    "warmup_steps": Weight,  # those below 1 are shares of all steps
-    "logging_steps": Positive,
-    "eval_steps": Positive | None,
-    "save_steps": Weight,  # 0: only at the end
+    "metric_for_best_model": Annotated[str, OneOf(("loss", "eval_loss"))] | None,
+    "warmup_steps": StepsOrShare,
+    "logging_steps": Annotated[float, Range(0, above=True), WholeFrom1()],
+    "eval_steps": StepsOrShare | None,
+    "save_steps": StepsOrShare,  # 0: only at the end
     "report_to": ReportTo | list[ReportTo],
 }
 
@@ -89,10 +93,27 @@ class PriorTrainingArguments(TrainingArguments):
         if self.eval_steps and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         super().__post_init__()
+        check_schedule(self)
+
+
+def check_schedule(args: TrainingArguments) -> None:
+    """Raise a ValueError for a schedule that lacks arguments that it needs, or is given some that it cannot take."""
+    kind, given = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    steps = args.max_steps if args.max_steps > 0 else FEW_STEPS
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    try:
+        warmup = args.get_warmup_steps(steps)
+        get_scheduler(kind, optimizer, warmup, steps, given)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"lr_scheduler_type={kind.value!r} with lr_scheduler_kwargs={given}: {error}") from error
 
 
 def train_prior(
-    prior: Any, train_dataset: Any, args: PriorTrainingArguments, eval_dataset: Any = None
+    prior: Any,
+    train_dataset: Any,
+    args: PriorTrainingArguments,
+    eval_dataset: Any = None,
+    callbacks: Iterable[Any] = (),
 ) -> dict[str, Any] | None:
     """Train a prior on codes; write checkpoints, the final weights and `report.json` into `args.output_dir`.
 
@@ -103,6 +124,7 @@ def train_prior(
             with `lengths` () int64, only so many positions of an item are real, and count.
         args: `PriorTrainingArguments`.
         eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
+        callbacks: `transformers.TrainerCallback` objects or classes.
 
     Returns:
         The report: `metrics` (final, with `eval_loss` and, of a prior that has a likelihood, `eval_nats_per_code` and
@@ -114,11 +136,7 @@ def train_prior(
         DivergenceError: the loss became NaN or infinite.
         WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
-    for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
-        check_dataset(prior, dataset)
-    remember_tokenizer(prior, train_dataset, eval_dataset)
-    with telling_divergence(1, "start", {"prior": prior}):
-        check_likelihood(prior, train_dataset)
+    check_trainable(prior, train_dataset, eval_dataset)
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
@@ -126,7 +144,7 @@ def train_prior(
         check_same_config(prior.config, checkpoint)
     alone = one_run(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext()
     with alone, advising(str(args.output_dir)), InterruptGuard() as guard:
-        trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard)
+        trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard, callbacks)
         if checkpoint is not None:
             trainer.load_run_state(checkpoint)
         try:
@@ -141,6 +159,15 @@ def train_prior(
             if as_write_error(error, str(args.output_dir)) is None:
                 trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise
+
+
+def check_trainable(prior: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+    """Raise what `train_prior` says of a prior and its data before it begins; the prior remembers their tokenizer."""
+    for dataset in [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]:
+        check_dataset(prior, dataset)
+    remember_tokenizer(prior, train_dataset, eval_dataset)
+    with telling_divergence(1, "start", {"prior": prior}):
+        check_likelihood(prior, train_dataset)
 
 
 def remember_tokenizer(prior: Any, dataset: Any, eval_dataset: Any = None) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,22 @@ class PriorTrainer(LengthsTrainer):
     args: Any
     train_dataset: Any
 
-    def __init__(self, prior: Any, args: Any, train_dataset: Any, eval_dataset: Any, guard: InterruptGuard):
+    def __init__(
+        self,
+        prior: Any,
+        args: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        guard: InterruptGuard,
+        callbacks: Iterable[Any] = (),
+    ):
         super().__init__(
             model=prior,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_collator=functools.partial(collate, prior),
+            callbacks=list(callbacks),
         )
         self.weight_ema = WeightEMA(prior, args.weight_ema_decay) if args.weight_ema_decay is not None else None
         self.guard, self.stopped_by_signal = guard, False
@@ -66,13 +75,6 @@ class PriorTrainer(LengthsTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(_LossInProgress)
         self.started = time.monotonic()
-
-    def create_scheduler(self, *inputs: Any, **options: Any) -> Any:
-        try:
-            return super().create_scheduler(*inputs, **options)
-        except TypeError as error:  # of a schedule that needs arguments
-            kind, given = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
-            raise ValueError(f"lr_scheduler_type={str(kind)!r} with lr_scheduler_kwargs={given}: {error}") from error
 
     @property
     def identity(self) -> dict[str, int]:
@@ -177,6 +179,8 @@ class PriorTrainer(LengthsTrainer):
         if self.weight_ema is not None:
             self.weight_ema.load(folder)
         abandon_newer(self.args.output_dir, folder)
+        if self.is_world_process_zero():
+            rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, keep=folder)
 
     @property
     def last_step(self) -> int:

@@ -70,6 +70,17 @@ class Task(ABC):
     metrics: dict[str, bool]
     best_metric: str
 
+    def metric_of(self, args: AutoencoderTrainingArguments) -> str:
+        """Which of `metrics` the best evaluation goes by.
+
+        Raises:
+            ValueError: `metric_for_best_model` is none of them.
+        """
+        name = args.metric_for_best_model
+        if name is not None and name.removeprefix("eval_") not in self.metrics:
+            raise ValueError(f"metric_for_best_model={name!r} must be one of {', '.join(self.metrics)}")
+        return (name or self.best_metric).removeprefix("eval_")
+
     @abstractmethod
     def footprint(self) -> Footprint:
         """Bytes of a checkpoint and of what is published."""

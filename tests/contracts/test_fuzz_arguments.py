@@ -59,6 +59,13 @@ def test_every_default_is_in_its_range(targets):
     assert looked_at > 250
 
 
+def test_the_fuzz_leaves_nothing_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = fuzz_targets.Target("a writer", {"output_dir": str}, lambda output_dir: Path(output_dir).mkdir())
+    assert {each["value"]: each["kind"] for each in fuzz_arguments.fuzz([target])}["'a string'"] == "used"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_fuzz_tells_what_is_wrong():
     def build(width=8, sleep=False):
         if width == "a string":
