@@ -11,10 +11,12 @@ from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, of a model
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 LOADERS = {"autoencoder": "AutoVQModel", "prior": "AutoVQPrior"}
+FILES = ("*.json", "*.safetensors", "*.bin", "*.py", "*.md", "*.yaml")  # names of a model's files
 
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a ValueError names it when that fails."""
+    check_file(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -29,6 +31,74 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of the folder of a model, see `check_config`."""
+    config = read_mapping(Path(folder) / CONFIG)
+    check_config(Path(folder) / CONFIG, config)
+    return config
+
+
+def check_config(path: Any, config: Any) -> None:
+    """Raise a ValueError where a config says whose it is by something else than names.
+
+    Args:
+        path: where the config was found, for the message.
+        config: what it holds.
+    """
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a mapping, got {config!r:.60}")
+    for key in ("_class_name", "model_type"):
+        name = config.get(key)
+        if name is not None and not (isinstance(name, str) and name):
+            raise ValueError(f"{path}: {key} must be a name, got {name!r:.60}")
+    for key in ("auto_map", PRIOR_SECTION):
+        section = config.get(key)
+        if section is not None and not isinstance(section, dict):
+            raise ValueError(f"{path}: {key} must be a mapping, got {section!r:.60}")
+
+
+def check_file(path: str | Path) -> None:
+    """Raise a ValueError for what is there but no file: it would not open, or reading it would never end."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, but must be a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a pipe, a socket or a device, but must be a file")
+
+
+def check_files(folder: str | Path) -> None:
+    """Raise a ValueError for what is no file under a file's name, and for shards outside the folder of a model.
+
+    It is called before any of its files is read. Shards may be links within the folder and, of a snapshot in the
+    Hub's cache, into the cache of the repository.
+    """
+    folder = Path(folder)
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        check_file(path)
+    for index in sorted(folder.glob("*.index*.json")):
+        for name in shard_names(index, read_mapping(index)):
+            _check_link(folder / name, _reach(folder))
+
+
+def shard_names(path: Any, index: dict[str, Any]) -> list[str]:
+    """The files that an index of shards names.
+
+    Args:
+        path: where the index was found, for the message.
+        index: what it holds.
+
+    Raises:
+        ValueError: a name that is none, or is outside the folder.
+    """
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{path} must have a weight_map, from tensors to names of files; got {shards!r:.60}")
+    for name in shards.values():
+        if not re.fullmatch(r"[^/\\:\0]+", name) or name in (".", ".."):
+            raise ValueError(f"{path} names {name!r}, which is outside the folder: shards have plain names within it")
+    return sorted(set(shards.values()))
+
+
 def read_index(folder: str | Path) -> dict[str, Any]:
     """The model_index.json of the folder of a pipeline, see `check_index`."""
     index = read_json(Path(folder) / INDEX)
@@ -37,7 +107,7 @@ def read_index(folder: str | Path) -> dict[str, Any]:
 
 
 def check_index(path: Any, index: Any) -> None:
-    """Raise a ValueError where an index of a pipeline names what is outside its folder.
+    """Raise a ValueError where an index of a pipeline names no class, or what is outside its folder.
 
     Args:
         path: where the index was found, for the message.
@@ -45,6 +115,10 @@ def check_index(path: Any, index: Any) -> None:
     """
     if not isinstance(index, dict):
         raise ValueError(f"{path}: {INDEX} must hold a mapping, got {index!r:.60}")
+    owner = index.get("_class_name")
+    names = owner if isinstance(owner, list) and len(owner) == 2 else [owner]  # a file and the class in it
+    for name in names:
+        check_config(f"{path}: {INDEX}", {"_class_name": name})
     for name in index:
         if not re.fullmatch(r"\w+", name):
             raise ValueError(
@@ -56,13 +130,24 @@ def check_links(folder: str | Path) -> None:
     """Raise a ValueError for the first symbolic link below a folder that leaves it, to a file or to a folder."""
     inside = Path(os.path.realpath(folder))
     for path in sorted(Path(folder).rglob("*")):
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and not target.is_relative_to(inside):
-            raise ValueError(
-                f"{path} is a link to {target}, which is outside the folder. Of a folder that should hold what it "
-                "links to, such as a snapshot in the Hub's cache, make a copy that follows links (cp -rL) or load it "
-                "and call push_to_hub"
-            )
+        _check_link(path, inside)
+
+
+def _check_link(path, inside):
+    target = Path(os.path.realpath(path))
+    if path.is_symlink() and not target.is_relative_to(inside):
+        raise ValueError(
+            f"{path} is a link to {target}, which is outside the folder. Of a folder that should hold what it "
+            "links to, such as a snapshot in the Hub's cache, make a copy that follows links (cp -rL) or load it "
+            "and call push_to_hub"
+        )
+
+
+def _reach(folder):
+    """Where the links of a folder may lead: into itself, or the cache of the repository that it is a snapshot of."""
+    inside = Path(os.path.realpath(folder))
+    snapshots = next((parent for parent in inside.parents if parent.name == "snapshots"), None)
+    return snapshots.parent if snapshots is not None and (snapshots.parent / "blobs").is_dir() else inside
 
 
 def config_kind(config: dict) -> str:
@@ -74,13 +159,15 @@ def folder_kind(folder: str | Path) -> str | None:
     """Tell what a folder holds: "pipeline", "autoencoder", "prior" or "codes"; None: none of them.
 
     Raises:
-        ValueError: a config.json that cannot be read.
+        ValueError: a config.json that cannot be read, or holds no config.
     """
     folder = Path(folder)
+    for name in (INDEX, CONFIG):
+        check_file(folder / name)
     if (folder / INDEX).is_file():
         return "pipeline"
     if (folder / CONFIG).is_file():
-        return config_kind(read_json(folder / CONFIG))
+        return config_kind(read_config(folder))
     return "codes" if any(folder.glob("data/*.parquet")) else None
 
 
@@ -93,6 +180,7 @@ def check_class(path: Any, config: dict, owner: type) -> None:
         owner: an autoencoder, a pipeline, or the config class of a prior. It may also be a subclass of what was saved,
             and a config that names nothing is taken as it is.
     """
+    check_config(path, config)
     name, found = _saved_class(config)
     if name is None or (found is not None and issubclass(owner, found)):
         return
@@ -103,12 +191,16 @@ def check_class(path: Any, config: dict, owner: type) -> None:
 
 
 def check_folder(path: Any, subfolder: str | None, owner: type) -> None:
-    """Raise a ValueError where a local folder holds no config of a model, but something else of ours."""
+    """Raise a ValueError where a local folder has no config of a model but something else, and as `check_files`."""
     folder = Path(str(path), subfolder or "")
-    if not folder.is_dir() or (folder / CONFIG).is_file():
+    if not folder.is_dir():
         return
-    if (folder / INDEX).is_file():
-        check_class(folder, read_index(folder), owner)
+    check_files(folder)
+    if (folder / CONFIG).is_file():
+        read_config(folder)
+    elif (folder / INDEX).is_file():
+        index = read_index(folder)
+        check_class(folder, {**index, "_class_name": saved_name(index)}, owner)
     elif folder_kind(folder) == "codes":
         raise ValueError(f"{folder} holds codes, not a model")
 

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hf_vq.saved import check_files, shard_names
+
 PUSH_OPTIONS = ("commit_message", "private", "create_pr", "token", "repo_id", "license")
 SHOWN = 6  # names in a message
 LONG_NAMES = {"bf": "bfloat", "f": "float", "i": "int", "u": "uint", "c": "complex"}
@@ -121,6 +123,9 @@ class CheckedWeights:
 
     @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, files: Any, *args: Any, **options: Any) -> Any:
+        sharded = getattr(args[0], "sharded_metadata", None) if args else None  # of transformers
+        if sharded:
+            shard_names(args[0].pretrained_model_name_or_path, sharded)
         quantizers = (getattr(args[0], "hf_quantizer", None) if args else None, options.get("hf_quantizer"))
         if all(quantizer is None for quantizer in quantizers):  # that of a library stores what it likes
             expected = {**model.state_dict()}
@@ -133,8 +138,12 @@ class CheckedWeights:
 
 
 @contextmanager
-def naming_unknown_types(path: Any, subfolder: str | None = None) -> Iterator[None]:
-    """Within the `with` block: an error of transformers on a type that it does not know names tensor and file."""
+def checked_files(path: Any, subfolder: str | None = None) -> Iterator[None]:
+    """Within the `with` block transformers loads a folder whose files were looked at, see `check_files`.
+
+    Its error on a type that it does not know names tensor and file.
+    """
+    check_files(Path(str(path), subfolder or ""))
     try:
         yield
     except ValueError as error:

@@ -1,8 +1,10 @@
 """Saved folders of autoencoders, which diffusers and transformers both read."""
 
 import copy
+import functools
 import inspect
 import json
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import diffusers
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME, _add_variant
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME, _add_variant
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 
@@ -293,10 +295,20 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         )
         check_averaged(self, self.config)
         shards = split_torch_state_dict_into_shards(self.state_dict(), max_shard_size=max_shard_size)
-        name = SAFETENSORS_WEIGHTS_NAME + (".index.json" if shards.is_sharded else "")
-        self._weights_name = _add_variant(name, variant)
+        self._weights_name = _add_variant(SAFETENSORS_WEIGHTS_NAME, variant)
+        index = _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)  # as diffusers names it
+        shown = f"{self._weights_name}.index.json"  # the only form of name that transformers takes from a config
+        self._weights_name = shown if shards.is_sharded else self._weights_name
+        stock = super().save_pretrained
+
+        @functools.wraps(stock)
+        def save(save_directory, **given):
+            stock(save_directory, **given)
+            if shards.is_sharded and shown != index and given.get("is_main_process", True):
+                shutil.copyfile(Path(save_directory, index), Path(save_directory, shown))
+
         self.warn_unless_started()
-        self.save_and_push(super().save_pretrained, save_directory, **options)
+        self.save_and_push(save, save_directory, **options)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         self.check_push_of_config(push_to_hub)

@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from hf_vq.hub import HubConfigMixin, PushMixin
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.renaming import warn_renamed, with_new_names
-from hf_vq.weights import CheckedWeights, check_save_options, missing_names, naming_unknown_types
+from hf_vq.weights import CheckedWeights, check_save_options, checked_files, missing_names
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")  # a folder of transformers' Trainer
 LOSSES = ("reconstruction_loss", "quantizer_loss", "commit_loss")  # scalars of an output, beside `loss`
@@ -109,7 +109,7 @@ class AutoencoderForAutoModel(CheckedWeights, PushMixin, PreTrainedModel):  # ty
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         path, base = pretrained_model_name_or_path, cast(Any, super())
-        with naming_unknown_types(path, kwargs.get("subfolder")):
+        with checked_files(path, kwargs.get("subfolder")):
             loaded: Any = base.from_pretrained(path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         for name, dtype in model.integer_buffers.items():  # `dtype=` makes float32 of those in a quantizer

@@ -15,7 +15,7 @@ from hf_vq.hub.folders import PROCESSOR
 from hf_vq.hub.push import PushMixin
 from hf_vq.hub.shims import PIPELINE, SHIM, pipeline_text, shim_text
 from hf_vq.registry import find_class
-from hf_vq.saved import CONFIG, INDEX, check_class, check_folder, check_index, read_json
+from hf_vq.saved import CONFIG, check_class, check_files, check_folder, check_index, folder_kind, read_config
 from hf_vq.weights import check_save_options
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ class HubConfigMixin(_Config):
         super().save_pretrained(save_directory, **kwargs)
 
 
+def check_parts(folder: str | os.PathLike, index: dict[str, Any]) -> None:
+    """`check_files` of the folder of a pipeline and those of its components, of other libraries too."""
+    for part in (".", *index):
+        if os.path.isdir(os.path.join(folder, part)):
+            check_files(Path(folder, part))
+
+
 class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     """For a pipeline, before `DiffusionPipeline`: its repositories load in stock `DiffusionPipeline` with trust.
 
@@ -87,11 +94,13 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As diffusers; a folder or repository of another class is a ValueError that names it."""
         path = Path(str(pretrained_model_name_or_path))
-        if (path / CONFIG).is_file() and not (path / INDEX).is_file():
-            check_class(path, read_json(path / CONFIG), cls)
+        if path.is_dir() and folder_kind(path) != "pipeline" and (path / CONFIG).is_file():
+            check_class(path, read_config(path), cls)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         index: Any = cls.load_config(pretrained_model_name_or_path, **hub)
         check_class(path, index, cls)
+        if path.is_dir():
+            check_parts(path, index)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -107,6 +116,8 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """As diffusers, which takes config and weights of a model alone: here also how its samples are prepared."""
         folder = super().download(pretrained_model_name, **kwargs)
+        index: Any = cls.load_config(folder)
+        check_parts(folder, index)
         names = ("cache_dir", "force_download", "local_files_only", "token")
         options = {name: kwargs[name] for name in names if name in kwargs}
         with contextlib.suppress(EntryNotFoundError):

@@ -1,5 +1,7 @@
 """What a saved folder is, and which of its files travel to the Hub."""
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -7,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
-from hf_vq.registry import modality_of
-from hf_vq.saved import CONFIG, INDEX, PRIOR_SECTION, check_links, config_kind, folder_kind, read_index, read_json
+from hf_vq.registry import PIPELINES, modality_of
+from hf_vq.saved import (
+    CONFIG,
+    INDEX,
+    PRIOR_SECTION,
+    check_files,
+    check_links,
+    config_kind,
+    folder_kind,
+    read_config,
+    read_index,
+    read_mapping,
+    shard_names,
+)
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
@@ -71,10 +86,12 @@ def read_folder(path: str | Path) -> ModelFolder:
         ModelFolder.
 
     Raises:
-        ValueError: nothing of ours in it, weights that are missing or cut, or names and links that leave the folder.
+        ValueError: nothing of ours in it; a component, its config or its weights that are missing; weights that are
+            cut; what is no file under a file's name; or names and links that leave the folder.
     """
     path = Path(path)
     check_links(path)
+    check_files(path)
     kind = folder_kind(path)
     if kind not in ("pipeline", "autoencoder", "prior"):
         raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} is there")
@@ -97,24 +114,62 @@ def _read_pipeline(path: Path) -> ModelFolder:
         raise ValueError(f"{path} holds {name!r}, no pipeline that hf_vq saved: call its own push_to_hub")
     folder = ModelFolder(path, "pipeline", name[1], index)
     folder.files = _find(path, (INDEX, f"{PIPELINE}.py"))
-    for component, value in index.items():
-        if component.startswith("_") or not isinstance(value, list) or not value or not value[0]:
-            continue
-        if value[:1] == [SHIM]:
+    for component, (library, class_name) in _components(path, index).items():
+        if not (path / component).is_dir():
+            raise ValueError(f"{path}: {INDEX} names {component}, a {class_name}, but there is no folder {component}")
+        if library == SHIM:
             folder.components[component] = _read_model(path / component)
             files = folder.components[component].files
         else:
-            files = _find(path / component, ("*",))
+            files = _read_stock(path / component, library, class_name)
         folder.files.update({f"{component}/{file}": found for file, found in files.items()})
     return folder
+
+
+def _components(path: Path, index: dict) -> dict[str, list[str]]:
+    """Library and class of the components that an index names, but for optional ones that are left out."""
+    owner = index["_class_name"][1]
+    known = PIPELINES.get(owner)
+    parameters = [] if known is None else [*inspect.signature(known).parameters.values()]
+    options = {each.name for each in parameters if each.default is not each.empty}
+    options -= set(getattr(known, "_optional_components", ()))
+    found = {
+        name: value
+        for name, value in index.items()
+        if name[0] != "_" and name not in options
+        if isinstance(value, list) and [*map(type, value)] == [str, str]
+    }
+    for name in (each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD):
+        if name not in found:
+            raise ValueError(f"{path}: {INDEX} names no {name}, which a {owner} needs; got {index.get(name)!r}")
+    return found
+
+
+def _read_stock(path: Path, library: str, class_name: str) -> dict[str, Path]:
+    """The files of a component of another library; a ValueError where it could not be loaded from them."""
+    check_files(path)
+    files = _find(path, ("*",))
+    if not files:
+        raise ValueError(f"{path} is empty, but {INDEX} names a {class_name} of {library} there")
+    found: Any = getattr(sys.modules.get(library), class_name, None)  # nothing is imported because a file names it
+    is_model = isinstance(found, type) and issubclass(found, nn.Module)
+    config = CONFIG if is_model else getattr(found, "config_name", None)
+    if config is None and library == "transformers":
+        config = "*.json"
+    if config is not None and not _find(path, (config,)):
+        raise ValueError(f"{path} has no {config}, from which {class_name} of {library} is loaded")
+    if is_model or (found is None and CONFIG in files):
+        _check_weights(path, ("*.safetensors", "*.bin"))
+    return files
 
 
 def _read_model(path: Path) -> ModelFolder:
     if not (path / CONFIG).is_file():
         raise ValueError(f"{path} has no config.json")
-    config = read_json(path / CONFIG)
+    check_files(path)
+    config = read_config(path)
     reference = config.get("auto_map", {}).get("AutoConfig", "")
-    if not reference.startswith(f"{SHIM}.") or not (path / f"{SHIM}.py").is_file():
+    if not isinstance(reference, str) or not reference.startswith(f"{SHIM}.") or not (path / f"{SHIM}.py").is_file():
         raise ValueError(
             f"{path} was not saved by hf_vq: load it with AutoVQModel or AutoVQPrior and call save_pretrained first"
         )
@@ -122,18 +177,19 @@ def _read_model(path: Path) -> ModelFolder:
     config |= config.get(PRIOR_SECTION, {})
     folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
     folder.files = _find(path, MODEL_FILES)
-    _check_weights(path)
+    _check_weights(path, ("*.safetensors",))
     return folder
 
 
-def _check_weights(path: Path) -> None:
-    weights = {file.name for file in path.glob("*.safetensors")}
-    for index in path.glob("*.safetensors.index*.json"):
-        for name in sorted(set(read_json(index)["weight_map"].values()) - weights):
-            raise ValueError(f"{path} lacks {name}, which {index.name} names")
+def _check_weights(path: Path, patterns: Iterable[str]) -> None:
+    weights = _find(path, patterns)
+    for index in path.glob("*.index*.json"):
+        for name in shard_names(index, read_mapping(index)):
+            if name not in weights:
+                raise ValueError(f"{path} lacks {name}, which {index.name} names")
     if not weights:
-        raise ValueError(f"{path} has a config.json but no weights (no *.safetensors)")
-    for name in sorted(weights):
+        raise ValueError(f"{path} has a config.json but no weights (no {' or '.join(patterns)})")
+    for name in sorted(name for name in weights if name.endswith(".safetensors")):
         try:
             with safe_open(path / name, framework="np"):
                 pass  # reads the header, and compares it with the size of the file
@@ -142,5 +198,6 @@ def _check_weights(path: Path) -> None:
 
 
 def _find(path: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """Files by name, but for hidden ones."""
     found = (file for pattern in patterns for file in sorted(path.glob(pattern)) if file.is_file())
     return {file.name: file for file in found if file.name[0] != "."}

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
 from hf_vq.hub.licenses import LICENSES_PAGE, check_license
-from hf_vq.saved import check_links, read_mapping
+from hf_vq.saved import check_links, read_mapping, shard_names
 from hf_vq.weights import PUSH_OPTIONS
 
 README = "README.md"
@@ -136,6 +136,17 @@ def stale_weights(remote: list[str], files: dict[str, Path]) -> list[str]:
     return [name for name in remote if name not in files and _unsharded(name) in replaced]
 
 
+def _remove_replaced(folder):
+    """Removes what would be loaded in place of the weights that a library just saved, which removes old shards alone.
+
+    Of weights in one file that is an index of shards before them, of shards one file before them.
+    """
+    for index in folder.glob("*.safetensors.index*.json"):
+        whole = all((folder / name).exists() for name in shard_names(index, read_mapping(index)))
+        stale = folder / f"{_unsharded(index.name)}.safetensors" if whole else index
+        stale.unlink(missing_ok=True)
+
+
 def _unsharded(name):
     """The name of a weight file or of its index without the number of the shard; None for other files."""
     path = PurePosixPath(name)
@@ -220,6 +231,8 @@ class PushMixin:
     def save_and_push(self, save: Callable, save_directory: Any, *args: Any, **options: Any) -> None:
         """`save_pretrained` of a library, which pushes by `push_folder` where it is told `push_to_hub=True`.
 
+        Weights that were saved there before do not stay beside the new ones, in one file or in shards.
+
         Args:
             save: the library's, bound.
             save_directory: a folder.
@@ -230,6 +243,8 @@ class PushMixin:
         request = {name: given.pop(name) for name in PUSH_OPTIONS if name in given}
         pushes = given.pop("push_to_hub", False) and given.get("is_main_process", True)
         save(**given)
+        if given.get("is_main_process", True):
+            _remove_replaced(Path(save_directory))
         if pushes:
             push_folder(save_directory, request.pop("repo_id", Path(save_directory).name), **request)
 

@@ -18,7 +18,7 @@ from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.tokens import CodeTokens, Tokens
 from hf_vq.ranges import Samples, Side
 from hf_vq.single_file import SingleFileMixin
-from hf_vq.weights import CheckedWeights, check_loaded, check_save_options, missing_names, naming_unknown_types
+from hf_vq.weights import CheckedWeights, check_loaded, check_save_options, checked_files, missing_names
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Prior(InferenceVerbs, CheckedWeights, InputChecks, SingleFileMixin, PushMi
                 or not finite; named.
         """
         base: Any = super()
-        with naming_unknown_types(pretrained_model_name_or_path, kwargs.get("subfolder")):
+        with checked_files(pretrained_model_name_or_path, kwargs.get("subfolder")):
             loaded = base.from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = missing_names(info)
