@@ -1,12 +1,48 @@
-"""Sums over all processes; with one process they are the plain local thing."""
+"""Sums over all processes, and what they share; with one process they are the plain local thing."""
+
+import os
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+Item = TypeVar("Item")
 
 
 def is_distributed() -> bool:
     """Whether several processes run together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def join_processes() -> tuple[int, int]:
+    """Number of this process, and of all, of those that torchrun or accelerate has started; they are connected."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from accelerate import PartialState  # seconds to import, for nothing in one process
+
+        if not dist.is_initialized():
+            PartialState._reset_state()  # that of a training before, which has parted
+        PartialState()
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
+def count_processes() -> int:
+    """How many processes run together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def of_the_first(value: Item) -> Item:
+    """What the first process has, in all of them."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    if is_distributed():
+        dist.barrier()
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:

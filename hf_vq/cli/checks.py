@@ -16,6 +16,7 @@ from hf_vq.data.sources import HUB_ID
 from hf_vq.modalities import Modality
 from hf_vq.pipelines import PIPELINES
 from hf_vq.pipelines.base import CodesPipeline
+from hf_vq.processes import count_processes
 from hf_vq.registry import modality_of
 from hf_vq.saved import CONFIG, INDEX, folder_kind, read_index, read_json
 from hf_vq.training.disk import module_footprint, run_bytes
@@ -105,6 +106,12 @@ def say(text: str) -> None:
     """Print, once where several processes run."""
     if is_main_process():
         print(text)
+
+
+def say_start(text: str) -> None:
+    """Say what starts, and in how many processes: a launcher that started one alone does not tell it."""
+    count = count_processes()
+    say(f"{text} in {count} process{'es' if count > 1 else ''}.")
 
 
 def alone(folder: str | Path, *, make: bool) -> AbstractContextManager[None]:
@@ -247,7 +254,8 @@ def folder_modality(folder: str | Path) -> Modality:
 def pick_device(name: str | None) -> torch.device:
     """The torch device to compute on: the one asked for, else a GPU where there is one, else the CPU."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        place = int(os.environ.get("LOCAL_RANK", "0"))  # each process of a machine has a GPU of its own
+        return torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

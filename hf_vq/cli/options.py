@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hf_vq.arguments import check_fields
 from hf_vq.cli.aliases import NAMES, VALUES
@@ -151,6 +152,8 @@ def _make_parser(types, manual, aliases):
         parser.add_argument(_place(place), nargs="?")
     for action in parser._actions:
         action.required, action.default = False, argparse.SUPPRESS
+        if action.type is string_to_bool:  # also of options that may be None
+            action.nargs, action.const = "?", True
     return parser
 
 

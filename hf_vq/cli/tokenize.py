@@ -4,12 +4,21 @@ import math
 from dataclasses import dataclass, field
 
 import hf_vq
-from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
+from hf_vq.cli.checks import (
+    check_disk_space,
+    check_output_folder,
+    check_weights,
+    local_folder,
+    pick_device,
+    say,
+    say_start,
+)
 from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
+from hf_vq.processes import join_processes
 from hf_vq.ranges import Samples, Size, Workers
 
 MANUAL = Manual(
@@ -73,6 +82,8 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         for grid, size in zip(model.code_shapes(dataset.sample_shape), model.codebook_sizes, strict=True):
             needed += len(dataset) * math.prod(grid) * storage_dtype(size).itemsize
     check_disk_space(options.output, needed, "tokenizing")
+    join_processes()
+    say_start(f"Tokenizing {sum(map(len, datasets.values())):,} {data.modality.plural}")
     counts = tokenize_dataset(
         model,
         datasets,
@@ -85,5 +96,5 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         resume=options.resume,
     )
     words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    print(f"Wrote the codes of {words} {data.modality.plural}.")
+    say(f"Wrote the codes of {words} {data.modality.plural}.")
     return counts

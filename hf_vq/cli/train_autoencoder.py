@@ -20,10 +20,12 @@ from hf_vq.cli.checks import (
     check_same_config,
     check_weights,
     find_modality,
+    is_main_process,
     local_folder,
     optional,
     read_json,
     say,
+    say_start,
     start_output_folder,
     training_bytes,
 )
@@ -167,14 +169,14 @@ def train_and_show(
     folder = start_output_folder(
         args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *(f"{name}{modality.suffix}" for name in SHOWN)]
     )
-    if not options.resume:
+    if not options.resume and is_main_process():
         write_recipe(folder, given)
     codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
     words = (
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
-        f"{modality.plural} of {times(train.sample_shape)} to {codes}."
+        f"{modality.plural} of {times(train.sample_shape)} to {codes}"
     )
-    announcement = Announcement(functools.partial(say, words))
+    announcement = Announcement(functools.partial(say_start, words))
     report = train_autoencoder(model, train, args, eval_dataset=validation, callbacks=[announcement])
     if report is not None:
         tell_changes(folder, report["history"])

@@ -20,9 +20,11 @@ from hf_vq.cli.checks import (
     check_same_config,
     check_weights,
     find_modality,
+    is_main_process,
     local_folder,
     optional,
     say,
+    say_start,
     start_output_folder,
     training_bytes,
 )
@@ -197,14 +199,14 @@ def train_and_show(
     """Write all that a training writes; return the report."""
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
     folder = start_output_folder(str(args.output_dir), overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
-    if not options.resume:
+    if not options.resume and is_main_process():
         write_recipe(folder, given)
     words = (
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, "
-        f"{prior.config.num_classes} classes."
+        f"{prior.config.num_classes} classes"
     )
-    announcement = Announcement(functools.partial(say, words))
+    announcement = Announcement(functools.partial(say_start, words))
     report = train_prior(prior, train, args, eval_dataset=validation, callbacks=[announcement])
     if report is not None:
         tell_changes(folder, report["history"])

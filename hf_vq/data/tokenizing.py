@@ -1,5 +1,6 @@
 """Tokenize a data set once: write its codes as Parquet shards that know which tokenizer made them."""
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed,
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
+from hf_vq.processes import join_processes, of_the_first, wait_for_all
 from hf_vq.ranges import Samples, Size, Workers
 from hf_vq.renaming import warn_user
 from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run, whole
@@ -54,7 +56,7 @@ def tokenize_dataset(
 
     A shard is written under a temporary name and renamed when complete, so that an interrupted run continues with
     `resume=True` where it stopped; the shards are the same bytes as without the interruption. Those that are there are
-    read as a whole first: a damaged one is told and made again.
+    read as a whole first: a damaged one is told and made again. Processes that torchrun has started share the shards.
 
     Args:
         autoencoder: model with `tokenize`, `code_shape` and `codebook_size`.
@@ -83,21 +85,28 @@ def tokenize_dataset(
     identity = tokenizer_identity(autoencoder, path)
     plans = {split: _plan(autoencoder, dataset, shard_size, identity) for split, dataset in splits.items()}
     device = next(autoencoder.parameters()).device
-    with one_run(output_dir):
-        folder, kept = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
+    rank, processes = join_processes()
+    folder, kept = Path(output_dir) / "data", cast(set[Path], set())
+    with one_run(output_dir) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            kept = _prepare_folder(Path(output_dir), plans, splits, shard_size, overwrite, resume)
+        kept, number = of_the_first(kept), 0
         for split, dataset in splits.items():
             shards = list(_shards(folder, split, len(dataset), shard_size))
-            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=None) as progress:
+            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=True if rank else None) as progress:
                 for target, rows in shards:
                     if target not in kept:
-                        loader: DataLoader = DataLoader(
-                            Subset(dataset, rows),
-                            batch_size,
-                            num_workers=num_workers,
-                            collate_fn=collator_for(autoencoder, dataset, whole=True),
-                        )
-                        _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
+                        number += 1  # processes take turns
+                        if number % processes == rank:
+                            loader: DataLoader = DataLoader(
+                                Subset(dataset, rows),
+                                batch_size,
+                                num_workers=num_workers,
+                                collate_fn=collator_for(autoencoder, dataset, whole=True),
+                            )
+                            _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
                     progress.update(len(rows))
+        wait_for_all()
     return {split: len(dataset) for split, dataset in splits.items()}
 
 
@@ -142,7 +151,7 @@ def _shards(folder, split, num_samples, shard_size):
 
 
 def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
-    """Refuse, empty or accept an existing folder; return the folder of the shards, and those that are whole."""
+    """Refuse, empty or accept an existing folder; return its shards that are whole."""
     folder = output_dir / "data"
     if not (overwrite or resume or is_empty(output_dir)):
         raise ValueError(f"{output_dir} exists and is not empty (overwrite replaces its codes, resume continues them)")
@@ -186,7 +195,7 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
             warn_user(f"{error}: it is made again")
         else:
             kept.add(present)
-    return folder, kept
+    return kept
 
 
 def _check_ours(path):
