@@ -455,7 +455,5 @@ def test_samples_of_another_scale_have_no_codes(wrong):
         model.tokenize(sample)
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :, 0] = True
-    model.tokenize(
-        sample.where(~mask[:, None], 1.05), mask
-    )  # a little beyond, as resampling makes it; the rest is padding
+    model.tokenize(sample.where(~mask[:, None], 1.05), mask)  # as resampling makes it; the rest is padding
     model.train()(torch.linspace(0, 255, 64).view(1, 1, 8, 8)).loss.backward()
