@@ -236,7 +236,9 @@ def _problem(name, value, kind):
 
 
 def _range_words(kind, limit):
-    return str(limit) if kind not in (int, float) else f"{WORDS[kind]} {limit}".replace("finite number", "number")
+    if kind not in (int, float) or getattr(limit, "adjective", False):
+        return str(limit)
+    return f"{WORDS[kind]} {limit}".replace("finite number", "number")
 
 
 def _union_problem(name, value, kinds):

@@ -7,7 +7,7 @@ channels, a thousand layers. What several large sizes come to together is not lo
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from hf_vq.registry import QUANTIZERS
 
@@ -82,25 +82,21 @@ class WholeFrom1:
 
 
 @dataclass(frozen=True)
-class Odd:
-    """Odd integers."""
+class Parity:
+    """Even integers, or odd ones.
+
+    Args:
+        rest: what they leave when divided by 2.
+    """
+
+    rest: int
+    adjective: ClassVar[bool] = True  # its words follow "must be" alone
 
     def __contains__(self, value: Any) -> bool:
-        return value % 2 == 1
+        return value % 2 == self.rest
 
     def __str__(self) -> str:
-        return "that is odd"
-
-
-@dataclass(frozen=True)
-class Even:
-    """Even integers."""
-
-    def __contains__(self, value: Any) -> bool:
-        return value % 2 == 0
-
-    def __str__(self) -> str:
-        return "that is even"
+        return ("even", "odd")[self.rest]
 
 
 MOST_CODES = 2**63  # codes are int64

@@ -445,3 +445,15 @@ def test_bad_arguments_are_named(arguments, message):
 
 def test_public_names_exist():
     assert all(hasattr(hf_vq, name) for name in hf_vq.__all__)
+
+
+@pytest.mark.parametrize("wrong", [torch.linspace(0, 255, 64), torch.full((64,), torch.nan), torch.full((64,), -9.0)])
+def test_samples_of_another_scale_have_no_codes(wrong):
+    model, sample = VQVAE(1, hidden_channels=8, stage_channels=(4,), codebook_size=8).eval(), wrong.view(1, 1, 8, 8)
+    low, high = wrong.min().item(), wrong.max().item()
+    with pytest.raises(ValueError, match=rf"^sample must be in \[-1, 1\], got {low} to {high}"):
+        model.tokenize(sample)
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :, 0] = True
+    model.tokenize(sample.where(~mask[:, None], 1.05), mask)  # as resampling makes it; the rest is padding
+    model.train()(torch.linspace(0, 255, 64).view(1, 1, 8, 8)).loss.backward()

@@ -84,6 +84,19 @@ def test_a_resume_refuses_in_one_line_and_writes_nothing(kind, runs, capsys):
     assert tree(runs) == before
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_a_refused_option_leaves_the_run_that_was_to_be_replaced(kind, runs, capsys):
+    options = AUTOENCODER if kind == "autoencoder" else ["--codes", runs / "codes", *PRIOR]
+    before = tree(runs)
+    refused = ["--output", runs / kind, "--overwrite", "--metric_for_best_model", "accuracy"]
+    assert run("train", kind, *options, *TINY, *refused) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "metric_for_best_model" in shown.err
+    assert shown.err.count("\n") == 1
+    assert tree(runs) == before
+
+
 @pytest.mark.parametrize("begun", ["now", "by an earlier version"])
 def test_a_resume_keeps_defaults_as_they_were_when_the_run_began(begun, tmp_path, capsys):
     config = "{hidden_channels: 8, stage_channels: [4], codebook_size: 8, quantizer_type: product, quantizer_config: "

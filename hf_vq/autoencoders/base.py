@@ -16,6 +16,7 @@ from hf_vq.grids import codes_as_int64
 from hf_vq.modes import InferenceVerbs
 from hf_vq.quantizers import Quantizer
 from hf_vq.quantizers.base import QuantizerOutput
+from hf_vq.registry import MODALITIES
 
 RECONSTRUCTION_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss}
 
@@ -61,10 +62,14 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
                 without anything real mean nothing.
             return_dict: a `TokenizerOutput`, with what the way back needs besides codes.
             options: `num_levels`, of a residual quantizer: take only so many levels.
+
+        Raises:
+            ValueError: a sample of another type, shape or scale, see `check_scale`, or a mask that does not fit.
         """
         if not torch.compiler.is_compiling():
             self.warn_unless_started()
         sample, masks = self.without_padding(self.as_sample(sample), padding_mask)
+        self.check_scale(sample)
         sample, scales = self.normalize(sample, padding_mask)
         codes = self.tokenize_sample(sample, masks, **options)
         if not return_dict:
@@ -80,6 +85,20 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
             raise ValueError(f"sample must be a floating-point tensor, got {found}: this model has no processor")
         device = None if self.device.type == "meta" else self.device  # offloaded: the hooks of accelerate move it
         return self.processor(sample, device=device).to(self.dtype)
+
+    def check_scale(self, sample: torch.Tensor) -> None:
+        """Raise a ValueError for NaN and for values of another scale, such as pixels 0 to 255 as floats.
+
+        Values somewhat beyond [-1, 1] pass, see `Modality.largest_value`, which a model of no modality has not; so do
+        all values of a model that normalises its input.
+        """
+        largest = None if self.modality is None else MODALITIES[self.modality].largest_value
+        scaled = type(self).normalize is not AutoencoderMixin.normalize
+        if largest is None or scaled or sample.is_meta or torch.compiler.is_compiling() or not sample.numel():
+            return
+        low, high = (extreme.item() for extreme in sample.aminmax())
+        if not -largest <= low <= high <= largest:
+            raise ValueError(f"sample must be in [-1, 1], got {low} to {high}, which is NaN or another scale")
 
     def tokenize_sample(
         self, sample: torch.Tensor, grid_masks: Sequence[torch.Tensor | None], **options: Any

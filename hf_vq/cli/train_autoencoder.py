@@ -33,9 +33,11 @@ from hf_vq.cli.data_options import data_options
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import Keys, as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
+from hf_vq.data.padding import collator_for, padding_of
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
+from hf_vq.modes import in_eval_mode
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
@@ -150,6 +152,9 @@ def prepare(
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
     model.code_shapes(train.sample_shape)
+    first = collator_for(model, train)([train[0]])
+    with torch.no_grad(), in_eval_mode(model):  # what a forward refuses is refused now
+        model(first["sample"], **padding_of(first))
     task = Reconstruction(model, args)
     task.metric_of(args)
     check_disk_space(args.output_dir, training_bytes(task, args, len(train)), "training")

@@ -35,6 +35,8 @@ class Modality:
         save_samples: `(path, samples, columns)`: all samples.
         output_class: what a pipeline returns; its one field are the samples.
         output_types: forms in which `processor.postprocess` gives samples.
+        largest_value: of a sample in [-1, 1], how far resampling and noise may take it; what lies beyond is of another
+            scale, and `tokenize` refuses it. None: samples may have any values.
     """
 
     registry_kind: ClassVar[str] = "modality"
@@ -58,3 +60,4 @@ class Modality:
     save_samples: Callable
     output_class: type
     output_types: tuple[str, ...]
+    largest_value: float | None = None

@@ -92,5 +92,6 @@ IMAGE = Modality(
     save_samples=save_sample_rows,
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
+    largest_value=8.0,
 )
 register(IMAGE)

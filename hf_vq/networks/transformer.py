@@ -1,6 +1,6 @@
 """The causal transformer of GPT-2 with pre-LayerNorm blocks, and keys and values cached in memory allocated once."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_vq.arguments import checked
+from hf_vq.ranges import Chance, Depth, OneOf, Width
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda inputs: inputs * torch.sigmoid(1.702 * inputs)}
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -128,18 +129,18 @@ class Transformer(nn.Module):
     @checked
     def __init__(
         self,
-        num_layers: int,
-        hidden_size: int,
-        num_heads: int,
+        num_layers: Depth,
+        hidden_size: Width,
+        num_heads: Depth,
         *,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
+        dropout: Chance = 0.0,
+        attention_dropout: Chance = 0.0,
         attention_bias: bool = True,
         mlp_bias: bool = True,
-        activation: str = "gelu",
+        activation: Annotated[str, OneOf(ACTIVATIONS)] = "gelu",
     ):
         super().__init__()
-        check_transformer(num_layers, hidden_size, num_heads, dropout, attention_dropout, activation)
+        check_heads(hidden_size, num_heads)
         block = (hidden_size, num_heads, dropout, attention_dropout, attention_bias, mlp_bias, activation)
         self.blocks = nn.ModuleList(TransformerBlock(*block) for _ in range(num_layers))
 
@@ -174,33 +175,15 @@ class Transformer(nn.Module):
         return hidden
 
 
-@checked
-def check_transformer(
-    num_layers: int,
-    hidden_size: int,
-    num_heads: int,
-    dropout: float,
-    attention_dropout: float,
-    activation: str = "gelu",
-    kind: str = "",
-) -> None:
-    """Raise a `ValueError` for options that make no `Transformer`.
+def check_heads(hidden_size: int, num_heads: int, kind: str = "") -> None:
+    """Raise a `ValueError` for a width that the heads do not divide.
 
     Args:
-        num_layers, hidden_size, num_heads, dropout, attention_dropout, activation: of the `Transformer`.
-        kind: what messages put into `num_layers` and `num_heads` where a model has several, such as "depth_".
+        hidden_size, num_heads: of the `Transformer`, in their ranges.
+        kind: what the message puts into `num_heads` where a model has several, such as "depth_".
     """
-    sizes = {f"num_{kind}layers": num_layers, "hidden_size": hidden_size, f"num_{kind}heads": num_heads}
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     if hidden_size % num_heads:
         raise ValueError(f"hidden_size must be a multiple of num_{kind}heads={num_heads}, got {hidden_size}")
-    for name, chance in (("dropout", dropout), ("attention_dropout", attention_dropout)):
-        if not 0 <= chance < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {chance}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hf_vq.arguments import checked
+from hf_vq.ranges import Count, KernelSize, NotEmpty, Number, OneOf, Parity, Size, Width
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 MODES = ("nearest", "bilinear", "bicubic")
@@ -33,28 +35,16 @@ class FeatureUpsampler(nn.Module):
     @checked
     def __init__(
         self,
-        channels: int,
-        scales: Sequence[int],
-        context: int = 0,
+        channels: Width,
+        scales: Annotated[Sequence[Size], NotEmpty()],
+        context: Count = 0,
         input_conv: bool = True,
-        feature_kernel_size: int = 1,
-        mode: str = "nearest",
-        activation: str | None = None,
-        negative_slope: float = 0.01,
+        feature_kernel_size: Annotated[KernelSize, Parity(1)] = 1,
+        mode: Annotated[str, OneOf(MODES)] = "nearest",
+        activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None,
+        negative_slope: Number = 0.01,
     ):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
-        if not scales or any(scale < 1 for scale in scales):
-            raise ValueError(f"scales must be at least one, each at least 1, got {list(scales)}")
-        if context < 0:
-            raise ValueError(f"context must be at least 0, got {context}")
-        if feature_kernel_size < 1 or feature_kernel_size % 2 == 0:
-            raise ValueError(f"feature_kernel_size must be odd, got {feature_kernel_size}")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.scales, self.context, self.mode, self.hop = tuple(scales), context, mode, prod(scales)
         self.input_conv = nn.Conv1d(channels, channels, 2 * context + 1, bias=False) if input_conv else None
         self.smoothing = nn.ModuleList(

@@ -1,7 +1,7 @@
 """The WaveNet: gated residual layers of causal dilated convolutions, with local and global conditions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_vq.arguments import checked
 from hf_vq.networks.causal import CausalConv1d
+from hf_vq.ranges import Chance, FreeWidth, KernelSize, NotEmpty, Parity, Size, Width
 
 HALF_VARIANCE = 0.5**0.5  # keeps the variance of a sum of two
 
@@ -110,36 +111,17 @@ class WaveNetStack(nn.Module):
     @checked
     def __init__(
         self,
-        residual_channels: int,
-        gate_channels: int,
-        skip_channels: int,
-        out_channels: int,
-        dilations: Sequence[int],
-        kernel_size: int = 2,
-        local_channels: int = 0,
-        global_channels: int = 0,
-        dropout: float = 0.0,
+        residual_channels: Width,
+        gate_channels: Annotated[Width, Parity(0)],
+        skip_channels: Width,
+        out_channels: Size,
+        dilations: Annotated[Sequence[Size], NotEmpty()],
+        kernel_size: KernelSize = 2,
+        local_channels: FreeWidth = 0,
+        global_channels: FreeWidth = 0,
+        dropout: Chance = 0.0,
     ):
         super().__init__()
-        widths = {
-            "residual_channels": residual_channels,
-            "gate_channels": gate_channels,
-            "skip_channels": skip_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-        }
-        for name, value in widths.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if gate_channels % 2:
-            raise ValueError(f"gate_channels must be even, got {gate_channels}")
-        if not dilations or any(dilation < 1 for dilation in dilations):
-            raise ValueError(f"dilations must be at least one, each at least 1, got {list(dilations)}")
-        for name, value in (("local_channels", local_channels), ("global_channels", global_channels)):
-            if value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.residual_channels, self.local_channels, self.global_channels = (
             residual_channels, local_channels, global_channels,
         )  # fmt: skip

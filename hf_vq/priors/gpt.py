@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_vq.networks.transformer import KeyValueCache, Transformer, check_transformer, init_weights
+from hf_vq.networks.transformer import KeyValueCache, Transformer, check_heads, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.config import PriorConfig
 from hf_vq.ranges import Chance, Count, Depth, Range, Samples, Width
@@ -51,7 +51,7 @@ class GPTPriorConfig(PriorConfig):
     embedding_dropout: Chance = 0.0
 
     def __post_init__(self, **kwargs):
-        check_transformer(self.num_layers, self.hidden_size, self.num_heads, self.dropout, self.attention_dropout)
+        check_heads(self.hidden_size, self.num_heads)
         if self.permutation is not None:
             self.permutation = list(self.permutation)
             if not self.permutation or sorted(self.permutation) != list(range(len(self.permutation))):

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from hf_vq.modes import fetched
-from hf_vq.networks.transformer import ACTIVATIONS, KeyValueCache, Transformer, check_transformer, init_weights
+from hf_vq.networks.transformer import ACTIVATIONS, KeyValueCache, Transformer, check_heads, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
 from hf_vq.priors.conditions import Condition, PromptCondition
@@ -101,10 +101,7 @@ class RQTransformerConfig(PriorConfig):
 
     def __post_init__(self, **kwargs):
         for kind in ("spatial_", "depth_"):
-            layers, heads = (getattr(self, f"num_{kind}{part}") for part in ("layers", "heads"))
-            check_transformer(
-                layers, self.hidden_size, heads, self.dropout, self.attention_dropout, self.activation, kind
-            )
+            check_heads(self.hidden_size, getattr(self, f"num_{kind}heads"), kind)
         if (self.prompt_vocab_size > 0) != (self.prompt_length > 0):
             raise ValueError(
                 f"prompt_vocab_size and prompt_length go together, got {self.prompt_vocab_size} and "

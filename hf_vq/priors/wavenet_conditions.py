@@ -14,7 +14,7 @@ from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.conditions import Condition, FeatureCondition, LabelCondition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import at_own_lengths
-from hf_vq.ranges import Chance, Depth, FreeWidth, KernelSize, Labels, Number, OneOf, Range, Width
+from hf_vq.ranges import Chance, Depth, FreeWidth, KernelSize, Labels, Number, OneOf, Parity, Range, Width
 
 
 class ConditionedWaveNetConfig(PriorConfig):
@@ -45,7 +45,7 @@ class ConditionedWaveNetConfig(PriorConfig):
     """
 
     residual_channels: Width = 64
-    gate_channels: Annotated[int, Range(2, 2**16)] = 128
+    gate_channels: Annotated[Width, Parity(0)] = 128
     skip_channels: Width = 128
     num_layers: Depth = 20
     num_cycles: Depth = 2
@@ -58,7 +58,7 @@ class ConditionedWaveNetConfig(PriorConfig):
     upsample_scales: list[Annotated[int, Range(1, 2**10)]] | tuple[Annotated[int, Range(1, 2**10)], ...] | None = None
     upsample_context: Annotated[int, Range(0, 2**10)] = 0
     upsample_input_conv: bool = True
-    upsample_kernel_size: KernelSize = 1
+    upsample_kernel_size: Annotated[KernelSize, Parity(1)] = 1
     upsample_mode: Annotated[str, OneOf(MODES)] = "nearest"
     upsample_activation: Annotated[str, OneOf(ACTIVATIONS)] | None = None
     upsample_negative_slope: Number = 0.01

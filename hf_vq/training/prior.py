@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -98,7 +98,7 @@ class PriorTrainingArguments(TrainingArguments):
 
 def check_schedule(args: TrainingArguments) -> None:
     """Raise a ValueError for a schedule that lacks arguments that it needs, or is given some that it cannot take."""
-    kind, given = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    kind, given = SchedulerType(args.lr_scheduler_type), cast(dict | None, args.lr_scheduler_kwargs)
     steps = args.max_steps if args.max_steps > 0 else FEW_STEPS
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:

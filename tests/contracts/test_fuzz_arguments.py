@@ -5,12 +5,15 @@ import math
 import sys
 from collections import Counter
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import pytest
 
 from hf_vq.arguments import check_argument
-from hf_vq.ranges import Chance, OneOf, Positive, QuantizerType, Range, Width
+from hf_vq.ranges import Chance, OneOf, Parity, Positive, QuantizerType, Range, StepsOrShare, Width
 from hf_vq.registry import AUTOENCODERS, PRIORS, QUANTIZERS
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.prior import PriorTrainingArguments
@@ -96,6 +99,11 @@ def test_the_fuzz_tells_what_is_wrong():
         (Chance, 1, "x must be a number at least 0 and below 1, got 1"),
         (Positive, 0.0, "x must be a number above 0, got 0.0"),
         (Positive, math.nan, "x must be a finite number, got nan"),
+        (Positive, Fraction(1, 3), "x must be a finite number, got Fraction(1, 3)"),
+        (Width, np.int64(0), "x must be an integer between 1 and 65536, got np.int64(0)"),
+        (StepsOrShare, 10.5, "x must be a number that is whole, or a share below 1, got 10.5"),
+        (StepsOrShare | None, -0.5, "x must be a number at least 0, got -0.5"),
+        (Annotated[Width, Parity(0)], 5, "x must be even, got 5"),
         (QuantizerType, "none", f"x must be one of {sorted(QUANTIZERS)}, got 'none'"),
     ],
 )
