@@ -50,6 +50,18 @@ def check_loaded(
     check_finite(model, path, build)
 
 
+def expect_keys(model: nn.Module, stored: Iterable[str]) -> None:
+    """Tell the modules of a model which tensors a file has, before it is loaded.
+
+    A module whose keys are not always the same has a method `expect_keys(stored: set[str])`, which gets the names
+    relative to itself.
+    """
+    for prefix, module in model.named_modules():
+        if hasattr(module, "expect_keys"):
+            start = f"{prefix}." if prefix else ""
+            module.expect_keys({name.removeprefix(start) for name in stored if name.startswith(start)})
+
+
 @torch.no_grad()
 def derive(model: nn.Module, missing: Iterable[str]) -> set[str]:
     """Let the modules of a model give buffers that a file lacks the values that follow from the rest.
@@ -126,12 +138,14 @@ class CheckedWeights:
         sharded = getattr(args[0], "sharded_metadata", None) if args else None  # of transformers
         if sharded:
             shard_names(args[0].pretrained_model_name_or_path, sharded)
+        found = list(_stored_dtypes(state_dict, files))
+        prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        expect_keys(model, {each for _, name, _ in found for each in (name, prefix + name)})
         quantizers = (getattr(args[0], "hf_quantizer", None) if args else None, options.get("hf_quantizer"))
         if all(quantizer is None for quantizer in quantizers):  # that of a library stores what it likes
             expected = {**model.state_dict()}
-            prefix = f"{getattr(model, 'base_model_prefix', '')}."
             expected |= {name.removeprefix(prefix): tensor for name, tensor in expected.items()}
-            for path, name, dtype in _stored_dtypes(state_dict, files):
+            for path, name, dtype in found:
                 if name in expected:
                     check_dtype(name, dtype, expected[name], path)
         return super()._load_pretrained_model(model, state_dict, files, *args, **options)  # type: ignore[misc]
@@ -215,7 +229,7 @@ def _stored_dtypes(state_dict: Any, files: Any) -> Iterator[tuple[str, str, Any]
         if str(path).endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
                 yield from ((str(path), name, file.get_slice(name).get_dtype()) for name in file.keys())  # noqa: SIM118
-        else:
+        elif not str(path).endswith(".gguf"):
             tensors = torch.load(path, map_location="meta", weights_only=True)
             yield from ((str(path), name, part.dtype) for name, part in tensors.items())
 

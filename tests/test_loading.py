@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import hf_vq
 from hf_vq import AutoVQModel, AutoVQPrior, as_grids
+from hf_vq.quantizers import Quantizer
 
 from .contracts import test_autoencoders, test_pipelines, test_priors
 from .quantizer_variants import VARIANTS
@@ -316,6 +317,7 @@ def test_averages_of_diffusers_never_come_back_with_a_random_codebook(name, tmp_
         save_with_averages(model, tmp_path)
         loaded = type(model).from_pretrained(tmp_path)
         assert torch.equal(loaded.tokenize(sample), model.eval().tokenize(sample))
+        assert loaded.codebook_initialized
         loaded.save_pretrained(tmp_path)
         return
     with pytest.raises(ValueError, match=r"EMAModel saves parameters only.*quantizer\.embedding\.weight"):
@@ -337,11 +339,47 @@ def unstarted_warnings(call):
     return result, sum("has never started" in str(one.message) for one in caught)
 
 
-@pytest.mark.parametrize("debias", [False, True])
-@pytest.mark.parametrize("kind", ["ema", "vector", "residual", "product"])
-def test_a_codebook_that_never_started_says_so(kind, debias, tmp_path):
-    options = {"zero_debias": True} if debias and kind == "ema" else {}
-    model = PictureCodec(2, (2, 2), 8, 4, quantizer_type=kind, quantizer_config=options)
+UNSTARTED = {  # types and options of quantizers that are to start
+    "ema": ("ema", {}),
+    "ema from zero": ("ema", {"zero_debias": True}),
+    "vector": ("vector", {}),
+    "vector without restarts": ("vector", {"restart_threshold": 0.0}),
+    "frozen codes": ("vector", {"code_transform": True}),
+    "residual": ("residual", {}),
+    "product": ("product", {}),
+    "remapped": ("remapped", {"num_used": 8}),
+    "gumbel": ("gumbel", {}),
+    "user's": ("late", {}),
+}
+
+
+class LateQuantizer(Quantizer):
+    """Of a user: rows of a table that the first batch fills."""
+
+    initialized = False
+    quantizer_type = "late"
+
+    def __init__(self, codebook_size: int, dim: int):
+        super().__init__(codebook_size, dim)
+        self.register_buffer("table", torch.randn(codebook_size, dim))
+
+    def _initialize(self, rows):
+        self.table.copy_(rows[: len(self.table)])
+        self.initialized = True
+        return True
+
+    def _codes(self, rows):
+        return torch.cdist(rows, self.table).argmin(dim=1)
+
+    def _vectors(self, codes):
+        return self.table[codes]
+
+
+@pytest.mark.parametrize("kind", UNSTARTED)
+def test_a_codebook_that_never_started_says_so(kind, tmp_path, monkeypatch):
+    register_for_now(monkeypatch, LateQuantizer)
+    quantizer_type, options = UNSTARTED[kind]
+    model = PictureCodec(2, (2, 2), 8, 4, quantizer_type=quantizer_type, quantizer_config=options)
     sample = torch.randn(4, 2, 8, 8)
     assert unstarted_warnings(lambda: model.save_pretrained(tmp_path))[1] == 1
     for options in ({}, {"low_cpu_mem_usage": False}):
@@ -363,6 +401,35 @@ def test_a_codebook_that_never_started_says_so(kind, debias, tmp_path):
     (again, _), count = unstarted_warnings(train)
     assert count == 0
     assert again.codebook_initialized
+    assert not any("unstarted" in name for name in again.state_dict())
+    assert "unstarted" in " ".join(model.state_dict())
+    model.load_state_dict(again.state_dict())
+    assert model.codebook_initialized
+
+
+@pytest.mark.parametrize("kind", ["ema", "ema from zero", "vector", "residual"])
+def test_a_codebook_that_never_started_said_so_by_its_use(kind, tmp_path):
+    """Before there was a key for it."""
+    quantizer_type, options = UNSTARTED[kind]
+    model = PictureCodec(2, (2, 2), 8, 4, quantizer_type=quantizer_type, quantizer_config=options)
+
+    def as_before(weights):
+        for name in [name for name in weights if name.endswith("unstarted")]:
+            del weights[name]
+        for name in [name for name in weights if name.endswith("cluster_size")]:
+            weights[name].zero_()
+
+    model.save_pretrained(tmp_path)
+    change(tmp_path, as_before)
+    state = load_file(file_of(tmp_path))
+    loaded = [each.from_pretrained(tmp_path) for each in (PictureCodec, transformers.AutoModel)]
+    loaded.append(PictureCodec.from_pretrained(tmp_path, low_cpu_mem_usage=False))
+    loaded.append(PictureCodec(2, (2, 2), 8, 4, quantizer_type=quantizer_type, quantizer_config=options))
+    loaded[-1].load_state_dict(state)
+    for one in loaded:
+        one = getattr(one, "autoencoder", one)
+        assert not one.codebook_initialized
+        assert all(torch.equal(buffer, model.get_buffer(name)) for name, buffer in one.named_buffers())
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "drop-in", "user's", "face", "prior", "Llama", "pipeline"])

@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 import hf_vq
 from hf_vq.data.codes import check_tokenizer, load_codes, read_metadata, tokenizer_identity
+from hf_vq.data.identity import makes_codes
 from hf_vq.data.images import load_images
 from hf_vq.data.tokenizing import tokenize_dataset
 
@@ -87,6 +88,27 @@ def test_saved_anew_they_are_the_same_tokenizers(name, tmp_path):
     hf_vq.AutoVQModel.from_pretrained(SAVED / name).save_pretrained(tmp_path)
     identity = tokenizer_identity(hf_vq.AutoVQModel.from_pretrained(tmp_path))
     assert identity["codes_sha256"] == expected(name)[1]["codes_sha256"]
+
+
+NO_OPTIONS = [
+    ({}, "ae941a4fb354061b77d992c6a570e579a0dd6aaee9aeb39c6a0f003cf899b0ee"),
+    (None, "aaea0e8767b29e947cf9a194071ce74319e7922ce552e913bb8af902cf222504"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), NO_OPTIONS)
+def test_no_options_are_no_other_tokenizer(options, told, tmp_path):
+    """The hashes, here of weights that are all 0, are those that the build of the folders gives."""
+    model = hf_vq.VQVAE(hidden_channels=8, codebook_size=8, codebook_dim=4, quantizer_type="vector")
+    model.quantizer.initialized = True
+    for name, tensor in model.state_dict().items():
+        tensor.fill_(name == "quantizer.cluster_size")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantizer_config": options}))
+    loaded = hf_vq.VQVAE.from_pretrained(tmp_path)
+    assert makes_codes(loaded, told)
+    assert not makes_codes(model, told)
 
 
 @torch.no_grad()

@@ -183,7 +183,13 @@ def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
     loaded.load_state_dict(fresh.state_dict())  # never trained: it starts when it is
     assert not loaded.initialized
     assert loaded.steps == 0
-    without = {name: tensor for name, tensor in fresh.state_dict().items() if name != "steps"}
+    assert not fresh.initialized
+    earlier = {**fresh.state_dict(), "steps": torch.tensor(-1)}
+    del earlier["unstarted"]
+    loaded.load_state_dict(earlier)  # as files said it before there was a key for it
+    assert not loaded.initialized
+    assert loaded.steps == 0
+    without = {name: tensor for name, tensor in fresh.state_dict().items() if name not in ("steps", "unstarted")}
     loaded.load_state_dict(without, strict=False)  # logits of a file that does not count
     assert loaded.initialized
     model = hf_vq.DVAE(**SMALL["DVAE"], quantizer_config={"kmeans_init": True})

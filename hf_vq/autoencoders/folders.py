@@ -32,7 +32,16 @@ from hf_vq.renaming import warn_renamed, warn_user, with_new_names
 from hf_vq.saved import check_class, check_folder
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
-from hf_vq.weights import CheckedWeights, buffer_names, check_loaded, check_save_options, derive, listed, missing_names
+from hf_vq.weights import (
+    CheckedWeights,
+    buffer_names,
+    check_loaded,
+    check_save_options,
+    derive,
+    expect_keys,
+    listed,
+    missing_names,
+)
 
 SAVED_IN_CONFIGS = ("_class_name", "_diffusers_version", "_hf_vq_version", "transformers_version")  # one at least
 PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -110,6 +119,8 @@ def check_averaged(model: Any, config: Any, path: str | Path | None = None) -> N
             f"{what}, but {type(model).__name__} has learned {listed(lost)}, no parameters; save the model itself, "
             "after average.copy_to(model.parameters())"
         )
+    if path is None:  # the new model got the codebook of the averages
+        expect_keys(model, [name for name, _ in model.named_parameters()])
 
 
 class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_vq.weights import check_dtype, is_finite
+from hf_vq.quantizers.base import UNSTARTED
+from hf_vq.weights import check_dtype, expect_keys, is_finite
 
 FORMATS: dict[str, "Format"] = {}
 
@@ -238,6 +239,8 @@ def fill(source: Source, plan: Plan | PipelinePlan) -> Any:
 def _fill_model(source, plan, taken):
     """The model of a plan with its weights; adds the names of the source's tensors that it took."""
     model = plan.build()
+    left_out = {name for name in model.state_dict() if name.endswith(f".{UNSTARTED}")} - source.tensors.keys()
+    expect_keys(model, model.state_dict().keys() - left_out)
     weights, missing, latest = {}, [], set()
 
     def take(name):

@@ -43,7 +43,7 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None, r
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "weights_sha256": weights.hexdigest(),
         "codes_sha256": codes.hexdigest(),
-        **({"rounded_sha256": " ".join(_rounded(autoencoder, CASTS))} if rounded else {}),
+        **({"rounded_sha256": " ".join(_rounded(autoencoder, [config]))} if rounded else {}),
     }
 
 
@@ -65,13 +65,17 @@ def makes_codes(autoencoder: Tokenizer, codes_sha256: str, rounded_sha256: str |
     tensors = {name: each for name, each in _tensors(autoencoder) if not autoencoder.only_decodes(name)}
     if any(tensor.is_meta for tensor in tensors.values()):
         return None
-    exact = _start(autoencoder, _options(autoencoder))
-    for name, tensor in tensors.items():
-        _update(exact, name, tensor)
-    if exact.hexdigest() == codes_sha256:
-        return True
+    configs = [_options(autoencoder)]
+    if "quantizer_config" not in configs[0] and autoencoder.config.get("quantizer_config"):
+        configs.append({**configs[0], "quantizer_config": {}})  # what an earlier version kept that got no options
+    for config in configs:
+        exact = _start(autoencoder, config)
+        for name, tensor in tensors.items():
+            _update(exact, name, tensor)
+        if exact.hexdigest() == codes_sha256:
+            return True
     if rounded_sha256 is not None:
-        return not {*_rounded(autoencoder, CASTS)}.isdisjoint(rounded_sha256.split())
+        return not {*_rounded(autoencoder, configs)}.isdisjoint(rounded_sha256.split())
     stays = _prefixes_of_quantizers(autoencoder)
     floats = [
         each.float() for name, each in tensors.items() if each.is_floating_point() and not name.startswith(stays)
@@ -87,13 +91,14 @@ def tokenizer_of(dataset: Any) -> dict[str, str]:
     return getattr(dataset, "tokenizer", None) or {}
 
 
-def _rounded(autoencoder, variants):
-    """Hashes, each once, of the values that codes depend on after each of some casts, whatever their types are.
+def _rounded(autoencoder, configs):
+    """Hashes, each once, of the values that codes depend on after each of `CASTS`, whatever their types are.
 
-    First with the quantizers as they are, as our models are cast, then with theirs cast too.
+    First with the quantizers as they are, as our models are cast, then with theirs cast too; for each of some ways to
+    write the config.
     """
     stays = _prefixes_of_quantizers(autoencoder)
-    others, quantizers = ({casts: hashlib.sha256() for casts in [(), *variants]} for _ in range(2))
+    others, quantizers = ({casts: hashlib.sha256() for casts in [(), *CASTS]} for _ in range(2))
     for name, tensor in _tensors(autoencoder):
         if autoencoder.only_decodes(name):
             continue
@@ -105,11 +110,11 @@ def _rounded(autoencoder, variants):
                 values = values.float()
             digest.update(f"{name} {tuple(values.shape)}".encode())
             digest.update(_bytes(values))
-    start = _start(autoencoder, _options(autoencoder)).digest()
     found = [
-        hashlib.sha256(start + others[casts].digest() + quantizers[theirs].digest()).hexdigest()[:16]
+        hashlib.sha256(start.digest() + others[casts].digest() + quantizers[theirs].digest()).hexdigest()[:16]
+        for start in [_start(autoencoder, config) for config in configs]
         for all_of_it in (False, True)
-        for casts in variants
+        for casts in CASTS
         for theirs in [casts if all_of_it else ()]
     ]
     return list(dict.fromkeys(found))  # 16 digits are enough to tell models apart

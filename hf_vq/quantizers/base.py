@@ -50,7 +50,9 @@ class Quantizer(InferenceVerbs, nn.Module):
 
     Attributes:
         num_levels: codes per grid position; with more than one, codes have a levels axis after the batch.
-        initialized: whether the codebook has started (by k-means), needs no start, or was loaded.
+        initialized: whether the codebook has started (by k-means), needs no start, or was loaded. A class whose
+            codebook is to start sets it False, and True when it has started; one that is made of others answers for
+            them. What has not started says so in its state dict, by `unstarted`, a key that no other has.
         codebook_updates: when training forwards change the state by statistics: "forward" (each), "deferred"
             (they gather until `update_codebook()`) or "off".
         nonfinite_rows: on a GPU, how many latents with NaN or infinity were met. Their codes mean nothing, the loss
@@ -66,13 +68,13 @@ class Quantizer(InferenceVerbs, nn.Module):
     """
 
     nonfinite_rows: torch.Tensor
+    unstarted: torch.Tensor
     _one: torch.Tensor
     registry_kind = "quantizer"
     inference_verbs = ("tokenize", "detokenize")
     quantizer_type: str | None = None
     can_be_level = True
     num_levels = 1
-    initialized = True
     codebook_updates = "forward"
     stock_compatible = False
     latent_spreads: Any = None
@@ -85,6 +87,9 @@ class Quantizer(InferenceVerbs, nn.Module):
         check_own(cls, "__init__")
         if "detokenize" in vars(cls):  # one with a way of its own gets codes as the others do
             cls.detokenize = _of_any_integers(cls.detokenize)  # type: ignore[method-assign]
+        if isinstance(vars(cls).get("initialized"), bool):
+            cls._initialized = vars(cls)["initialized"]
+            del cls.initialized
 
     @checked
     def __init__(self, codebook_size: Codebook, dim: Width, code_dim: Width | None = None):
@@ -93,6 +98,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         self.project_in = nn.Identity() if code_dim is None else ExactLinear(dim, code_dim)
         self.project_out = nn.Identity() if code_dim is None else ExactLinear(code_dim, dim)
         self.fitted = None
+        self.register_buffer("unstarted", torch.ones((), dtype=torch.int64), persistent=not self._initialized)
         self.register_buffer("nonfinite_rows", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("_one", torch.ones((), dtype=torch.float32), persistent=False)  # device and dtype
 
@@ -107,7 +113,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         for name, verb in (("_codes", "tokenize"), ("_vectors", "detokenize")):
             if all(getattr(cls, each) is getattr(Quantizer, each) for each in (name, verb)):
                 raise TypeError(f"{cls.__name__} must define {name}, which its {verb} calls")
-        if cls.initialized is not True and all(
+        if (cls.initialized is not Quantizer.initialized or not cls._initialized) and all(
             getattr(cls, each) is getattr(Quantizer, each) for each in ("initialize", "_initialize")
         ):
             raise TypeError(f"{cls.__name__} has a codebook to start, by its initialized: it must define _initialize")
@@ -132,6 +138,17 @@ class Quantizer(InferenceVerbs, nn.Module):
     def bits_per_token(self) -> float:
         """Bits that the codes of one grid position can carry."""
         return self.num_levels * math.log2(self.codebook_size)
+
+    _initialized = True
+
+    @property
+    def initialized(self) -> bool:
+        return self._initialized
+
+    @initialized.setter
+    def initialized(self, value: bool) -> None:
+        self._initialized = bool(value)
+        self.register_buffer("unstarted", self.unstarted, persistent=not value)
 
     @property
     def started(self) -> bool:
@@ -246,15 +263,38 @@ class Quantizer(InferenceVerbs, nn.Module):
         Returns:
             The names that it filled. Loading refuses files that lack any other parameter or saved buffer.
         """
-        for name in missing & {"nonfinite_rows", "_one"}:  # not saved: transformers leaves them without values
-            getattr(self, name).fill_(name == "_one")
-        return missing & {"nonfinite_rows", "_one"}
+        derived = missing & {"nonfinite_rows", UNSTARTED, "_one"}
+        for name in derived:  # not saved: transformers leaves them without values
+            getattr(self, name).fill_(name != "nonfinite_rows")
+        return derived
 
     def finish_loading(self, missing: list[str]) -> None:
         """Called after a checkpoint was loaded, with the names of this quantizer's tensors that it lacked."""
         self.derive_buffers(set(missing))
+        if self.initialized and self._was_unstarted(set(missing)):
+            self.initialized = False
         if self.fitted is not None:
             self.fitted.finish_loading()
+
+    def expect_keys(self, stored: set[str]) -> None:
+        """Called before a file is loaded, with the names of this quantizer's tensors in it: they tell of its start."""
+        if stored and type(self).initialized is Quantizer.initialized:  # else its parts tell
+            self.initialized = UNSTARTED not in stored
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        stored = {name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)}
+        self.expect_keys(stored)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if stored and self.initialized and self._was_unstarted(self._buffers.keys() - stored):
+            self.initialized = False
+
+    def _was_unstarted(self, missing):
+        """Whether values say that a codebook has not started, as before there was a key for that; puts them right.
+
+        Args:
+            missing: names of tensors that were not loaded.
+        """
+        return False
 
     def _quantize(self, rows, valid, counted, batch_size):
         """Rows (n, code_dim) to (quantized rows with a gradient, codes (n,) or (n, num_levels), loss, losses).
@@ -337,6 +377,7 @@ class Quantizer(InferenceVerbs, nn.Module):
         return f"codebook_size={self.codebook_size}, dim={self.dim}"
 
 
+UNSTARTED = "unstarted"  # in the state dict of a quantizer whose codebook has not started
 NONFINITE = "latents hold NaN or infinity: what they were made of, or the weights that made them, did"
 
 

@@ -47,7 +47,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         codebook_size: number of codes.
         dim: width of the latents.
         beta: weight of the commitment term, 0 or more.
-        decay: of the running averages, in [0, 1].
+        decay: of the running averages, in [0, 1]; None: a subclass that takes it has a way of its own.
         kmeans_init: start the codebook by k-means on the first training batch.
         restart_threshold: a code restarts at a random latent when it is used less than this share of the average
             code, in [0, 1]; 0 switches it off.
@@ -70,7 +70,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         codebook_size: Codebook,
         dim: Width,
         beta: Weight = 0.25,
-        decay: Share = 0.99,
+        decay: Share | None = 0.99,
         kmeans_init: bool = True,
         restart_threshold: Share = 0.05,
         code_dim: Width | None = None,
@@ -90,7 +90,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
         self.entropy_offset, self.diversity = entropy_offset, diversity
         self.kmeans_init, self.initialized = bool(kmeans_init), not kmeans_init
-        self._pending, self._loaded_unstarted = None, False
+        self._pending = None
 
     def first_codebook(self) -> torch.Tensor:
         """A random codebook, (codebook_size, code_dim): Sonnet's variance scaling."""
@@ -133,8 +133,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
 
     def finish_loading(self, missing: list[str]) -> None:
         super().finish_loading(missing)
-        if "embedding.weight" not in missing and not self._loaded_unstarted:  # torch's own loading may have told
-            self._take_as_loaded(tells_use=not AVERAGES & set(missing))
+        self._pending = None
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared, codebook = self._comparable(rows), self.codebook
@@ -203,25 +202,18 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         self._set_codes(torch.where(counts[:, None] > 0, means, fresh))
         self._start_averages(counts * self.codebook_size / counts.sum())
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args):
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
-        if prefix + "embedding.weight" in state_dict:
-            self._take_as_loaded(tells_use=prefix + "cluster_size" in state_dict)
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.initialized and "cluster_size" in self._buffers:  # a codebook that has not started says so by it
-            destination[prefix + "cluster_size"] = torch.zeros_like(self.cluster_size)
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._pending = None
 
     @torch.no_grad()
-    def _take_as_loaded(self, tells_use):
-        """A codebook that was loaded has started, unless the file says that it had not, by codes that nothing uses."""
-        use, self._pending = self._buffers.get("cluster_size"), None
-        told = tells_use and self.kmeans_init and use is not None and use.device.type != "meta"
-        self._loaded_unstarted = told and use is not None and not use.any()
-        self.initialized = not self._loaded_unstarted
-        if self._loaded_unstarted:
-            self._start_fresh()
+    def _was_unstarted(self, missing):
+        """By codes that nothing uses."""
+        use = self._buffers.get("cluster_size")
+        if not self.kmeans_init or use is None or "cluster_size" in missing or use.device.type == "meta" or use.any():
+            return False
+        self._start_fresh()
+        return True
 
     def _start_fresh(self):
         """Averages of a codebook that has not started, as they are in a new one."""

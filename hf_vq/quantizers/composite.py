@@ -49,7 +49,7 @@ class CompositeQuantizer(Quantizer):
             make_quantizer(part_type, codebook_size, part_dim, part_config) for _ in range(num_parts)
         )
 
-    @property
+    @property  # type: ignore[misc]  # set by none: its parts tell
     def initialized(self) -> bool:
         return all(part.initialized for part in self.levels) and (self.fitted is None or self.fitted.started)
 

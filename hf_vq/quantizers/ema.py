@@ -9,7 +9,7 @@ from hf_vq.quantizers.codebook import CodebookQuantizer, FrozenCodebook, find_de
 from hf_vq.quantizers.distributed import draw_rows
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.kmeans import cluster_statistics
-from hf_vq.ranges import Codebook, Range, Width
+from hf_vq.ranges import Codebook, Range, Share, Width
 from hf_vq.registry import register
 
 
@@ -24,11 +24,12 @@ class EMAVectorQuantizer(CodebookQuantizer):
     Args:
         codebook_size: number of codes.
         dim: width of the latents.
+        decay: of the running averages, in [0, 1].
         epsilon: of the Laplace smoothing, between 0 and 1.
         zero_debias: averages start at zero and are divided by 1 - decay^steps, as in Sonnet: the first step replaces
             the codebook by batch means. Else they start from the codebook with a count of one, as in
             lucidrains/vector-quantize-pytorch.
-        beta, decay, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
+        beta, kmeans_init, restart_threshold, code_dim, normalize, gradient, entropy_weight,
             entropy_temperature, entropy_offset, diversity: see `CodebookQuantizer`. A restart sets code, sum and
             count together.
 
@@ -36,6 +37,7 @@ class EMAVectorQuantizer(CodebookQuantizer):
         ValueError: an argument out of its range.
     """
 
+    decay: float
     embedding_sum: torch.Tensor
     ema_steps: torch.Tensor  # with zero_debias
 
@@ -44,11 +46,12 @@ class EMAVectorQuantizer(CodebookQuantizer):
         codebook_size: Codebook,
         dim: Width,
         *,
+        decay: Share = 0.99,
         epsilon: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-5,
         zero_debias: bool = False,
         **options: Any,
     ):
-        super().__init__(codebook_size, dim, **options)
+        super().__init__(codebook_size, dim, decay=decay, **options)
         self.epsilon, self.zero_debias = epsilon, zero_debias
         self.embedding = FrozenCodebook(self.first_codebook())
         codebook = self.codebook

@@ -71,7 +71,7 @@ class FiniteScalarQuantizer(Quantizer):
         """Latents were not fitted."""
         return {"fit_latents": False}
 
-    @property
+    @property  # type: ignore[misc]  # set by none: the moments tell
     def initialized(self) -> bool:
         return self.fitted is None or self.fitted.started
 

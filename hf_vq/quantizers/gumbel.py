@@ -17,7 +17,7 @@ from hf_vq.quantizers.nearest import nearest_codes
 from hf_vq.ranges import Codebook, Positive, Size, Weight, Width
 from hf_vq.registry import register
 
-_UNSTARTED = -1  # as steps in a file
+_UNSTARTED = -1  # as steps in a file, before there was a key for that
 _LEAST_DISTANCE = 0.01  # of the variance: a batch may have no more latents than there are clusters
 
 
@@ -75,7 +75,6 @@ class GumbelQuantizer(Quantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._due: bool | torch.Tensor = False  # a step that is not counted yet
         self.kmeans_init, self.initialized = kmeans_init, not kmeans_init
-        self._loaded_unstarted = False
 
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -88,29 +87,13 @@ class GumbelQuantizer(Quantizer):
             self.steps.zero_()
         return super().derive_buffers(missing) | missing & {"steps"}
 
-    def finish_loading(self, missing: list[str]) -> None:
-        super().finish_loading(missing)
-        if "proj.weight" not in missing and not self._loaded_unstarted:  # torch's own loading may have told
-            self._take_as_loaded()
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "proj.weight" in state_dict:
-            self._take_as_loaded()
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.initialized:  # logits that have not started say so by it
-            destination[prefix + "steps"] = torch.full_like(self.steps, _UNSTARTED)
-
     @torch.no_grad()
-    def _take_as_loaded(self):
-        """Logits that were loaded have started, unless the file says that they had not."""
-        if self.steps.device.type == "meta":
-            return
-        self._loaded_unstarted = self.kmeans_init and bool(self.steps == _UNSTARTED)
-        self.initialized = not self._loaded_unstarted
-        self.steps.clamp_(min=0)
+    def _was_unstarted(self, missing):
+        """By a number of steps that there is not."""
+        told = self.steps.device.type != "meta" and bool(self.steps == _UNSTARTED)
+        if told:
+            self.steps.zero_()
+        return told and self.kmeans_init
 
     @property
     def temperature(self) -> torch.Tensor:

@@ -83,7 +83,7 @@ class LookupFreeQuantizer(Quantizer):
         """Latents were not fitted, and entropy and commitment weighed more."""
         return EARLIER
 
-    @property
+    @property  # type: ignore[misc]  # set by none: the moments tell
     def initialized(self) -> bool:
         return self.fitted is None or self.fitted.started
 

@@ -67,7 +67,7 @@ class RemappedQuantizer(Quantizer):
     def part_types(cls, options: dict[str, Any]) -> dict[str, str]:
         return {"base_config": "vector"}
 
-    @property
+    @property  # type: ignore[misc]  # set by none: its parts tell
     def initialized(self) -> bool:
         return self.base.initialized
 

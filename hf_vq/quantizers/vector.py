@@ -64,8 +64,8 @@ class VectorQuantizer(CodebookQuantizer):
                 "code_transform keeps its codes frozen: restart_threshold must be 0, "
                 f"got {options['restart_threshold']!r}"
             )
-        super().__init__(codebook_size, dim, **options if decay is None else {**options, "decay": decay})
-        self.legacy, self.use_decay = legacy, decay
+        super().__init__(codebook_size, dim, decay=decay, **options)
+        self.legacy = legacy
         self.frozen_codebook_dim = (frozen_codebook_dim or self.code_dim) if code_transform else None
         if self.frozen_codebook_dim is not None:
             self.embedding = FrozenCodebook(self.first_codebook())
@@ -131,12 +131,12 @@ class VectorQuantizer(CodebookQuantizer):
 
     def _update(self, counts, fresh):
         counts = counts.to(self.cluster_size.dtype)
-        if self.use_decay is None:
+        if self.decay is None:
             latents_per_code = counts.sum() / self.codebook_size
             self.cluster_size.mul_((-latents_per_code / _REMEMBERED).exp()).add_(counts)
         else:
             moves = (counts.sum() > 0).to(counts.dtype)  # a step of nothing but padding moves nothing
-            self.cluster_size.lerp_(counts, moves * (1 - self.use_decay))
+            self.cluster_size.lerp_(counts, moves * (1 - self.decay))
         dead, average = find_dead(self.cluster_size, self.restart_threshold, counts)
         self.embedding.weight.copy_(torch.where(dead[:, None], fresh, self.embedding.weight))
         self.cluster_size.copy_(torch.where(dead, average, self.cluster_size))

@@ -217,6 +217,8 @@ class PixelDecoder(Host):
             factor, shift = config["input_scale"], config["input_shift"]
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         for name, tensor in model.state_dict().items():  # those of the last layer differ, along one axis
+            if name not in state:  # of a codebook that is yet to start
+                continue
             for axis in [axis for axis, size in enumerate(tensor.shape) if state[name].shape[axis] != size]:
                 given = state[name].movedim(axis, 0).unflatten(0, (self.config.in_channels, -1))
                 state[name] = torch.zeros_like(tensor, dtype=given.dtype)
@@ -225,9 +227,6 @@ class PixelDecoder(Host):
                 taken[:, :shared] = given[:, :shared]
                 taken[:, 0] = taken[:, 0] * factor + (shift if name.endswith("bias") else 0)
         model.load_state_dict(state, assign=True)
-        for ours, theirs in zip(self.modules(), model.modules(), strict=True):
-            if "initialized" in vars(ours):  # a codebook that has not started has not started in the copy either
-                theirs.initialized = ours.initialized
         model.processor = self._processor
         return model.train(self.training)
 
