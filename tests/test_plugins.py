@@ -77,7 +77,7 @@ def test_repositories_load_by_our_classes_and_by_stock_ones_with_trust(client, h
         assert client("load_stock", work=str(client.work), what=what)
     for name in ("codec", "prior", "pipeline"):
         card = client("read_card", repo_id=f"me/{name}")
-        assert "`pip install hf_vq hf-vq-example`" in card
+        assert "`pip install hf-vq-example`" in card
         assert "hf_vq and hf-vq-example installed" in card
         assert client("run_card", repo_id=f"me/{name}", folder=str(client.work)).startswith("import hf_vq_example")
     for name in ("codec/hf_vq_remote.py", "prior/hf_vq_remote.py", "pipeline/prior/hf_vq_remote.py"):

@@ -158,7 +158,7 @@ def write_card(
         title=repo_id.split("/")[-1],
         summary=_summary(folder),
         previews=_previews(folder, files),
-        packages=" ".join(["hf_vq", *folder.packages]),
+        packages=" ".join(folder.packages),
         usage=_with_imports(folder, _usage(folder, repo_id)),
         stock_words=words,
         stock_usage=stock_usage,
