@@ -107,7 +107,7 @@ def told(value, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"size": 16}, {"size": (4, 6)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
+    [{"size": 16}, {"size": (4,)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
 )
 def test_bad_arguments_are_named(arguments):
     ((name, value),) = arguments.items()
