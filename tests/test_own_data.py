@@ -6,11 +6,15 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import hf_vq
+import hf_vq_cli
 from hf_vq.data.images import load_images
+from hf_vq.modalities import ImageProcessor
 
 COLOURS = [(40 * number, 255 - 40 * number, 7) for number in range(6)]
 
@@ -281,3 +285,41 @@ def test_a_fault_of_a_layout_is_named(fault):
     with pytest.raises(ValueError, match=words) as told:
         load_images("data", **{"validation_fraction": 0, **options})
     assert "\n" not in str(told.value)
+
+
+def gradient(path, width, height, number=0):
+    """A picture that is brighter to the right and below, unlike its mirror image."""
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    values = (across * 8 + down * 3 + number * 5).astype(np.uint8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return values
+
+
+def run(*arguments):
+    return hf_vq_cli.main([str(argument) for argument in arguments])
+
+
+TRAINING = ["--max_steps", 2, "--save_steps", 0, "--use_cpu", "true", "--disable_tqdm", "true"]
+TINY = ["--model_config", json.dumps({"hidden_channels": 8, "stage_channels": [4], "num_residual_layers": 0,
+        "codebook_size": 8})]  # fmt: skip
+
+
+def test_the_command_line_trains_on_own_data_of_any_shape_and_writes_captions_beside_codes(capsys):
+    for number in range(6):
+        gradient(f"data/{number % 2}/{number}.png", 24 + number, 10, number)
+        Path(f"data/{number % 2}/{number}.txt").write_text(f"number {number}")
+    flags = ["--image_size", "8x12", "--resize", "pad", "--background", "black", "--random_flip", "true"]
+    assert run("train", "autoencoder", "--data", "data", "--output", "model", *flags, *TRAINING, *TINY) == 0
+    model = hf_vq.AutoVQModel.from_pretrained("model")
+    assert model.processor == ImageProcessor((8, 12), "pad", 1, background="black")
+    assert run("tokenize", "model", "--data", "data", "--output", "codes", "--validation_fraction", 0) == 0
+    assert "warning" not in capsys.readouterr().err
+    rows = datasets.load_dataset("codes", split="train")
+    assert rows["caption"][:] == [f"number {number}" for number in (0, 2, 4, 1, 3, 5)]
+    assert rows.features["class_labels"].names == ["0", "1"]
+    codes = hf_vq.data.codes.load_codes("codes", tokenizer=model)
+    image = Image.open("data/1/5.png")
+    assert torch.equal(codes[5]["codes"], model.tokenize(image)[0])
+    assert run("tokenize", "model", "--data", "data", "--output", "more", "--random_flip", "true") == 2
+    assert "unknown option --random_flip" in capsys.readouterr().err

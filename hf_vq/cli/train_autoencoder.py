@@ -1,6 +1,7 @@
 """`hf-vq train autoencoder`: samples in, a tokenizer out."""
 
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.data_options import data_options
 from hf_vq.cli.options import as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
+from hf_vq.data.padding import is_stream
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
@@ -68,7 +70,7 @@ class ModelOptions:
 def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, args, given = parse_options(
-        [ModelOptions, data_options(), AutoencoderTrainingArguments],
+        [ModelOptions, data_options(training=True), AutoencoderTrainingArguments],
         argv,
         verb="train autoencoder",
         description="Train an autoencoder with a vector-quantized bottleneck.",
@@ -123,7 +125,11 @@ def prepare(
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
     model.code_shapes(train.sample_shape)
-    check_disk_space(args.output_dir, training_bytes(Reconstruction(model, args), args, len(train)), "training")
+    check_disk_space(
+        args.output_dir,
+        training_bytes(Reconstruction(model, args), args, None if is_stream(train) else len(train)),
+        "training",
+    )
     return model, modality, train, validation
 
 
@@ -143,8 +149,9 @@ def train_and_show(
     if not options.resume:
         write_recipe(folder, given)
     codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
+    number = "a stream of" if is_stream(train) else f"{len(train):,}"
     say(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {number} "
         f"{modality.plural} of {times(train.sample_shape)} to {codes}."
     )
     report = train_autoencoder(model, train, args, eval_dataset=validation)
@@ -153,7 +160,10 @@ def train_and_show(
         metrics = report["metrics"]
         error = figure_text("error_over_variance", metrics.get("eval_error_over_variance"))
         say(f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}."))
-        save_pictures(model, modality, train if validation is None else validation, report, folder)
+        shown = train if validation is None else validation
+        save_pictures(
+            model, modality, list(itertools.islice(shown, 1024)) if is_stream(shown) else shown, report, folder
+        )
     return report
 
 

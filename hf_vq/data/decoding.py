@@ -84,7 +84,7 @@ def decode(
     image_size: int | tuple[int, int] | None = None,
     rules: PixelRules | None = None,
     resize: str | None = None,
-    place: tuple[float, float] = (0.5, 0.5),
+    place: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Decode one opened PIL image.
 

@@ -1,24 +1,22 @@
 """A map-style data set of images, which are checked before any work."""
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hf_vq.data.decoding import check_complete, decode, is_deep, is_lossless, read_header
+from hf_vq.data.decoding import check_complete, is_deep, is_lossless, read_header
+from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
 from hf_vq.data.sources import ImageSource
 from hf_vq.ranges import Count, Side, Width
-from hf_vq.renaming import warn_user
 
 CACHE_BYTES = 512 * 2**20
-
-
-class MismatchError(ValueError):
-    """A sound image that does not fit the others: no bad image to skip, but options to change."""
 
 
 class ImageDataset(Dataset):
@@ -38,6 +36,7 @@ class ImageDataset(Dataset):
         class_names: list of str, None without classes; those of the training split also where this one has no labels.
         labels: (len,) int64 tensor, None without labels.
         captions: list of str, None without captions.
+        random_crop, random_flip: what `draw` does.
         skipped: one line per bad image that was left out, with the reason.
     """
 
@@ -53,26 +52,32 @@ class ImageDataset(Dataset):
         skip_bad: bool = False,
         cache_bytes: Count = CACHE_BYTES,
         rules: PixelRules | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
     ):
         if len(source.names) == 0:
             raise ValueError("the data set has no images")
         self.image_size = as_sides(image_size)
         self.resize = pick_rule(resize, self.image_size)
+        if random_crop and self.resize != "crop":
+            raise ValueError(f"random_crop=True needs image_size and resize crop, got resize={self.resize!r}")
+        self.random_crop, self.random_flip = random_crop, random_flip
         self.skip_bad, self.skipped = skip_bad, []
         rules = rules or PixelRules()
         self.rules = PixelRules(
             rules.value_range, rules.background, source.white if rules.value_range is None else 255
         )
         self.source, headers = self._read_headers(source)
-        self._with_alpha = {name for name, header in zip(self.source.names, headers, strict=False) if header.alpha}
-        self._tells_alpha = False
-        self._grey_was_guessed = channels is None and not any(header.colour for header in headers)
-        channels = channels or (1 if self._grey_was_guessed else 3)
-        sides = self.image_size or (headers[0].height, headers[0].width)
-        self.sample_shape = (channels, *sides)
+        self.reader = ImageReader(
+            self.source.names,
+            headers,
+            image_size=self.image_size,
+            resize=self.resize,
+            channels=channels,
+            rules=self.rules,
+        )
+        self.sample_shape = self.reader.sample_shape
         self.num_values = self.rules.white + 1
-        for name, header in zip(self.source.names, headers, strict=False):
-            self._check_header(name, header)
         self.cache = None
         if len(self.source.names) * math.prod(self.sample_shape) <= cache_bytes:
             self.source, decoded = self._each(self.source, self._decode, "decoding images")
@@ -80,8 +85,8 @@ class ImageDataset(Dataset):
         elif source.files or skip_bad:
             self.source, _ = self._each(self.source, self._check, "checking images")
         if self.cache is not None or source.files:
-            self._warn_of_alpha(f"{len(self._with_alpha):,} of {len(self):,} images have")
-        self._tells_alpha = self.cache is None and not source.files  # rows that are not read yet
+            self.reader.warn_of_alpha(f"{len(self.reader.with_alpha):,} of {len(self):,} images have")
+        self.reader.tells_alpha = self.cache is None and not source.files  # rows that are not read yet
         labels = self.source.labels
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.class_names, self.captions = self.source.class_names, self.source.captions
@@ -91,8 +96,24 @@ class ImageDataset(Dataset):
         return len(self.source.names)
 
     def __getitem__(self, index):
-        pixels = self._decode(index) if self.cache is None else self.cache[index]
-        item = {"sample": pixels.to(torch.float32) * (2 / self.rules.white) - 1}
+        return self._item(index, self._decode(index) if self.cache is None else self.cache[index])
+
+    @property
+    def draws(self) -> bool:
+        """Whether training is to take items from `draw`."""
+        return self.random_crop or self.random_flip
+
+    def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        """An item as training sees it once: cropped and flipped at random, where the data set is to do so."""
+        if self.random_crop:
+            pixels = self._decode(index, place=tuple(generator.random(2)))
+        else:
+            pixels = self._decode(index) if self.cache is None else self.cache[index]
+        flips = self.random_flip and generator.random() < 0.5
+        return self._item(index, pixels.flip(-1) if flips else pixels)
+
+    def _item(self, index, pixels):
+        item = {"sample": self.reader.to_sample(pixels)}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
         if self.captions is not None:
@@ -129,41 +150,9 @@ class ImageDataset(Dataset):
                 counts["of a format that loses detail"] += not is_lossless(image)
         return [f"{count:,} of {len(self):,} images were {cause}" for cause, count in counts.items() if count]
 
-    def _decode(self, index):
+    def _decode(self, index, place=None):
         """(channels, height, width) uint8; an error names the image."""
-        try:
-            with self.source.open(index) as image:
-                header = read_header(image)
-                self._check_header(self.source.names[index], header)
-                if header.alpha:
-                    self._with_alpha.add(self.source.names[index])
-                    if self._tells_alpha:
-                        self._tells_alpha = False
-                        self._warn_of_alpha(f"{self.source.names[index]} and maybe others have")
-                pixels = decode(image, self.sample_shape[0], self.image_size, self.rules, self.resize)
-                return torch.from_numpy(np.ascontiguousarray(pixels))
-        except MismatchError:
-            raise
-        except Exception as error:  # image plugins raise all kinds on damaged bytes
-            raise _bad_image(self.source.names[index], error) from error
-
-    def _warn_of_alpha(self, which):
-        if self._with_alpha:
-            warn_user(f"{which} an alpha channel: transparent pixels lie on {self.rules.background} (background)")
-
-    def _check_header(self, name, header):
-        """Raise a MismatchError for a sound image that does not fit the first one."""
-        height, width = self.sample_shape[1:]
-        if self._grey_was_guessed and header.colour:
-            raise MismatchError(f"{name} has colour where {self.source.names[0]} has none: give channels (1 or 3)")
-        if self.resize != "none" or (header.height, header.width) == (height, width):
-            return
-        if self.image_size is not None:
-            raise MismatchError(f"{name} is {header.height}x{header.width}, not {height}x{width}, and resize is none")
-        raise MismatchError(
-            f"images differ in size, give image_size: {self.source.names[0]} is {height}x{width}, "
-            f"{name} is {header.height}x{header.width}"
-        )
+        return self.reader.read(self.source.names[index], partial(self.source.open, index), place)
 
     def _check(self, index):
         """Look for a truncated file; by decoding where `skip_bad` or a range leave more to go wrong later."""
@@ -184,7 +173,7 @@ class ImageDataset(Dataset):
             except MismatchError:
                 raise
             except Exception as error:
-                problem = _bad_image(source.names[index], error)
+                problem = bad_image(source.names[index], error)
                 if not self.skip_bad:
                     raise ValueError(f"{problem} (skip_bad leaves bad images out)") from error
                 self.skipped.append(str(problem))
@@ -205,13 +194,5 @@ class ImageDataset(Dataset):
             try:
                 return source, [read(index)]
             except Exception as error:
-                problem = _bad_image(source.names[index], error)
+                problem = bad_image(source.names[index], error)
         raise problem
-
-
-def _bad_image(name, error):
-    """The error for one image, once: an error that names the image already is returned as it is."""
-    text = str(error)
-    if text.startswith(f"bad image {name}: "):
-        return error
-    return ValueError(f"bad image {name}: {'not an image' if 'cannot identify image file' in text else text}")

@@ -1,14 +1,16 @@
 """Images for training: one function that loads them from anywhere."""
 
 from pathlib import Path
+from typing import Any
 
 from hf_vq.arguments import checked
 from hf_vq.data.image_dataset import CACHE_BYTES, ImageDataset
 from hf_vq.data.image_folders import folder_source
+from hf_vq.data.image_stream import ImageStream
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
 from hf_vq.data.slices import is_slice, slice_rows, split_name
-from hf_vq.data.sources import DIGITS_HELD_OUT, Columns, digits_source, files_source
+from hf_vq.data.sources import DIGITS_HELD_OUT, Columns, MissingSplitError, digits_source, files_source
 from hf_vq.data.tables import read_splits, table_source
 from hf_vq.ranges import Chance, Count, Number, Side, Width
 
@@ -30,7 +32,10 @@ def load_images(
     cache_bytes: Count = CACHE_BYTES,
     value_range: tuple[Number, Number] | list[Number] | None = None,
     background: str = "white",
-) -> ImageDataset:
+    random_crop: bool = False,
+    random_flip: bool = False,
+    streaming: bool = False,
+) -> ImageDataset | ImageStream:
     """Load one split of an image data set.
 
     Where the source has no validation split, the same random `validation_fraction` of its training images is held
@@ -64,30 +69,29 @@ def load_images(
             unsigned 16 bits, 0 to 1 of floats; signed and wider integers, and 16 bits that hold fewer, need it.
         background: colour under transparent pixels and around padded images, a name or "#rrggbb"; a warning counts
             images with alpha.
+        random_crop, random_flip: what `train_autoencoder` sees is cropped anywhere in the image, not in the middle;
+            half of it is mirrored. Items are as they are.
+        streaming: read Parquet files, tar files or a data set of the Hub as they are gone through, without labels and
+            captions; nothing is held out. They need not fit the disk.
 
     Returns:
-        `ImageDataset`.
+        `ImageDataset`; with `streaming` an `ImageStream`.
 
     Raises:
         ValueError: unknown source, split or column, bad image (names the file), sizes that differ (names two), pixel
             values out of range or of no known range.
     """
-    rules = PixelRules(value_range, background)  # type: ignore[arg-type]  # checks both
-    size = as_sides(image_size)
-    rule = pick_rule(resize, size)
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
-    columns = Columns(image_column, label_column, caption_column)
+    rules, size = PixelRules(value_range, background), as_sides(image_size)  # type: ignore[arg-type]  # checks both
+    columns, rule = Columns(image_column, label_column, caption_column), pick_rule(resize, size)
+    how: dict[str, Any] = {"image_size": size, "resize": rule, "channels": channels, "rules": rules}
+    draws: dict[str, Any] = {"random_crop": random_crop, "random_flip": random_flip}
+    if streaming:
+        rows, name = _find_stream(str(source), split, columns, config_name, draws)
+        return ImageStream(rows, name, image_column, skip_bad=skip_bad, **how)
     images = _find(source, split, validation_fraction, columns, config_name, resized=rule != "none")
-    return ImageDataset(
-        images,
-        image_size=size,
-        resize=rule,
-        channels=channels,
-        skip_bad=skip_bad,
-        cache_bytes=cache_bytes,
-        rules=rules,
-    )
+    return ImageDataset(images, skip_bad=skip_bad, cache_bytes=cache_bytes, **how, **draws)
 
 
 def _find(source, asked, fraction, columns, config_name, resized):
@@ -107,3 +111,26 @@ def _find(source, asked, fraction, columns, config_name, resized):
     if columns.label == "none":
         images.labels = images.class_names = None
     return images.select(slice_rows(asked, len(images.names))) if is_slice(asked) else images
+
+
+def _find_stream(source, split, columns, config_name, draws):
+    """The rows of a split as a stream, and what messages call them."""
+    for name, asked in draws.items():
+        if asked:
+            raise ValueError(f"{name}=True: a stream (streaming=True) gives images as they are")
+    for name in ("label", "caption"):
+        if getattr(columns, name) not in (None, "none"):
+            raise ValueError(f"{name}_column={getattr(columns, name)!r}: a stream (streaming=True) gives images alone")
+    if is_slice(split):
+        raise ValueError(f"split={split!r}: rows of a stream (streaming=True) have no numbers, give a whole split")
+    splits = None if source == "digits" else read_splits(source, config_name, streaming=True)
+    if splits is None:
+        raise ValueError(
+            f"streaming=True: {source} is on this disk, whose images are read when they are needed anyway"
+        )
+    if split not in splits:
+        raise MissingSplitError(
+            f"split={split!r}: {source} has splits {', '.join(splits)}, and nothing is held out of a stream: name one "
+            "of them, or hold nothing out (validation_fraction 0)"
+        )
+    return splits[split], f"{source} {split}"

@@ -44,7 +44,7 @@ def pick_rule(resize: str | None, size: tuple[int, int] | None) -> str:
 
 
 def resized(
-    image: Image.Image, size: tuple[int, int], resize: str, fill: Any, place: tuple[float, float] = (0.5, 0.5)
+    image: Image.Image, size: tuple[int, int], resize: str, fill: Any, place: tuple[float, float] | None = None
 ) -> Image.Image:
     """A picture in a size, by Lanczos.
 
@@ -54,7 +54,7 @@ def resized(
         resize: "crop": the largest part of the shape of `size`; "pad": the whole picture, in the middle of a
             background; "stretch": the whole picture, in another shape; "none": as it is.
         fill: colour of the background, of the picture's mode.
-        place: of the part, down and across, in [0, 1]: 0.5 is the middle.
+        place: of the part, down and across, in [0, 1), evenly over all places that there are; None: the middle.
     """
     height, width = size
     if resize == "none" or image.size == (width, height):
@@ -62,7 +62,11 @@ def resized(
     if resize == "crop":
         scale = min(image.height / height, image.width / width)
         inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-        top, left = (int((whole - part) * at) for whole, part, at in zip(image.size[::-1], inner, place, strict=True))
+        free = (image.height - inner[0], image.width - inner[1])
+        if place is None:
+            top, left = (room // 2 for room in free)
+        else:
+            top, left = (int((room + 1) * share) for room, share in zip(free, place, strict=True))
         image = image.crop((left, top, left + inner[1], top + inner[0]))
     if resize == "pad":
         scale = min(height / image.height, width / image.width)

@@ -35,6 +35,7 @@ class Modality:
         save_samples: `(path, samples, columns)`: all samples.
         output_class: what a pipeline returns; its one field are the samples.
         output_types: forms in which `processor.postprocess` gives samples.
+        training_options: dataclass of the loader's options that training an autoencoder alone takes, if any.
     """
 
     registry_kind: ClassVar[str] = "modality"
@@ -58,3 +59,4 @@ class Modality:
     save_samples: Callable
     output_class: type
     output_types: tuple[str, ...]
+    training_options: type | None = None

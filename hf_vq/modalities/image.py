@@ -57,6 +57,22 @@ class ImageOptions(ImageSize):
     )
 
 
+@dataclass
+class ImageTraining:
+    """How training reads images; see `hf_vq.data.images.load_images`."""
+
+    random_crop: bool = field(
+        default=False, metadata={"help": "of images: crop anywhere, not in the middle; validation stays as it is"}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read Parquet, tars or the Hub on the way, which need not fit the disk; needs max_steps"},
+    )
+    random_flip: bool = field(
+        default=False, metadata={"help": "of images: mirror half of them; validation stays as it is"}
+    )
+
+
 def fit_options(options: dict[str, Any], channels: int | None, processor: ImageProcessor | None) -> dict[str, Any]:
     """Options of `load_images` for a model: its channels; size, rule, range and background where none are given."""
     if channels is not None and options["channels"] not in (None, channels):
@@ -110,5 +126,6 @@ IMAGE = Modality(
     save_samples=save_sample_rows,
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
+    training_options=ImageTraining,
 )
 register(IMAGE)

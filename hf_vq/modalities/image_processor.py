@@ -15,6 +15,7 @@ from PIL import Image
 from hf_vq.arguments import check_fields
 from hf_vq.data.decoding import decode
 from hf_vq.data.image_dataset import ImageDataset
+from hf_vq.data.image_stream import ImageStream
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import fill_colour, resized
 from hf_vq.hub import PROCESSOR
@@ -70,12 +71,12 @@ class ImageProcessor:
         return PixelRules(self.value_range, self.background, self.white)
 
     @classmethod
-    def from_dataset(cls, dataset: ImageDataset) -> "ImageProcessor":
-        """The processor that makes the samples of an `ImageDataset`."""
-        channels, *size = dataset.sample_shape
+    def from_dataset(cls, dataset: ImageDataset | ImageStream) -> "ImageProcessor":
+        """The processor that makes the samples of an `ImageDataset` or `ImageStream`."""
+        channels, height, width = dataset.sample_shape
         rule = "center_crop" if dataset.resize == "crop" else dataset.resize
         rules = dataset.rules
-        return cls(tuple(size), rule, channels, rules.white, rules.value_range, rules.background)
+        return cls((height, width), rule, channels, rules.white, rules.value_range, rules.background)
 
     def __call__(self, images: Any, device: torch.device | str | None = None) -> torch.Tensor:
         """Samples of pictures.
@@ -125,7 +126,7 @@ class ImageProcessor:
             return {}
         return {"image_size": self.size, "resize": RULES[self.resize]}
 
-    def differences(self, dataset: ImageDataset) -> list[str]:
+    def differences(self, dataset: ImageDataset | ImageStream) -> list[str]:
         """How the samples of a data set are unlike this processor's, in words; none where they are alike."""
         channels, *size = dataset.sample_shape
         lines = []

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from hf_vq.data.padding import is_stream
 from hf_vq.training.arguments import AutoencoderTrainingArguments
@@ -47,6 +48,8 @@ def check_readable(dataset: Any, args: AutoencoderTrainingArguments) -> None:
 
 class IndexedReader:
     """Reads a map-style data set in the order of a `ShuffledStream`: its position is the step alone.
+
+    One that `draws` gives its items by `draw(index, numpy generator)`, which may change them at random.
 
     Attributes:
         position: what a checkpoint must tell besides the step: nothing here.
@@ -96,9 +99,10 @@ class IndexedReader:
 
     def steps(self, step: int, pin_memory: bool) -> Iterator[list[Batch]]:
         """Endless lists of the batches of one optimizer step, of this process, from a step on."""
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.stream.batches(start_step=step),
+        draws = getattr(_innermost(self.dataset), "draws", False)
+        loader: DataLoader = DataLoader(
+            _Drawn(self.dataset, self.args.seed) if draws else self.dataset,
+            batch_sampler=self.stream.places(step) if draws else self.stream.batches(step),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=pin_memory,
             collate_fn=self.collate,
@@ -107,6 +111,28 @@ class IndexedReader:
         batches = iter(loader)
         while True:
             yield [next(batches) for _ in range(self.args.gradient_accumulation_steps)]
+
+
+class _Drawn(Dataset):
+    """Items as a data set draws them, by index and position in the stream: random numbers are those of the position.
+
+    So a resumed run draws what it would have drawn, with any number of processes and workers.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        (index, position), dataset = place, self.dataset
+        while isinstance(dataset, Subset):
+            index, dataset = dataset.indices[index], dataset.dataset
+        return dataset.draw(index, np.random.default_rng((self.seed, position)))
+
+
+def _innermost(dataset):
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
 
 
 class StreamReader:
