@@ -55,7 +55,7 @@ def write_rows(path, rows):
 def write_tar(path, numbers, **fields):
     """A WebDataset: `fields` gives the bytes of a file of each number by its suffix."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w:gz" if path.endswith("gz") else "w") as archive:
         for number in numbers:
             for suffix, content in {"png": png, **fields}.items():
                 info, data = tarfile.TarInfo(f"{number:04d}.{suffix}"), content(number)
@@ -79,6 +79,8 @@ def classes_and_strays():
     for name in ("README.md", "cat/notes.json", "cat/Thumbs.db", ".DS_Store", "dog/.hidden.png", "empty/readme"):
         Path("data", name).parent.mkdir(exist_ok=True)
         Path("data", name).write_text("no picture")
+    Path("data/cat/deep/again").symlink_to(Path("data").absolute())
+    Path("data/all.tar").write_bytes(b"what they came in")
     return {"data": [(0, "cat", None), (1, "cat", None), (2, "dog", None)]}
 
 
@@ -152,7 +154,7 @@ def saved_splits():
 def tar_folder():
     write_tar("data/train-000.tar", [0, 1], cls=lambda n: str(n).encode(), txt=lambda n: f"tar {n}".encode())
     write_tar("data/train-001.tar", [2], cls=lambda n: str(n).encode(), txt=lambda n: f"tar {n}".encode())
-    write_tar("data/val-000.tar", [3], cls=lambda n: b"1", txt=lambda n: b"held")
+    write_tar("data/more/val-000.tar.gz", [3], cls=lambda n: b"1", txt=lambda n: b"held")
     Path("data/index.json").write_text("{}")
     return {"train": [(n, str(n), f"tar {n}") for n in range(3)], "validation": [(3, "1", "held")]}
 

@@ -35,9 +35,9 @@ def pick_column(
     Raises:
         ValueError: no such column, or several of that type.
     """
+    if asked == "none":
+        return None
     if asked is not None:
-        if asked == "none" and asked not in features:
-            return None
         if asked not in features:
             raise ValueError(f"{argument}={asked!r}: {source} has columns {', '.join(features)}")
         return asked

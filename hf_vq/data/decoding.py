@@ -1,6 +1,7 @@
 """Image files to uint8 arrays, and the checks that find a bad file before any work."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode I is unsigned 16-bit
 LOSSLESS_FORMATS = (None, "PNG", "BMP", "GIF", "PPM", "TGA", "QOI")  # None: made from an array
 LOSSLESS_TIFF = ("raw", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
+NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # Pillow knows these formats by name, but does not read them
 EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap width and height
 
 
@@ -24,6 +26,19 @@ class Header:
     width: int
     colour: bool
     alpha: bool
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or where it has none by its first bytes."""
+    if path.suffix:
+        Image.init()
+        kind = Image.EXTENSION.get(path.suffix.lower())
+        return kind in Image.OPEN and kind not in NO_PICTURES
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # image plugins raise all kinds
+        return False
 
 
 def read_header(image: Image.Image) -> Header:

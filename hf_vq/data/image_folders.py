@@ -4,14 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from hf_vq.data.decoding import is_picture
 from hf_vq.data.sources import Columns, ImageSource, carve, files_source
 from hf_vq.data.tables import SPLIT_NAMES, read_metadata, rows_source
 from hf_vq.renaming import warn_user
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # Pillow tells these files, but does not read them
 
 
 def folder_source(folder: Path, split: str, fraction: float, columns: Columns) -> ImageSource:
@@ -41,19 +40,6 @@ def folder_source(folder: Path, split: str, fraction: float, columns: Columns) -
     return carve(training, split, fraction, str(splits["train"]))
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file is an image by its suffix, or where it has none by its first bytes."""
-    if path.suffix:
-        Image.init()
-        kind = Image.EXTENSION.get(path.suffix.lower())
-        return kind in Image.OPEN and kind not in NO_PICTURES
-    try:
-        with Image.open(path):
-            return True
-    except Exception:  # plugins raise all kinds
-        return False
-
-
 def _read(folder, root, columns, class_names=None):
     """All images of one split; `class_names` are those of the training split, for the others."""
     pictures: list[Path] = []
@@ -81,10 +67,14 @@ def _read(folder, root, columns, class_names=None):
 
 
 def _files_below(folder):
-    """All files below a folder, sorted; names that start with a dot are left out."""
-    found = []
+    """All files below a folder, sorted; names that start with a dot are left out, and links back to what was seen."""
+    found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         found += [Path(parent, name) for name in files if name[0] != "."]
     return sorted(found)
 
@@ -115,8 +105,9 @@ def _of_classes(folder, pictures, columns, class_names):
 def _of_tables(tables, folder, columns, class_names, pictures):
     """The images that tables name, of those that lie in a folder."""
     rows, paths = read_metadata(tables, columns)
-    here = folder.resolve()
-    kept = [row for row, path in enumerate(paths) if Path(path).resolve().is_relative_to(here)]
+    kept = list(range(len(paths)))
+    if not tables[0].is_relative_to(folder):  # it tells of other splits, too
+        kept = [row for row in kept if Path(paths[row]).resolve().is_relative_to(folder.resolve())]
     if not kept:
         raise ValueError(f"{tables[0]} names no image in {folder}")
     files = files_source([paths[row] for row in kept])
@@ -130,6 +121,6 @@ def _of_tables(tables, folder, columns, class_names, pictures):
 
 def _read_caption(path):
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"the caption {path} is no UTF-8 text: {error}") from error

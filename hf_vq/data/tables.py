@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from hf_vq.data.columns import caption_column, image_column, label_column, read_captions, read_labels
+from hf_vq.data.decoding import is_picture
 from hf_vq.data.sources import HUB_ID, Columns, ImageSource, MissingSplitError, carve
 
 SPLIT_NAMES = {
@@ -19,6 +20,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+TARS = (".tar", ".tar.gz", ".tgz")  # of WebDataset
 SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`: several splits, or one
 
 
@@ -61,13 +63,14 @@ def read_splits(source: str, config_name: str | None = None, streaming: bool = F
             raise ValueError(f"streaming=True: {source} is a folder of save_to_disk, which is mapped from the disk")
         saved = _read(source, datasets.load_from_disk, source).with_format(None)
         return saved if isinstance(saved, dict) else {"train": saved}
-    if files := _files(source, ".parquet"):
-        _check_parquet(files)
+    parquet, tars = _files(source)
+    if parquet:
+        _check_parquet(parquet)
         if os.path.isdir(source):
             return _read(source, datasets.load_dataset, source, streaming=streaming)
-        return _read(source, datasets.load_dataset, "parquet", data_files={"train": files}, streaming=streaming)
-    if files := _files(source, ".tar"):
-        splits = _by_split(files, source) if os.path.isdir(source) else {"train": files}
+        return _read(source, datasets.load_dataset, "parquet", data_files={"train": parquet}, streaming=streaming)
+    if tars:
+        splits = _by_split(tars, source) if os.path.isdir(source) else {"train": tars}
         return _read(source, datasets.load_dataset, "webdataset", data_files=splits, streaming=streaming)
     if os.path.isdir(source):
         return None
@@ -157,19 +160,27 @@ def _names_of_training(rows, columns, source):
     return read_labels(flat, label, _named(rows, source, "train"))[1]
 
 
-def _files(source, suffix):
-    """The files of a suffix that a path or glob names, an empty list where it names none.
+def _files(source):
+    """The Parquet files and the tar files that a path or glob names, an empty list each where it names none.
 
-    `metadata.parquet` tells of image files; Parquet files beside tars of the same names tell what is in those.
+    In a folder `metadata.parquet` tells of image files, a Parquet file beside a tar of the same name what is in that,
+    and a tar beside images is one of those that they came in.
     """
-    if os.path.isdir(source):
-        found = sorted(str(path) for path in Path(source).rglob(f"*{suffix}") if path.name != "metadata.parquet")
-        return [path for path in found if suffix == ".tar" or not Path(path).with_suffix(".tar").exists()]
-    if glob.has_magic(source) and not os.path.exists(source):
+    folder = os.path.isdir(source)
+    if folder:
+        found = sorted(os.path.join(parent, name) for parent, _, names in os.walk(source) for name in names)
+    elif glob.has_magic(source):
         found = sorted(glob.glob(source, recursive=True))
     else:
         found = [source] if os.path.isfile(source) else []
-    return [path for path in found if path.endswith(suffix)]
+    parquet, tars = ([path for path in found if path.endswith(suffixes)] for suffixes in (".parquet", TARS))
+    if folder:
+        packed = {path[: -len(suffix)] for path in tars for suffix in TARS if path.endswith(suffix)}
+        parquet = [path for path in parquet if path.removesuffix(".parquet") not in packed]
+        parquet = [path for path in parquet if os.path.basename(path) != "metadata.parquet"]
+        if tars and any(is_picture(Path(path)) for path in found):
+            tars = []
+    return parquet, tars
 
 
 def _by_split(files, folder):
