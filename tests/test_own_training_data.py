@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_vq.data.images import load_images
 from hf_vq.data.padding import SampleCollator
+from hf_vq.data.tables import open_cell
 from hf_vq.modalities import ImageProcessor
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.reading import make_reader
@@ -119,15 +120,33 @@ def test_a_stream_gives_the_same_images_and_resumes_where_it_was(kind):
         stream, images = (load_images("data", split=split, streaming=streaming) for streaming in (True, False))
         assert [item["sample"].tolist() for item in stream] == [item["sample"].tolist() for item in images]
         assert (len(list(stream)), stream.sample_shape) == (count, (1, 4, 4))
+    flipping, plain = (load_images("data", streaming=True, random_flip=flips) for flips in (True, False))
+    assert [item["sample"].tolist() for item in flipping] == [item["sample"].tolist() for item in plain]
+    passes = []
+    for epoch in (0, 1, 0):
+        flipping.set_epoch(epoch)
+        pairs = [(one["sample"], own["sample"]) for one, own in zip(flipping.drawn(seed=1), plain, strict=True)]
+        assert all(torch.equal(one, own) or torch.equal(one.flip(-1), own) for one, own in pairs)
+        passes.append([torch.equal(one, own) for one, own in pairs])
+    assert passes[0] == passes[2] != passes[1]
     metrics = []
     for name, stops in (("whole", [7]), ("parts", [4, 7])):  # of three images: it stops within the second pass
         for stop in stops:
             torch.manual_seed(0)
-            train, validation = (load_images("data", split=split, streaming=True) for split in ("train", "validation"))
+            train, validation = (
+                load_images("data", split=split, streaming=True, random_flip=True) for split in ("train", "validation")
+            )
             args = arguments(name, 7, per_device_train_batch_size=3, resume_from_checkpoint=stop != stops[0])
             report = train_autoencoder(tiny_autoencoder(), train, args, validation, callbacks=[StopAfter(stop)])
         metrics.append(report["metrics"])
     assert metrics[0] == metrics[1]
+
+
+def test_an_image_of_a_stream_may_be_a_url():
+    values = gradient("a picture.png", 4, 4)
+    for path in (str(Path("a picture.png").absolute()), f"file://{Path('a picture.png').absolute()}"):
+        with open_cell({"bytes": None, "path": path}) as image:
+            assert (np.asarray(image) == values).all()
 
 
 def test_the_command_line_trains_on_a_stream(capsys):

@@ -21,7 +21,7 @@ def pick_column(
     names: Sequence[str] = (),
     otherwise: Callable[[Any], bool] = lambda feature: False,
 ) -> str | None:
-    """The column that is meant: the one asked for, else the only one of a type, else the first that has a usual name.
+    """The column that is meant: the one asked for, else the one of a type, else the first that has a usual name.
 
     Args:
         features: of the table.
@@ -33,7 +33,7 @@ def pick_column(
         otherwise: tells by its feature whether a column of a usual name is of use.
 
     Raises:
-        ValueError: no such column, or several of that type.
+        ValueError: no such column, or several of that type of which not one alone has a usual name.
     """
     if asked == "none":
         return None
@@ -42,6 +42,8 @@ def pick_column(
             raise ValueError(f"{argument}={asked!r}: {source} has columns {', '.join(features)}")
         return asked
     found = [name for name, feature in features.items() if fits(feature)]
+    if len(found) > 1:
+        found = [name for name in found if name in names] or found
     if len(found) > 1:
         raise ValueError(f"{source} has several such columns, give {argument}: {', '.join(found)}")
     usual = [

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from hf_vq.data.decoding import check_complete, is_deep, is_lossless, read_header
-from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image
+from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
 from hf_vq.data.sources import ImageSource
@@ -59,8 +59,6 @@ class ImageDataset(Dataset):
             raise ValueError("the data set has no images")
         self.image_size = as_sides(image_size)
         self.resize = pick_rule(resize, self.image_size)
-        if random_crop and self.resize != "crop":
-            raise ValueError(f"random_crop=True needs image_size and resize crop, got resize={self.resize!r}")
         self.random_crop, self.random_flip = random_crop, random_flip
         self.skip_bad, self.skipped = skip_bad, []
         rules = rules or PixelRules()
@@ -105,11 +103,8 @@ class ImageDataset(Dataset):
 
     def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
         """An item as training sees it once: cropped and flipped at random, where the data set is to do so."""
-        if self.random_crop:
-            pixels = self._decode(index, place=tuple(generator.random(2)))
-        else:
-            pixels = self._decode(index) if self.cache is None else self.cache[index]
-        flips = self.random_flip and generator.random() < 0.5
+        place, flips = draw(generator, self.random_crop, self.random_flip)
+        pixels = self._decode(index, place) if self.cache is None or self.random_crop else self.cache[index]
         return self._item(index, pixels.flip(-1) if flips else pixels)
 
     def _item(self, index, pixels):

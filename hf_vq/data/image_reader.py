@@ -114,3 +114,9 @@ def bad_image(name: str, error: Exception) -> Exception:
     if text.startswith(f"bad image {name}: "):
         return error
     return ValueError(f"bad image {name}: {'not an image' if 'cannot identify image file' in text else text}")
+
+
+def draw(generator: np.random.Generator, crops: bool, flips: bool) -> tuple[tuple[float, float] | None, bool]:
+    """What training does to an image by chance: the place where it is cropped, None for the middle, and a flip."""
+    place = tuple(generator.random(2)) if crops else None
+    return place, flips and bool(generator.random() < 0.5)

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset
 
 from hf_vq.data.columns import image_column
 from hf_vq.data.decoding import read_header
-from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image
+from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.tables import open_cell
 from hf_vq.renaming import warn_user
@@ -39,6 +40,8 @@ class ImageStream(IterableDataset):
         channels: int | None = None,
         skip_bad: bool = False,
         rules: PixelRules | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
     ):
         import datasets
 
@@ -46,6 +49,7 @@ class ImageStream(IterableDataset):
         self.rows = rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
         self.image_size, self.resize, self.skip_bad = image_size, resize, skip_bad
         self.rules = rules or PixelRules()
+        self.random_crop, self.random_flip, self.epoch = random_crop, random_flip, 0
         self.num_values = self.rules.white + 1
         self.start = self.given = 0  # rows of this pass that come before the next item, and behind the last one
         row, header = self._first()
@@ -55,8 +59,14 @@ class ImageStream(IterableDataset):
         self.reader.tells_alpha = True
         self.sample_shape = self.reader.sample_shape
 
+    @property
+    def draws(self) -> bool:
+        """Whether training is to read `drawn`."""
+        return self.random_crop or self.random_flip
+
     def set_epoch(self, epoch: int) -> None:
         """Tell which pass comes next."""
+        self.epoch = epoch
         self.rows.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,12 +79,23 @@ class ImageStream(IterableDataset):
         self.start = state["given"]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._items(lambda row: (None, False))
+
+    def drawn(self, seed: int) -> Iterator[dict[str, Any]]:
+        """The items as training sees them in this pass: cropped and flipped by seed, pass and row."""
+
+        def by_row(row):
+            return draw(np.random.default_rng((seed, self.epoch, row)), self.random_crop, self.random_flip)
+
+        return self._items(by_row)
+
+    def _items(self, by_row):
         self.given, self.start = self.start, 0
         for row in self.rows:
-            name = f"{self.name} row {self.given}"
+            name, (place, flips) = f"{self.name} row {self.given}", by_row(self.given)
             self.given += 1
             try:
-                pixels = self.reader.read(name, partial(open_cell, row[self.column]))
+                pixels = self.reader.read(name, partial(open_cell, row[self.column]), place)
             except MismatchError:
                 raise
             except ValueError as error:
@@ -82,7 +103,7 @@ class ImageStream(IterableDataset):
                     raise ValueError(f"{error} (skip_bad leaves bad images out)") from error
                 warn_user(f"skipped: {error}")
                 continue
-            yield {"sample": self.reader.to_sample(pixels)}
+            yield {"sample": self.reader.to_sample(pixels.flip(-1) if flips else pixels)}
 
     def _first(self):
         """Name and header of the first sound image."""

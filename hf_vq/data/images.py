@@ -87,9 +87,11 @@ def load_images(
     columns, rule = Columns(image_column, label_column, caption_column), pick_rule(resize, size)
     how: dict[str, Any] = {"image_size": size, "resize": rule, "channels": channels, "rules": rules}
     draws: dict[str, Any] = {"random_crop": random_crop, "random_flip": random_flip}
+    if random_crop and rule != "crop":
+        raise ValueError(f"random_crop=True needs image_size, and resize crop, got {rule}")
     if streaming:
-        rows, name = _find_stream(str(source), split, columns, config_name, draws)
-        return ImageStream(rows, name, image_column, skip_bad=skip_bad, **how)
+        rows, name = _find_stream(str(source), split, columns, config_name)
+        return ImageStream(rows, name, image_column, skip_bad=skip_bad, **how, **draws)
     images = _find(source, split, validation_fraction, columns, config_name, resized=rule != "none")
     return ImageDataset(images, skip_bad=skip_bad, cache_bytes=cache_bytes, **how, **draws)
 
@@ -113,11 +115,8 @@ def _find(source, asked, fraction, columns, config_name, resized):
     return images.select(slice_rows(asked, len(images.names))) if is_slice(asked) else images
 
 
-def _find_stream(source, split, columns, config_name, draws):
+def _find_stream(source, split, columns, config_name):
     """The rows of a split as a stream, and what messages call them."""
-    for name, asked in draws.items():
-        if asked:
-            raise ValueError(f"{name}=True: a stream (streaming=True) gives images as they are")
     for name in ("label", "caption"):
         if getattr(columns, name) not in (None, "none"):
             raise ValueError(f"{name}_column={getattr(columns, name)!r}: a stream (streaming=True) gives images alone")

@@ -21,7 +21,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 TARS = (".tar", ".tar.gz", ".tgz")  # of WebDataset
-SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`: several splits, or one
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # by `save_to_disk`: several splits, or one
 
 
 class _OpenRow:
@@ -35,14 +35,22 @@ class _OpenRow:
 
 
 def open_cell(cell: dict[str, Any] | None) -> Image.Image:
-    """An opened, not yet decoded, image of a cell of an undecoded column of images.
+    """An opened, not yet decoded, image of a cell of an undecoded column of images: of bytes, or of a path or URL.
 
     Raises:
         ValueError: the cell is empty.
     """
     if cell is None:
         raise ValueError("the row has no image")
-    return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+    if cell["bytes"] is None and "://" not in cell["path"]:
+        return Image.open(cell["path"])
+    content = cell["bytes"]
+    if content is None:  # of a repository of image files, streamed
+        import fsspec
+
+        with fsspec.open(cell["path"], "rb") as file:
+            content = file.read()
+    return Image.open(io.BytesIO(content))
 
 
 def read_splits(source: str, config_name: str | None = None, streaming: bool = False) -> Mapping[str, Any] | None:
@@ -58,7 +66,7 @@ def read_splits(source: str, config_name: str | None = None, streaming: bool = F
     """
     import datasets
 
-    if any(os.path.isfile(os.path.join(source, name)) for name in SAVED):
+    if any(all(os.path.isfile(os.path.join(source, name)) for name in names) for names in SAVED):
         if streaming:
             raise ValueError(f"streaming=True: {source} is a folder of save_to_disk, which is mapped from the disk")
         saved = _read(source, datasets.load_from_disk, source).with_format(None)
@@ -169,10 +177,8 @@ def _files(source):
     folder = os.path.isdir(source)
     if folder:
         found = sorted(os.path.join(parent, name) for parent, _, names in os.walk(source) for name in names)
-    elif glob.has_magic(source):
-        found = sorted(glob.glob(source, recursive=True))
     else:
-        found = [source] if os.path.isfile(source) else []
+        found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))
     parquet, tars = ([path for path in found if path.endswith(suffixes)] for suffixes in (".parquet", TARS))
     if folder:
         packed = {path[: -len(suffix)] for path in tars for suffix in TARS if path.endswith(suffix)}

@@ -140,7 +140,8 @@ class StreamReader:
 
     Every process reads the whole stream and keeps its part of each step, so that many train as one does. A resumed run
     takes the position up by the data set's `state_dict` and `load_state_dict`, else by skipping what was read in the
-    last pass; also where the data set has a shuffle buffer, which its state does not hold.
+    last pass; also where the data set has a shuffle buffer, which its state does not hold. One that `draws` is read by
+    `drawn(seed)`.
 
     Attributes:
         position: what has been given: `epoch`, `given` samples of it, and the data set's own `state`.
@@ -202,7 +203,8 @@ class StreamReader:
             skipped = given if position["state"] is None else 0
             if position["state"] is not None:
                 self.dataset.load_state_dict(position["state"])
-            for item in itertools.islice(self.dataset, skipped, None):
+            drawn = self.dataset.drawn(self.args.seed) if getattr(self.dataset, "draws", False) else self.dataset
+            for item in itertools.islice(drawn, skipped, None):
                 given += 1
                 yield item, {"epoch": epoch, "given": given}
             if not given:
