@@ -223,6 +223,10 @@ def test_a_layout_gives_its_pixels_labels_captions_and_splits(layout):
         plain = load_images("data", label_column="none", caption_column="none", **options)
         assert read(plain) == [(number, None, None) for number, _, _ in expected]
         assert plain.num_classes == 0
+        if split == "data":
+            halves = [load_images("data", split=half, validation_fraction=0.5) for half in ("train", "validation")]
+            assert sorted(sum(map(read, halves), [])) == expected
+            assert read(load_images("data", split="train[1:]")) == expected[1:]
 
 
 def mixed_depths():
@@ -278,6 +282,12 @@ FAULTS = {
     "no such column": (missing_label(1), {"caption_column": "words"}, "caption_column='words': .* has columns"),
     "no table": (other_class, {"label_column": "kind"}, "label_column='kind': .* has no table"),
 }
+
+
+def test_images_at_two_depths_are_read_where_classes_are_left_out():
+    mixed_depths()
+    images = load_images("data", label_column="none", validation_fraction=0)
+    assert read(images) == [(1, None, None), (0, None, None)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
