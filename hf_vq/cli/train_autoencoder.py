@@ -200,14 +200,12 @@ def check_model_config(options: ModelOptions) -> dict[str, Any]:
 
 
 def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]) -> Any:
-    """Build an autoencoder for samples of this shape; the data says how many channels and which sides there are."""
+    """Build an autoencoder for samples of this shape; the data says how many channels there are."""
     model_class = AUTOENCODERS[name]
     parameters = inspect.signature(model_class.__init__).parameters
-    facts: dict[str, Any] = {key: sample_shape[0] for key in ("in_channels", "out_channels") if key in parameters}
-    if "image_size" in parameters:
-        facts["image_size"] = sample_shape[1] if len({*sample_shape[1:]}) == 1 else sample_shape[1:]
+    channels = {key: sample_shape[0] for key in ("in_channels", "out_channels") if key in parameters}
     try:
-        return model_class(**{**facts, **config})
+        return model_class(**{**channels, **config})
     except TypeError as error:
         raise ValueError(f"model_config does not fit {name}: {error}") from error
 

@@ -20,6 +20,7 @@ class Modality:
         suffix: of files of samples, ".png".
         size_options: dataclass of the command line's options that give a sample's size.
         loader_options: dataclass of all options that only this loader takes, those of the size included.
+        training_options: dataclass of the loader's options that training an autoencoder alone takes, if any.
         loader: data set of a source: `loader(source, split=, label_column=, config_name=, validation_fraction=,
             skip_bad=, cache_bytes=, **loader options)`, or of a list of files. It has `sample_shape`, `num_values`
             (of a number in a sample), `labels`, `class_names`, `num_classes`, `skipped` and `without(other)`.
@@ -35,7 +36,6 @@ class Modality:
         save_samples: `(path, samples, columns)`: all samples.
         output_class: what a pipeline returns; its one field are the samples.
         output_types: forms in which `processor.postprocess` gives samples.
-        training_options: dataclass of the loader's options that training an autoencoder alone takes, if any.
     """
 
     registry_kind: ClassVar[str] = "modality"

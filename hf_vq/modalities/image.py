@@ -116,6 +116,7 @@ IMAGE = Modality(
     suffix=".png",
     size_options=ImageSize,
     loader_options=ImageOptions,
+    training_options=ImageTraining,
     loader=load_images,
     fit_options=fit_options,
     space_of=space_of,
@@ -126,6 +127,5 @@ IMAGE = Modality(
     save_samples=save_sample_rows,
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
-    training_options=ImageTraining,
 )
 register(IMAGE)
