@@ -154,6 +154,9 @@ def test_the_command_line_trains_on_a_stream(capsys):
     flags = ["--streaming", "true", "--output", "model", *TRAINING, *TINY]
     assert run("train", "autoencoder", "--data", "data/train-*.tar", *flags) == 2
     assert "nothing is held out of a stream" in capsys.readouterr().err
+    assert run("train", "autoencoder", "--data", "data", *flags, "--max_steps", -1) == 2
+    assert "max_steps=-1 must be positive" in capsys.readouterr().err
+    assert not Path("model").exists()
     assert run("train", "autoencoder", "--data", "data", *flags) == 0
     assert "a stream of images of 1x4x4" in capsys.readouterr().out
     assert json.loads(Path("model/report.json").read_text())["metrics"]["eval_num_samples"] == 4

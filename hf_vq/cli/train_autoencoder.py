@@ -38,6 +38,7 @@ from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoe
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.reading import check_readable
 from hf_vq.training.resuming import config_of_then
 from hf_vq.training.tasks import Reconstruction
 
@@ -117,6 +118,7 @@ def prepare(
     modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
+    check_readable(train, args)
     if options.resume and initial is None:
         config = with_options_of_then(
             options.model, config, train.sample_shape, Path(str(args.resume_from_checkpoint))
