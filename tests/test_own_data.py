@@ -253,6 +253,11 @@ def broken_table():
     Path("data/metadata.jsonl").write_text("{broken")
 
 
+def empty_table():
+    save("data/0.png", 0)
+    Path("data/metadata.jsonl").write_text("")
+
+
 def no_tar():
     Path("data").mkdir()
     Path("data/a.tar").write_bytes(b"no archive" * 200)
@@ -277,7 +282,9 @@ FAULTS = {
     "several labels": (several_labels, {"label_column": "label"}, "label_column='label' holds neither"),
     "no such file": (missing_file, {}, r"metadata\.jsonl row 1: no such image: .*1\.png"),
     "broken table": (broken_table, {}, r"metadata\.jsonl' cannot be read: JSON parse error"),
+    "empty table": (empty_table, {}, r"metadata\.jsonl' cannot be read: "),
     "no archive": (no_tar, {}, "'data' cannot be read: "),
+    "no archive to stream": (no_tar, {"streaming": True}, "'data' cannot be read: "),
     "a class that training has not": (other_class, {"split": "test"}, "class that the training split has not: c"),
     "no such column": (missing_label(1), {"caption_column": "words"}, "caption_column='words': .* has columns"),
     "no table": (other_class, {"label_column": "kind"}, "label_column='kind': .* has no table"),

@@ -104,7 +104,7 @@ def _of_classes(folder, pictures, columns, class_names):
 
 def _of_tables(tables, folder, columns, class_names, pictures):
     """The images that tables name, of those that lie in a folder."""
-    rows, paths = read_metadata(tables, columns)
+    rows, paths, named = read_metadata(tables, columns)
     kept = list(range(len(paths)))
     if not tables[0].is_relative_to(folder):  # it tells of other splits, too
         kept = [row for row in kept if Path(paths[row]).resolve().is_relative_to(folder.resolve())]
@@ -113,9 +113,10 @@ def _of_tables(tables, folder, columns, class_names, pictures):
     files = files_source([paths[row] for row in kept])
     source = rows_source(rows.select(kept), str(tables[0]), files.names, columns, class_names)
     source.open, source.files = files.open, True
-    unnamed = len(pictures) - len({*source.names})
-    if unnamed > 0:
-        warn_user(f"images of {folder} that {tables[0].name} does not name are left out: {unnamed:,}")
+    if len(pictures) != len(named):  # else they are the same
+        unnamed = {path.resolve() for path in pictures} - {Path(path).resolve() for path in named}
+        if unnamed:
+            warn_user(f"images of {folder} that {tables[0].name} does not name are left out: {len(unnamed):,}")
     return source
 
 

@@ -11,7 +11,7 @@ from hf_vq.data.columns import image_column
 from hf_vq.data.decoding import read_header
 from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
 from hf_vq.data.pixels import PixelRules
-from hf_vq.data.tables import open_cell
+from hf_vq.data.tables import open_cell, unreadable
 from hf_vq.renaming import warn_user
 
 
@@ -91,7 +91,7 @@ class ImageStream(IterableDataset):
 
     def _items(self, by_row):
         self.given, self.start = self.start, 0
-        for row in self.rows:
+        for row in self._rows():
             name, (place, flips) = f"{self.name} row {self.given}", by_row(self.given)
             self.given += 1
             try:
@@ -105,10 +105,21 @@ class ImageStream(IterableDataset):
                 continue
             yield {"sample": self.reader.to_sample(pixels.flip(-1) if flips else pixels)}
 
+    def _rows(self):
+        rows = iter(self.rows)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise unreadable(f"{self.name} cannot be read behind row {self.given}", error) from error
+            yield row
+
     def _first(self):
         """Name and header of the first sound image."""
         problem: Exception = ValueError(f"{self.name} has no images")
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(self._rows()):
             name = f"{self.name} row {number}"
             try:
                 with open_cell(row[self.column]) as image:

@@ -90,7 +90,7 @@ def load_images(
     if random_crop and rule != "crop":
         raise ValueError(f"random_crop=True needs image_size, and resize crop, got {rule}")
     if streaming:
-        rows, name = _find_stream(str(source), split, columns, config_name)
+        rows, name = _find_stream(source, split, columns, config_name)
         return ImageStream(rows, name, image_column, skip_bad=skip_bad, **how, **draws)
     images = _find(source, split, validation_fraction, columns, config_name, resized=rule != "none")
     return ImageDataset(images, skip_bad=skip_bad, cache_bytes=cache_bytes, **how, **draws)
@@ -122,7 +122,8 @@ def _find_stream(source, split, columns, config_name):
             raise ValueError(f"{name}_column={getattr(columns, name)!r}: a stream (streaming=True) gives images alone")
     if is_slice(split):
         raise ValueError(f"split={split!r}: rows of a stream (streaming=True) have no numbers, give a whole split")
-    splits = None if source == "digits" else read_splits(source, config_name, streaming=True)
+    here = isinstance(source, list | tuple) or str(source) == "digits"
+    splits = None if here else read_splits(str(source), config_name, streaming=True)
     if splits is None:
         raise ValueError(
             f"streaming=True: {source} is on this disk, whose images are read when they are needed anyway"

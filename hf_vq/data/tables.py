@@ -4,7 +4,6 @@ import glob
 import io
 import os
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,8 @@ def read_splits(source: str, config_name: str | None = None, streaming: bool = F
     return _read(source, datasets.load_dataset, source, config_name, streaming=streaming, hub=True)
 
 
-def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, list[str]]:
-    """The rows of tables of image files, of `datasets.Dataset`, and the path of the image of each.
+def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, list[str], set[str]]:
+    """The rows of tables of image files, of `datasets.Dataset`, the path of the image of each, and all paths.
 
     Args:
         files: of one kind, `metadata.jsonl`, `.csv` or `.parquet`, as ImageFolder of `datasets` reads them.
@@ -103,13 +102,14 @@ def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, l
 
     tables, source = {"train": [str(path) for path in files]}, ", ".join(map(str, files))
     rows = _read(source, datasets.load_dataset, "imagefolder", data_files=tables)["train"]
-    column = image_column(rows.features, columns.image, source)
-    cells = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    paths = [cell and cell["path"] for cell in cells[:][column]]
-    for row, path in enumerate(paths):
+    column, named = image_column(rows.features, columns.image, source), {}
+    for name in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
+        cells = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+        named[name] = [cell and cell["path"] for cell in cells[:][name]]
+    for row, path in enumerate(named[column]):
         if path is None or not os.path.isfile(path):
             raise ValueError(f"{source} row {row}: " + ("no file_name" if path is None else f"no such image: {path}"))
-    return rows, paths
+    return rows, named[column], {path for paths in named.values() for path in paths if path}
 
 
 def table_source(splits: Mapping[str, Any], source: str, split: str, fraction: float, columns: Columns) -> ImageSource:
@@ -210,17 +210,17 @@ def _check_parquet(files):
             raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
 
 
+def unreadable(what: str, error: Exception) -> ValueError:
+    """The error, in one line, for data that `datasets` could not read; it raises all kinds."""
+    cause = error if error.__cause__ is None else error.__cause__
+    kind = "" if isinstance(cause, ValueError | OSError) else f"{type(cause).__name__}: "
+    return ValueError(f"{what}: {kind}{' '.join(str(cause).split()) or type(cause).__name__}")
+
+
 def _read(source, load, *arguments, hub=False, **options):
     """Call a function of `datasets`; a ValueError of one line where it fails."""
-    import datasets
-
     try:
         return load(*arguments, **options)
-    except (OSError, ValueError, TypeError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
-        cause = error if error.__cause__ is None else error.__cause__
-        told = " ".join(str(cause).split()) or type(cause).__name__
-        if hub:
-            raise ValueError(
-                f"data={source!r} is no file or folder here, and loading it as a data set of the Hub failed: {told}"
-            ) from error
-        raise ValueError(f"data={source!r} cannot be read: {told}") from error
+    except Exception as error:
+        what = "is no file or folder here, and loading it as a data set of the Hub failed"
+        raise unreadable(f"data={source!r} {what if hub else 'cannot be read'}", error) from error
