@@ -22,7 +22,7 @@ CACHE_BYTES = 512 * 2**20
 class ImageDataset(Dataset):
     """Images as samples in [-1, 1].
 
-    It has `sample` (channels, height, width), `class_labels` () where the images have labels, and `caption`, a str,
+    An item has `sample` (channels, height, width), `class_labels` () where the images have labels, and `caption`, a str,
     where they have captions. Images are decoded when asked for, or once if all of them fit `cache_bytes`. See
     `load_images` for the arguments.
 
