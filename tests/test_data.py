@@ -152,7 +152,7 @@ def test_data_loader_workers_read_what_the_main_process_reads(tmp_path):
 @pytest.mark.parametrize("kind", ["truncated png", "truncated jpeg", "text"])
 def test_bad_file_is_named_before_any_work_and_can_be_skipped(tmp_path, kind, cache_bytes):
     folder = make_folder(tmp_path / "images")
-    bad = folder / {"truncated png": "03.png", "truncated jpeg": "03.jpg", "text": "notes.txt"}[kind]
+    bad = folder / {"truncated png": "03.png", "truncated jpeg": "03.jpg", "text": "notes.png"}[kind]
     if kind == "text":
         bad.write_text("no picture")
     else:

@@ -107,7 +107,7 @@ def told(value, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"size": 16}, {"size": (4, 6)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
+    [{"size": 16}, {"size": (4,)}, {"size": (0, 0)}, {"resize": "pad"}, {"channels": 0}, {"white": 0}],
 )
 def test_bad_arguments_are_named(arguments):
     ((name, value),) = arguments.items()
@@ -146,6 +146,9 @@ PROCESSORS = {
     "digits": ImageProcessor(channels=1, white=16),
     "of one size": ImageProcessor(size=(23, 37), resize="none"),
     "many channels": ImageProcessor(size=(8, 8), channels=5),
+    "wide": ImageProcessor(size=(8, 12)),
+    "padded": ImageProcessor(size=(8, 12), resize="pad", background="black"),
+    "stretched": ImageProcessor(size=(8, 12), resize="stretch"),
 }
 
 
@@ -161,9 +164,9 @@ def test_a_saved_processor_is_itself_again_also_where_stock_saved_it(tmp_path, n
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(16, 16), None])
-def test_stock_reads_size_channels_and_range_and_gives_our_samples(tmp_path, channels, size):
-    ours, picture = ImageProcessor(size=size, channels=channels), photo(channels=channels)
+@pytest.mark.parametrize(("size", "resize"), [((16, 16), "center_crop"), (None, "center_crop"), ((8, 12), "stretch")])
+def test_stock_reads_size_channels_and_range_and_gives_our_samples(tmp_path, channels, size, resize):
+    ours, picture = ImageProcessor(size=size, resize=resize, channels=channels), photo(channels=channels)
     ours.save_pretrained(tmp_path)
     stock = AutoImageProcessor.from_pretrained(tmp_path)
     assert len(stock.image_mean) == stock.num_channels == channels

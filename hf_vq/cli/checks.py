@@ -83,13 +83,13 @@ def check_disk_space(path: str | Path, needed: int, what: str) -> None:
         )
 
 
-def training_bytes(trained: Task | nn.Module, args: Any, num_samples: int) -> int:
+def training_bytes(trained: Task | nn.Module, args: Any, num_samples: int | None) -> int:
     """Bytes that a training writes at the most.
 
     Args:
         trained: a `Task`, or the model of a training that knows one alone.
         args: the training's arguments.
-        num_samples: in its data.
+        num_samples: in its data; None for a stream.
     """
     if not isinstance(trained, Task):
         averaged = getattr(args, "weight_ema_decay", None) is not None

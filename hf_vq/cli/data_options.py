@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from hf_vq.cli.checks import find_modality
+from hf_vq.data.padding import is_stream
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.modalities import MODALITIES, Modality
 
@@ -25,9 +26,13 @@ class DataOptions:
 
     data: str | None = field(
         default=None,
-        metadata={"help": "digits, a folder of files, Parquet (file, folder or glob), or a data set id of the Hub"},
+        metadata={
+            "help": "digits, a folder of files, Parquet or tars (file, folder or glob), or a data set id of the Hub"
+        },
     )
-    label_column: str | None = field(default=None, metadata={"help": "column of the classes"})
+    label_column: str | None = field(
+        default=None, metadata={"help": "column of the classes; none: leave classes out; default: label, if any"}
+    )
     data_config_name: str | None = field(default=None, metadata={"help": "configuration of a data set of the Hub"})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "held out for validation where the data has no validation split"}
@@ -104,6 +109,10 @@ class DataOptions:
             if self.validation_fraction > 0 or self.validation_split != "validation":
                 raise
             return train, None
+        if is_stream(train):
+            if self.train_split == self.validation_split:
+                raise ValueError(f"train_split and validation_split are both {self.train_split!r}")
+            return train, validation
         plural = self.modality.plural
         shared = len(train) - len(train.without(validation))
         if shared:
@@ -118,7 +127,10 @@ class DataOptions:
         return {"train": self.train_split, "validation": self.validation_split}.get(split, split)
 
     def _loader_options(self, modality):
-        return {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(modality.loader_options)}
+        parts = [modality.loader_options]
+        if modality.training_options is not None and isinstance(self, modality.training_options):
+            parts.append(modality.training_options)
+        return {entry.name: getattr(self, entry.name) for part in parts for entry in dataclasses.fields(part)}
 
     def _compare(self, dataset):
         """Raise a ValueError for a shape that the model cannot take; say once where data are unlike its own."""
@@ -130,9 +142,12 @@ class DataOptions:
         return dataset
 
 
-def data_options() -> type:
-    """`DataOptions` with the loader options of all modalities, a dataclass."""
-    return _compose(DataOptions, *(modality.loader_options for modality in MODALITIES.values()))
+def data_options(training: bool = False) -> type:
+    """`DataOptions` with the loader options of all modalities, a dataclass; with those of training an autoencoder."""
+    parts = [modality.loader_options for modality in MODALITIES.values()]
+    if training:
+        parts += filter(None, (modality.training_options for modality in MODALITIES.values()))
+    return _compose(DataOptions, *parts)
 
 
 def size_options() -> type:

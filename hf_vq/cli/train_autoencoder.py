@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from hf_vq.cli.data_options import data_options
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import Keys, as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
-from hf_vq.data.padding import collator_for, padding_of
+from hf_vq.data.padding import collator_for, is_stream, padding_of
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
@@ -43,6 +44,7 @@ from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
 from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.reading import check_readable
 from hf_vq.training.resuming import config_of_then
 from hf_vq.training.tasks import Reconstruction
 
@@ -89,7 +91,7 @@ class ModelOptions:
 def main(argv: list[str]) -> None:
     """Run the verb."""
     options, data, args, given = parse_options(
-        [ModelOptions, data_options(), AutoencoderTrainingArguments],
+        [ModelOptions, data_options(training=True), AutoencoderTrainingArguments],
         argv,
         MANUAL,
         keys={"model_config": names_of_arguments},
@@ -144,6 +146,7 @@ def prepare(
     modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
+    check_readable(train, args)
     if options.resume and initial is None:
         config = with_options_of_then(
             options.model, config, train.sample_shape, Path(str(args.resume_from_checkpoint))
@@ -152,12 +155,13 @@ def prepare(
     model = initial or build_model(options.model, config, train.sample_shape)
     model.processor = modality.processor.from_dataset(train)
     model.code_shapes(train.sample_shape)
-    first = collator_for(model, train)([train[0]])
+    first = collator_for(model, train)([next(iter(train))])
     with torch.no_grad(), in_eval_mode(model):  # what a forward refuses is refused now
         model(first["sample"], **padding_of(first))
     task = Reconstruction(model, args)
     task.metric_of(args)
-    check_disk_space(args.output_dir, training_bytes(task, args, len(train)), "training")
+    needed = training_bytes(task, args, None if is_stream(train) else len(train))
+    check_disk_space(args.output_dir, needed, "training")
     return model, modality, train, validation
 
 
@@ -177,8 +181,9 @@ def train_and_show(
     if not options.resume and is_main_process():
         write_recipe(folder, given)
     codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
+    number = "a stream of" if is_stream(train) else f"{len(train):,}"
     words = (
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {len(train):,} "
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {number} "
         f"{modality.plural} of {times(train.sample_shape)} to {codes}"
     )
     announcement = Announcement(functools.partial(say_start, words))
@@ -188,7 +193,10 @@ def train_and_show(
         metrics = report["metrics"]
         error = figure_text("error_over_variance", metrics.get("eval_error_over_variance"))
         say(f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}."))
-        save_pictures(model, modality, train if validation is None else validation, report, folder)
+        shown = train if validation is None else validation
+        save_pictures(
+            model, modality, list(itertools.islice(shown, 1024)) if is_stream(shown) else shown, report, folder
+        )
     return report
 
 

@@ -158,7 +158,7 @@ class CodesDataset(Dataset):
         self.codes, self.labels = codes, None if labels is None else torch.from_numpy(labels)
         self.lengths = None if lengths is None else torch.from_numpy(lengths)
         self.codebook_size, self.code_shape = codebook_size, tuple(codes.shape[1:])
-        self.class_names, self.num_classes = class_names, len(class_names or ())
+        self.class_names, self.num_classes = class_names, 0 if labels is None else len(class_names or ())
         self.sample_shape, self.tokenizer = sample_shape, tokenizer
         self.context_codes, self.context_codebook_sizes = context_codes, tuple(context_codebook_sizes)
 

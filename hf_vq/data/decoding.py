@@ -1,17 +1,20 @@
 """Image files to uint8 arrays, and the checks that find a bad file before any work."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from hf_vq.data.pixels import NARROW, PixelRules, lay_on
+from hf_vq.data.resizing import as_sides, fill_colour, pick_rule, resized
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode I is unsigned 16-bit
 LOSSLESS_FORMATS = (None, "PNG", "BMP", "GIF", "PPM", "TGA", "QOI")  # None: made from an array
 LOSSLESS_TIFF = ("raw", "group3", "group4", "tiff_ccitt", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
+NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")  # Pillow knows these formats by name, but does not read them
 EXIF_ORIENTATION = 0x0112  # values 5 to 8 swap width and height
 
 
@@ -23,6 +26,19 @@ class Header:
     width: int
     colour: bool
     alpha: bool
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is an image by its suffix, or where it has none by its first bytes."""
+    if path.suffix:
+        Image.init()
+        kind = Image.EXTENSION.get(path.suffix.lower())
+        return kind in Image.OPEN and kind not in NO_PICTURES
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # image plugins raise all kinds
+        return False
 
 
 def read_header(image: Image.Image) -> Header:
@@ -78,15 +94,22 @@ def check_complete(image: Image.Image) -> None:
 
 
 def decode(
-    image: Image.Image, channels: int, image_size: int | None = None, rules: PixelRules | None = None
+    image: Image.Image,
+    channels: int,
+    image_size: int | tuple[int, int] | None = None,
+    rules: PixelRules | None = None,
+    resize: str | None = None,
+    place: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """Decode one opened PIL image.
 
     Args:
         image: PIL image of any mode but LAB, of several frames the first; EXIF orientation is applied.
         channels: 1 (grey) or 3 (RGB).
-        image_size: side in pixels of the square that the image is centre-cropped and resized (Lanczos) to.
-        rules: what its numbers mean, and what transparent pixels lie on; None: the defaults.
+        image_size: what the image is resized to, see `as_sides`; None: it stays as it is.
+        rules: what its numbers mean, and what transparent pixels and padded pictures lie on; None: the defaults.
+        resize: see `pick_rule`.
+        place: of what is cropped, see `resized`.
 
     Returns:
         (channels, height, width) uint8 array.
@@ -96,11 +119,10 @@ def decode(
     """
     rules = rules or PixelRules()
     image = _to_8_bits(image, "L" if channels == 1 else "RGB", rules)
-    if image_size is not None and image.size != (image_size, image_size):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
+    size = as_sides(image_size)
+    if size is not None:
+        fill = fill_colour(rules, channels)
+        image = resized(image, size, pick_rule(resize, size), fill if channels == 3 else fill[0], place)
     pixels = np.array(image)  # (height, width) or (height, width, channels)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 

@@ -69,7 +69,9 @@ def sealed(plan: Mapping[str, Any], split: str, number: int, columns: Mapping[st
 
 
 def column_sha256(column: np.ndarray) -> str:
-    """SHA-256 of a column (rows, ...): its numbers, their type and the shape of an item."""
+    """SHA-256 of a column (rows, ...): its numbers, their type and the shape of an item; or its strings."""
+    if column.dtype.kind == "O":
+        return hashlib.sha256(json.dumps(column.tolist()).encode()).hexdigest()
     digest = hashlib.sha256(f"{column.dtype.str} {column.shape[1:]}".encode())
     digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from hf_vq.arguments import checked
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed, write_sealed
+from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, column_sha256, read_footer, sealed, write_sealed
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
@@ -63,7 +63,7 @@ def tokenize_dataset(
         dataset: such as an `ImageDataset`, or a dict of data sets by split; map-style, with items as those of
             `train_autoencoder`. Where it has `variable_length` True, codes are padded to its `sample_shape`, the
             longest, and a column `lengths` has every row's real positions along the first axis of space. Only one
-            that has `labels` and `class_names` gives its labels.
+            that has `labels` and `class_names` gives its labels, only one that has `captions` the column `caption`.
         output_dir: folder to write; readable by `datasets.load_dataset` and by `load_codes`.
         batch_size: samples per forward pass.
         shard_size: samples per file.
@@ -113,6 +113,7 @@ def tokenize_dataset(
 def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
     labels, sample_shape = getattr(dataset, "labels", None), getattr(dataset, "sample_shape", None)
+    captions = getattr(dataset, "captions", None)
     sample_shape = tuple(sample_of(dataset[0]).shape if sample_shape is None else sample_shape)
     if has_variable_length(dataset):
         multiples = autoencoder.grid_strides[0]
@@ -131,6 +132,7 @@ def _plan(autoencoder, dataset, shard_size, identity):
         "shard_size": shard_size,
         "samples_sha256": _fingerprint(dataset),
         "labels_sha256": None if labels is None else hashlib.sha256(labels.numpy()).hexdigest(),
+        **({} if captions is None else {"captions_sha256": column_sha256(np.array(captions, dtype=object))}),
     }
 
 
@@ -211,11 +213,12 @@ def _check_ours(path):
 
 @torch.no_grad()
 def _tokenize(autoencoder, loader, device):
-    """Arrays of a shard's rows: codes (rows, *grid) of every grid, their lengths (rows,) or None, labels or None."""
+    """Codes (rows, *grid) of every grid, lengths (rows,), labels (rows,) and captions of a shard; None where none."""
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
     sizes, parts = autoencoder.codebook_sizes, [cast(list[np.ndarray], []) for _ in dtypes]
     lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
     labels: list[int] = []
+    captions: list[str] = []
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
@@ -228,10 +231,12 @@ def _tokenize(autoencoder, loader, device):
             for part, length in zip(lengths, _grid_lengths(autoencoder, **padding), strict=True):
                 part.append(length.cpu().numpy())
         labels.extend(batch["class_labels"].tolist() if "class_labels" in batch else ())
+        captions.extend(batch.get("caption", ()))
     return (
         [np.concatenate(part) for part in parts],
         [np.concatenate(part) for part in lengths] if lengths[0] else None,
         np.array(labels, dtype=np.int64) if labels else None,
+        captions or None,
     )
 
 
@@ -245,11 +250,11 @@ def _grid_lengths(autoencoder, padding_mask):
     return autoencoder.grid_lengths(length)
 
 
-def _write_shard(target, plan, codes, lengths, labels):
+def _write_shard(target, plan, codes, lengths, labels, captions):
     import datasets
     import pyarrow
 
-    features, columns = {}, {}
+    features, columns = {}, cast(dict[str, Any], {})
     for name, part in zip(column_names(plan), codes, strict=True):
         item_type = datasets.Value(str(part.dtype))
         for length in reversed(part.shape[1:]):
@@ -260,6 +265,8 @@ def _write_shard(target, plan, codes, lengths, labels):
     if labels is not None and plan["class_names"] is not None:
         features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
         columns["class_labels"] = labels
+    if captions is not None and "captions_sha256" in plan:
+        features["caption"], columns["caption"] = datasets.Value("string"), np.array(captions, dtype=object)
     match = cast(re.Match, SHARD_NAME.fullmatch(target.name))
     arrays = dict(zip(column_names(plan), codes, strict=True)) | {
         name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)

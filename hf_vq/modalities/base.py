@@ -20,6 +20,7 @@ class Modality:
         suffix: of files of samples, ".png".
         size_options: dataclass of the command line's options that give a sample's size.
         loader_options: dataclass of all options that only this loader takes, those of the size included.
+        training_options: dataclass of the loader's options that training an autoencoder alone takes, if any.
         loader: data set of a source: `loader(source, split=, label_column=, config_name=, validation_fraction=,
             skip_bad=, cache_bytes=, **loader options)`, or of a list of files. It has `sample_shape`, `num_values`
             (of a number in a sample), `labels`, `class_names`, `num_classes`, `skipped` and `without(other)`.
@@ -61,3 +62,4 @@ class Modality:
     output_class: type
     output_types: tuple[str, ...]
     largest_value: float | None = None
+    training_options: type | None = None

@@ -5,7 +5,9 @@ from typing import Any
 
 from diffusers import ImagePipelineOutput
 
-from hf_vq.data.images import ImageDataset, load_images
+from hf_vq.data.image_dataset import ImageDataset
+from hf_vq.data.images import load_images
+from hf_vq.data.resizing import RESIZE_RULES, as_sides
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
@@ -16,8 +18,9 @@ from hf_vq.registry import register
 class ImageSize:
     """How large images are."""
 
-    image_size: int | None = field(
-        default=None, metadata={"help": "of images: side in pixels of the square that they are cropped and resized to"}
+    image_size: str | None = field(
+        default=None,
+        metadata={"help": "of images: what they are resized to, in pixels: 64 for squares, or height x width: 64x96"},
     )
 
 
@@ -25,8 +28,20 @@ class ImageSize:
 class ImageOptions(ImageSize):
     """How images are read; see `hf_vq.data.images.load_images`."""
 
+    resize: str | None = field(
+        default=None,
+        metadata={
+            "help": "how images come to their size: crop (the middle), pad (with the background), stretch or none; "
+            "default: as the model's, else crop",
+            "choices": RESIZE_RULES,
+        },
+    )
     channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (RGB)"})
     image_column: str | None = field(default=None, metadata={"help": "column of the images"})
+    caption_column: str | None = field(
+        default=None,
+        metadata={"help": "column of captions, none: leave them out; default: caption, text or .txt files, if any"},
+    )
     value_range: list[float] | None = field(
         default=None,
         metadata={
@@ -36,17 +51,36 @@ class ImageOptions(ImageSize):
     )
     background: str | None = field(
         default=None,
-        metadata={"help": "of images with alpha: colour under transparent pixels; default: the model's, else white"},
+        metadata={
+            "help": "colour under transparent pixels and around padded images; default: the model's, else white"
+        },
+    )
+
+
+@dataclass
+class ImageTraining:
+    """How training reads images; see `hf_vq.data.images.load_images`."""
+
+    random_crop: bool = field(
+        default=False, metadata={"help": "of images: crop anywhere, not in the middle; validation stays as it is"}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read Parquet, tars or the Hub on the way, which need not fit the disk; needs max_steps"},
+    )
+    random_flip: bool = field(
+        default=False, metadata={"help": "of images: mirror half of them; validation stays as it is"}
     )
 
 
 def fit_options(options: dict[str, Any], channels: int | None, processor: ImageProcessor | None) -> dict[str, Any]:
-    """Options of `load_images` for a model: its channels; its size, range and background where none are asked for."""
+    """Options of `load_images` for a model: its channels; size, rule, range and background where none are given."""
     if channels is not None and options["channels"] not in (None, channels):
         raise ValueError(f"channels={options['channels']}, but the model takes {channels}")
     options = {**options, "channels": channels or options["channels"]}
-    if processor is not None and options["image_size"] is None:
-        options.update(processor.loader_options())
+    if processor is not None:
+        for name, value in processor.loader_options().items():
+            options[name] = value if options[name] is None else options[name]
     for name, default in (("value_range", None), ("background", "white")):
         if options[name] is None:
             options[name] = default if processor is None else getattr(processor, name)
@@ -55,7 +89,7 @@ def fit_options(options: dict[str, Any], channels: int | None, processor: ImageP
 
 def space_of(options: ImageSize) -> tuple[int, int] | None:
     """(height, width) in pixels that options ask for, or None."""
-    return None if options.image_size is None else (options.image_size, options.image_size)
+    return as_sides(options.image_size)
 
 
 def describe_data(images: ImageDataset) -> tuple[dict[str, Any], list[str]]:
@@ -82,6 +116,7 @@ IMAGE = Modality(
     suffix=".png",
     size_options=ImageSize,
     loader_options=ImageOptions,
+    training_options=ImageTraining,
     loader=load_images,
     fit_options=fit_options,
     space_of=space_of,

@@ -14,15 +14,18 @@ from PIL import Image
 
 from hf_vq.arguments import check_fields
 from hf_vq.data.decoding import decode
-from hf_vq.data.images import ImageDataset
+from hf_vq.data.image_dataset import ImageDataset
+from hf_vq.data.image_stream import ImageStream
 from hf_vq.data.pixels import PixelRules
+from hf_vq.data.resizing import fill_colour, resized
 from hf_vq.hub import PROCESSOR
 from hf_vq.ranges import Number, OneOf, Range, Side, Width
 from hf_vq.renaming import warn_user
 
 STOCK_TYPE = "PerceiverImageProcessor"  # of transformers: crops to a square before it resizes, as `decode` does
+STRETCHING_TYPE = "ViTImageProcessor"  # it resizes alone
 LANCZOS = int(Image.Resampling.LANCZOS)
-RESIZE_RULES = ("center_crop", "none")
+RULES = {"center_crop": "crop", "pad": "pad", "stretch": "stretch", "none": "none"}  # as data sets call them
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 
@@ -32,8 +35,9 @@ class ImageProcessor:
 
     Args:
         size: (height, width) in pixels of the samples that the model was trained on; None where that is not known.
-        resize: "center_crop": crop to the central square, then Lanczos to `size`, a square; "none": pictures stay as
-            they come.
+        resize: how pictures come to `size`, by Lanczos: "center_crop": crop to the largest part of that shape in the
+            middle; "pad": lay the whole picture on the background; "stretch": change its shape. "none": pictures stay
+            as they come.
         channels: of the samples; a PIL image is converted to 1 (grey) or 3 (RGB).
         white: the pixel value that becomes 1.0.
         value_range: (low, high), the numbers that are black and white, of pictures of any type; None: 0 to 255 of
@@ -45,7 +49,7 @@ class ImageProcessor:
     """
 
     size: tuple[Side, Side] | None = None
-    resize: Annotated[str, OneOf(RESIZE_RULES)] = "center_crop"
+    resize: Annotated[str, OneOf(tuple(RULES))] = "center_crop"
     channels: Width = 3
     white: Annotated[int, Range(1, 255)] = 255
     value_range: tuple[Number, Number] | None = None
@@ -56,9 +60,9 @@ class ImageProcessor:
         if self.size is not None:
             if len(self.size) != 2:
                 raise ValueError(f"size={self.size!r} must be (height, width), positive integers, or None")
-            if self.resize == "center_crop" and self.size[0] != self.size[1]:
-                raise ValueError(f"size={self.size!r} must be a square where resize='center_crop'")
             object.__setattr__(self, "size", tuple(self.size))
+        elif self.resize in ("pad", "stretch"):
+            raise ValueError(f"resize={self.resize!r} needs a size")
         object.__setattr__(self, "value_range", self.rules.value_range)  # checked, as a tuple
 
     @property
@@ -67,12 +71,12 @@ class ImageProcessor:
         return PixelRules(self.value_range, self.background, self.white)
 
     @classmethod
-    def from_dataset(cls, dataset: ImageDataset) -> "ImageProcessor":
-        """The processor that makes the samples of an `ImageDataset`."""
-        channels, *size = dataset.sample_shape
-        rule = "none" if dataset.image_size is None else "center_crop"
+    def from_dataset(cls, dataset: ImageDataset | ImageStream) -> "ImageProcessor":
+        """The processor that makes the samples of an `ImageDataset` or `ImageStream`."""
+        channels, height, width = dataset.sample_shape
+        rule = "center_crop" if dataset.resize == "crop" else dataset.resize
         rules = dataset.rules
-        return cls(tuple(size), rule, channels, rules.white, rules.value_range, rules.background)
+        return cls((height, width), rule, channels, rules.white, rules.value_range, rules.background)
 
     def __call__(self, images: Any, device: torch.device | str | None = None) -> torch.Tensor:
         """Samples of pictures.
@@ -111,16 +115,26 @@ class ImageProcessor:
             raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
         return VaeImageProcessor(vae_scale_factor=1).postprocess(sample, output_type=output_type)
 
-    def loader_options(self) -> dict[str, int]:
-        """Arguments of `load_images` by which a data set gets this processor's size."""
-        return {"image_size": self.size[0]} if self.size is not None and self.resize == "center_crop" else {}
+    @property
+    def resizes(self) -> bool:
+        """Whether pictures are resized at all."""
+        return self.size is not None and self.resize != "none"
 
-    def differences(self, dataset: ImageDataset) -> list[str]:
+    def loader_options(self) -> dict[str, Any]:
+        """Arguments of `load_images` by which a data set gets this processor's size."""
+        if not self.resizes:
+            return {}
+        return {"image_size": self.size, "resize": RULES[self.resize]}
+
+    def differences(self, dataset: ImageDataset | ImageStream) -> list[str]:
         """How the samples of a data set are unlike this processor's, in words; none where they are alike."""
         channels, *size = dataset.sample_shape
         lines = []
         if self.size is not None and tuple(size) != self.size:
             lines.append(f"images are {_times(size)}, those of the model {_times(self.size)}")
+        rules = (dataset.resize, RULES[self.resize])
+        if rules[0] != rules[1] and "none" not in rules:
+            lines.append(f"images come to their size by {rules[0]}, those of the model by {rules[1]}")
         if channels != self.channels:
             lines.append(f"images have {channels} channels, those of the model {self.channels}")
         if dataset.rules.white != self.white:
@@ -176,13 +190,15 @@ class ImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds: stock keys, and `num_channels`, `resize_rule` and `white` for people."""
-        resizes = self.size is not None and self.resize == "center_crop"
+        square = self.size is not None and self.size[0] == self.size[1]
+        crops = self.resizes and self.resize == "center_crop" and square
+        stretches = self.resizes and self.resize == "stretch"
         sides = {} if self.size is None else dict(zip(("height", "width"), self.size, strict=True))
         return {
-            "image_processor_type": STOCK_TYPE,
+            "image_processor_type": STRETCHING_TYPE if stretches else STOCK_TYPE,
             "do_convert_rgb": self.channels == 3,
-            "do_center_crop": resizes,
-            "do_resize": resizes,
+            "do_center_crop": crops,
+            "do_resize": crops or stretches,  # stock pads to no size, and crops to squares alone
             "do_rescale": True,
             "do_normalize": True,
             "rescale_factor": 1 / self.white,
@@ -202,8 +218,9 @@ class ImageProcessor:
         """The processor that does what a `preprocessor_config.json` says; None where none of ours does."""
         try:
             rule = config.get("resize_rule", "center_crop")
-            sized = config["do_resize"] or rule == "none"
-            size = (config["size"]["height"], config["size"]["width"]) if sized and "size" in config else None
+            size = (config["size"]["height"], config["size"]["width"]) if "size" in config else None
+            if rule == "center_crop" and not config["do_resize"] and size and size[0] == size[1]:
+                size = None  # of stock, where we gave none
             found = cls(
                 size,
                 rule,
@@ -216,8 +233,8 @@ class ImageProcessor:
             return None
         meaning, ignored = found.to_dict(), {"image_processor_type", "resample", "do_convert_rgb"}
         if meaning["do_resize"]:
-            crops_first = str(config.get("image_processor_type")).startswith(STOCK_TYPE)
-            if not crops_first or config.get("resample") != LANCZOS:
+            does_so = str(config.get("image_processor_type")).startswith(meaning["image_processor_type"])
+            if not does_so or config.get("resample") != LANCZOS:
                 return None
         else:
             ignored |= {"size", "crop_size"}
@@ -226,16 +243,20 @@ class ImageProcessor:
 
     def _pixels(self, picture):
         """Pixel values of one picture or of a batch: list of (channels, height, width) uint8 arrays."""
-        side = self.size[0] if self.size is not None and self.resize == "center_crop" else None
+        size, rule = (self.size, RULES[self.resize]) if self.resizes else (None, None)
         if isinstance(picture, Image.Image):
             if self.channels not in (1, 3):
                 raise ValueError(f"images: a PIL image has 1 or 3 channels, the model {self.channels}")
             if picture.has_transparency_data:
                 warn_user(f"pictures have an alpha channel: transparent pixels lie on {self.background} (background)")
-            found = [decode(picture, self.channels, side, self.rules)]
+            found = [decode(picture, self.channels, size, self.rules, rule)]
         else:
             planes = self._planes(picture)  # (batch, channels, height, width)
-            found = [np.stack([decode(Image.fromarray(one), 1, side)[0] for one in picture]) for picture in planes]
+            fill = fill_colour(self.rules, self.channels)
+            found = [
+                np.stack([_plane(one, size, rule, value) for one, value in zip(picture, fill, strict=True)])
+                for picture in planes
+            ]
         brightest = max(int(one.max()) for one in found)
         if brightest > self.white:
             raise ValueError(f"images must have pixel values up to white={self.white}, got {brightest}")
@@ -276,6 +297,11 @@ class ImageProcessor:
             return self.rules.to_pixels(picture)
         except ValueError as error:
             raise ValueError(f"images: {error}") from error
+
+
+def _plane(values, size, rule, fill):
+    """One channel (height, width) uint8, resized."""
+    return values if size is None else np.asarray(resized(Image.fromarray(values), size, rule, fill))
 
 
 def _times(size):

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from hf_vq.data.padding import is_stream
 from hf_vq.training.arguments import AutoencoderTrainingArguments
@@ -47,6 +48,8 @@ def check_readable(dataset: Any, args: AutoencoderTrainingArguments) -> None:
 
 class IndexedReader:
     """Reads a map-style data set in the order of a `ShuffledStream`: its position is the step alone.
+
+    One that `draws` gives its items by `draw(index, numpy generator)`, which may change them at random.
 
     Attributes:
         position: what a checkpoint must tell besides the step: nothing here.
@@ -96,9 +99,10 @@ class IndexedReader:
 
     def steps(self, step: int, pin_memory: bool) -> Iterator[list[Batch]]:
         """Endless lists of the batches of one optimizer step, of this process, from a step on."""
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.stream.batches(start_step=step),
+        draws = getattr(_innermost(self.dataset), "draws", False)
+        loader: DataLoader = DataLoader(
+            _Drawn(self.dataset, self.args.seed) if draws else self.dataset,
+            batch_sampler=self.stream.places(step) if draws else self.stream.batches(step),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=pin_memory,
             collate_fn=self.collate,
@@ -109,12 +113,35 @@ class IndexedReader:
             yield [next(batches) for _ in range(self.args.gradient_accumulation_steps)]
 
 
+class _Drawn(Dataset):
+    """Items as a data set draws them, by index and position in the stream: random numbers are those of the position.
+
+    So a resumed run draws what it would have drawn, with any number of processes and workers.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        (index, position), dataset = place, self.dataset
+        while isinstance(dataset, Subset):
+            index, dataset = dataset.indices[index], dataset.dataset
+        return dataset.draw(index, np.random.default_rng((self.seed, position)))
+
+
+def _innermost(dataset):
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
 class StreamReader:
     """Reads an `IterableDataset` in its own order, again from the start (`set_epoch`) where it ends.
 
     Every process reads the whole stream and keeps its part of each step, so that many train as one does. A resumed run
     takes the position up by the data set's `state_dict` and `load_state_dict`, else by skipping what was read in the
-    last pass; also where the data set has a shuffle buffer, which its state does not hold.
+    last pass; also where the data set has a shuffle buffer, which its state does not hold. One that `draws` is read by
+    `drawn(seed)`.
 
     Attributes:
         position: what has been given: `epoch`, `given` samples of it, and the data set's own `state`.
@@ -176,7 +203,8 @@ class StreamReader:
             skipped = given if position["state"] is None else 0
             if position["state"] is not None:
                 self.dataset.load_state_dict(position["state"])
-            for item in itertools.islice(self.dataset, skipped, None):
+            drawn = self.dataset.drawn(self.args.seed) if getattr(self.dataset, "draws", False) else self.dataset
+            for item in itertools.islice(drawn, skipped, None):
                 given += 1
                 yield item, {"epoch": epoch, "given": given}
             if not given:

@@ -64,9 +64,16 @@ class ShuffledStream:
 
     def batches(self, start_step: int = 0) -> Iterator[list[int]]:
         """Yield this process's batches of indices, from optimizer step `start_step` on, without end."""
+        for batch in self.places(start_step):
+            yield [index for index, _ in batch]
+
+    def places(self, start_step: int = 0) -> Iterator[list[tuple[int, int]]]:
+        """`batches` of indices with their positions in the stream, which no two samples of a run have in common."""
         step = start_step
         while True:
-            mine = self.share(step * self.samples_per_step, self.samples_per_step)
-            for start in range(0, len(mine), self.batch_size):
-                yield mine[start : start + self.batch_size]
+            start, count = step * self.samples_per_step, self.samples_per_step
+            positions = torch.arange(start, start + count).tensor_split(self.num_processes)[self.process_index]
+            mine = list(zip(self.share(start, count), positions.tolist(), strict=True))
+            for first in range(0, len(mine), self.batch_size):
+                yield mine[first : first + self.batch_size]
             step += 1

@@ -1,0 +1,226 @@
+"""Images out of tables that `datasets` reads: Parquet, WebDataset tars, saved data sets, data sets of the Hub."""
+
+import glob
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hf_vq.data.columns import caption_column, image_column, label_column, read_captions, read_labels
+from hf_vq.data.decoding import is_picture
+from hf_vq.data.sources import HUB_ID, Columns, ImageSource, MissingSplitError, carve
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+TARS = (".tar", ".tar.gz", ".tgz")  # of WebDataset
+SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # by `save_to_disk`: several splits, or one
+
+
+class _OpenRow:
+    """Opens the encoded bytes of row i of a `datasets.Dataset`."""
+
+    def __init__(self, dataset, column):
+        self.dataset, self.column = dataset, column
+
+    def __call__(self, index):
+        return open_cell(self.dataset[index][self.column])
+
+
+def open_cell(cell: dict[str, Any] | None) -> Image.Image:
+    """An opened, not yet decoded, image of a cell of an undecoded column of images: of bytes, or of a path or URL.
+
+    Raises:
+        ValueError: the cell is empty.
+    """
+    if cell is None:
+        raise ValueError("the row has no image")
+    if cell["bytes"] is None and "://" not in cell["path"]:
+        return Image.open(cell["path"])
+    content = cell["bytes"]
+    if content is None:  # of a repository of image files, streamed
+        import fsspec
+
+        with fsspec.open(cell["path"], "rb") as file:
+            content = file.read()
+    return Image.open(io.BytesIO(content))
+
+
+def read_splits(source: str, config_name: str | None = None, streaming: bool = False) -> Mapping[str, Any] | None:
+    """The splits of a source by name, of `datasets`; None for a folder of image files.
+
+    Args:
+        source: file, folder or glob of Parquet or tar files, folder of `save_to_disk`, or id of the Hub.
+        config_name: of a data set of the Hub.
+        streaming: read as they are gone through, `datasets.IterableDataset`.
+
+    Raises:
+        ValueError: there is no such source, or it cannot be read.
+    """
+    import datasets
+
+    if any(all(os.path.isfile(os.path.join(source, name)) for name in names) for names in SAVED):
+        if streaming:
+            raise ValueError(f"streaming=True: {source} is a folder of save_to_disk, which is mapped from the disk")
+        saved = _read(source, datasets.load_from_disk, source).with_format(None)
+        return saved if isinstance(saved, dict) else {"train": saved}
+    parquet, tars = _files(source)
+    if parquet:
+        _check_parquet(parquet)
+        if os.path.isdir(source):
+            return _read(source, datasets.load_dataset, source, streaming=streaming)
+        return _read(source, datasets.load_dataset, "parquet", data_files={"train": parquet}, streaming=streaming)
+    if tars:
+        splits = _by_split(tars, source) if os.path.isdir(source) else {"train": tars}
+        return _read(source, datasets.load_dataset, "webdataset", data_files=splits, streaming=streaming)
+    if os.path.isdir(source):
+        return None
+    if os.path.exists(source):
+        raise ValueError(f"data={source!r} is neither a Parquet file, nor a tar file, nor a folder")
+    if glob.has_magic(source) or not HUB_ID.fullmatch(source):
+        raise ValueError(f"data={source!r}: no such file or folder, and not a data set id of the Hub")
+    return _read(source, datasets.load_dataset, source, config_name, streaming=streaming, hub=True)
+
+
+def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, list[str], set[str]]:
+    """The rows of tables of image files, of `datasets.Dataset`, the path of the image of each, and all paths.
+
+    Args:
+        files: of one kind, `metadata.jsonl`, `.csv` or `.parquet`, as ImageFolder of `datasets` reads them.
+        columns: to read; that of `file_name` is called "image", that of `mask_file_name` "mask".
+
+    Raises:
+        ValueError: they cannot be read, have no `file_name`, or name a file that is not there.
+    """
+    import datasets
+
+    tables, source = {"train": [str(path) for path in files]}, ", ".join(map(str, files))
+    rows = _read(source, datasets.load_dataset, "imagefolder", data_files=tables)["train"]
+    column, named = image_column(rows.features, columns.image, source), {}
+    for name in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
+        cells = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+        named[name] = [cell and cell["path"] for cell in cells[:][name]]
+    for row, path in enumerate(named[column]):
+        if path is None or not os.path.isfile(path):
+            raise ValueError(f"{source} row {row}: " + ("no file_name" if path is None else f"no such image: {path}"))
+    return rows, named[column], {path for paths in named.values() for path in paths if path}
+
+
+def table_source(splits: Mapping[str, Any], source: str, split: str, fraction: float, columns: Columns) -> ImageSource:
+    """Images of one split of `read_splits`.
+
+    Args:
+        splits: of `datasets.Dataset`.
+        source: for messages.
+        split: where there is no "validation", it is held out of "train".
+        fraction: share that is held out.
+        columns: to read.
+    """
+    present = "train" if split in ("train", "validation") and split not in splits else split
+    if present not in splits:
+        raise MissingSplitError(f"split={split!r}: {source} has splits {', '.join(splits)}")
+    named, classes = _named(splits[present], source, present), None
+    if present != "train" and "train" in splits:
+        classes = _names_of_training(splits["train"], columns, source)
+    whole = rows_source(splits[present], source, named, columns, classes)
+    if present == split and (split != "train" or "validation" in splits):
+        return whole
+    return carve(whole, split, fraction, source)
+
+
+def rows_source(
+    rows: Any, source: str, names: Sequence[str], columns: Columns, class_names: list[str] | None = None
+) -> ImageSource:
+    """Images of the rows of a `datasets.Dataset`.
+
+    Args:
+        rows: with a column of images.
+        source: for messages.
+        names: of the rows.
+        columns: to read.
+        class_names: those of the training split, for the others.
+    """
+    import datasets
+
+    column = image_column(rows.features, columns.image, source)
+    flat = rows.flatten()
+    label = label_column(flat.features, columns.label, source)
+    labels, class_names = read_labels(flat, label, names, class_names)
+    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    captions = read_captions(flat, caption_column(flat.features, columns.caption, source))
+    return ImageSource(names, _OpenRow(encoded, column), labels, class_names, captions)
+
+
+def _named(rows, source, split):
+    return [f"{source} {split} row {row}" for row in range(len(rows))]
+
+
+def _names_of_training(rows, columns, source):
+    """The classes of a training split, which are those of all its splits."""
+    flat = rows.flatten()
+    label = label_column(flat.features, columns.label, source)
+    return read_labels(flat, label, _named(rows, source, "train"))[1]
+
+
+def _files(source):
+    """The Parquet files and the tar files that a path or glob names, an empty list each where it names none.
+
+    In a folder `metadata.parquet` tells of image files, a Parquet file beside a tar of the same name what is in that,
+    and a tar beside images is one of those that they came in.
+    """
+    folder = os.path.isdir(source)
+    if folder:
+        found = sorted(os.path.join(parent, name) for parent, _, names in os.walk(source) for name in names)
+    else:
+        found = [source] if os.path.isfile(source) else sorted(glob.glob(source, recursive=True))
+    parquet, tars = ([path for path in found if path.endswith(suffixes)] for suffixes in (".parquet", TARS))
+    if folder:
+        packed = {path[: -len(suffix)] for path in tars for suffix in TARS if path.endswith(suffix)}
+        parquet = [path for path in parquet if path.removesuffix(".parquet") not in packed]
+        parquet = [path for path in parquet if os.path.basename(path) != "metadata.parquet"]
+        if tars and any(is_picture(Path(path)) for path in found):
+            tars = []
+    return parquet, tars
+
+
+def _by_split(files, folder):
+    """Files of a folder by the split that a word of their paths names, "train" where none does."""
+    found: dict[str, list[str]] = {}
+    for path in files:
+        words = re.split(r"[^a-z]+", os.path.relpath(path, folder).lower())
+        name = next((name for name, spellings in SPLIT_NAMES.items() if {*words} & {*spellings}), "train")
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def _check_parquet(files):
+    import pyarrow
+    import pyarrow.parquet
+
+    for path in files:
+        try:
+            pyarrow.parquet.read_metadata(path)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def unreadable(what: str, error: Exception) -> ValueError:
+    """The error, in one line, for data that `datasets` could not read; it raises all kinds."""
+    cause = error if error.__cause__ is None else error.__cause__
+    kind = "" if isinstance(cause, ValueError | OSError) else f"{type(cause).__name__}: "
+    return ValueError(f"{what}: {kind}{' '.join(str(cause).split()) or type(cause).__name__}")
+
+
+def _read(source, load, *arguments, hub=False, **options):
+    """Call a function of `datasets`; a ValueError of one line where it fails."""
+    try:
+        return load(*arguments, **options)
+    except Exception as error:
+        what = "is no file or folder here, and loading it as a data set of the Hub failed"
+        raise unreadable(f"data={source!r} {what if hub else 'cannot be read'}", error) from error
