@@ -22,8 +22,8 @@ CACHE_BYTES = 512 * 2**20
 class ImageDataset(Dataset):
     """Images as samples in [-1, 1].
 
-    An item has `sample` (channels, height, width), `class_labels` () where the images have labels, and `caption`, a str,
-    where they have captions. Images are decoded when asked for, or once if all of them fit `cache_bytes`. See
+    An item has `sample` (channels, height, width), `class_labels` () where the images have labels, and `caption`, a
+    str, where they have captions. Images are decoded when asked for, or once if all of them fit `cache_bytes`. See
     `load_images` for the arguments.
 
     Attributes:
