@@ -13,6 +13,7 @@ def main(command):
     try:
         with tempfile.TemporaryDirectory() as home:
             about = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": home, "HF_HUB_OFFLINE": "0"}
+            about |= {"HF_HUB_DISABLE_XET": "1"}  # it takes files by LFS
             return subprocess.run(command, env=os.environ | about).returncode
     finally:
         hub.close()
