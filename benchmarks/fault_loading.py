@@ -140,7 +140,9 @@ def _pipeline_folder(folder):
 @kind("missing buffers", "a persistent buffer that a file lacks is derived or refused by name, by every door")
 def missing_buffers(random):
     for _ in range(14):
-        kept = ("ema", "vector", "gumbel", "remapped", "residual", "product")  # quantizers with buffers
+        kept = (  # quantizers with buffers
+            "ema", "vector", "index_backpropagation", "gumbel", "remapped", "residual", "product",
+        )  # fmt: skip
         quantizer = draw_quantizer(random, random.choice(kept))
         family = random.choice([*FAMILIES, "ViTVQModel", "ViTVQModel"])  # whose positions are buffers too
         case = (family, quantizer, random.random(), random.choice(["AutoModel", "AutoVQModel"]))

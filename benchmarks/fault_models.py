@@ -40,7 +40,10 @@ CODEBOOK = {
 OPTIONS = {  # of every quantizer: sizes, options that must be there, options that may
     "ema": ((9, 16, 33), {}, {**CODEBOOK, "gradient": ("rotation",), "code_dim": (2, 4)}),
     "vector": ((9, 16, 33), {}, {**CODEBOOK, "legacy": (True,), "gradient": ("rotation",), "code_dim": (2, 4)}),
-    "index_backpropagation": ((9, 33), {}, {"beta": (0.5,), "code_dim": (3,), "entropy_weight": (0.05,)}),
+    "index_backpropagation": ((9, 33), {}, {
+        "beta": (0.5,), "code_dim": (3,), "entropy_weight": (0.05,), "metric": ("dot",), "kmeans_init": (False,),
+        "restart_threshold": (0.0,),
+    }),
     "gumbel": ((9, 33), {}, {"hard": (False,), "temperature": (0.5, 2.0), "kl_weight": (0.0, 0.01)}),
     "remapped": ((16,), {"num_used": (5, 11)}, {"unknown_code": ("extra", 2)}),
     "finite_scalar": (None, {}, {"preserve_symmetry": (True,)}),

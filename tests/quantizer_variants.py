@@ -21,6 +21,9 @@ VARIANTS = {
     "ema cosine": ("ema", 12, {"normalize": True}),
     "ema entropy": ("ema", 12, {"entropy_weight": 0.1, "entropy_temperature": 1.0}),
     "index_backpropagation": ("index_backpropagation", 12, {}),
+    "index_backpropagation dot": (
+        "index_backpropagation", 12, {"metric": "dot", "kmeans_init": False, "restart_threshold": 0.0},
+    ),
     "remapped": ("remapped", 12, {"num_used": 12}),
     "finite_scalar": ("finite_scalar", 192, {"levels_per_dim": [4, 3, 2, 2, 2, 2]}),
     "finite_scalar projected": ("finite_scalar", 40, {"levels_per_dim": [8, 5]}),

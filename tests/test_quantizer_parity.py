@@ -392,7 +392,7 @@ def test_ibq():
     options = meta["hyperparameters"]["init"]
     config = {
         "beta": options["beta"], "entropy_temperature": options["entropy_temperature"], "entropy_offset": 1e-5,
-        "entropy_weight": 1.0,
+        "entropy_weight": 1.0, "metric": "dot", "kmeans_init": False, "restart_threshold": 0.0,
     }  # fmt: skip
     quantizer = make_quantizer("index_backpropagation", options["n_embed"], options["embed_dim"], config)
     quantizer.load_state_dict({"embedding.weight": weights["quantize.embedding.weight"]})

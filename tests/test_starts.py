@@ -203,6 +203,25 @@ def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
     assert not fresh.train().initialize(torch.ones(8, 4, 2))  # no clusters
 
 
+def test_index_backpropagation_is_the_same_for_latents_of_any_size():
+    """(By dot products with a random codebook, small latents share their codes and large ones get no gradient.)"""
+    results = []
+    for size in (1e-3, 1.0, 1e3):
+        torch.manual_seed(0)
+        quantizer = make_quantizer("index_backpropagation", 16, 4, {}).train()
+        latents = (size * torch.randn(64, 4, 8)).requires_grad_()
+        output = quantizer(latents)
+        (output.latents * torch.randn(64, 4, 8)).sum().backward()
+        results.append((output.codes, latents.grad, quantizer.embedding.weight.grad))
+    for codes, *gradients in results:
+        assert len(codes.unique()) == 16
+        for gradient, expected in zip(gradients, results[1][1:], strict=True):
+            assert gradient.norm() > 1
+            torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)
+    before = {"metric": "dot", "kmeans_init": False, "restart_threshold": 0.0}
+    assert with_changed_options("index_backpropagation", None, earlier=True) == before
+
+
 def test_use_is_counted_by_latents_not_by_steps():
     """The same latents in one step and in forty give the same use; a code that ceases to be used is found dead."""
     torch.manual_seed(0)

@@ -139,7 +139,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         compared, codebook = self._comparable(rows), self.codebook
         codes = nearest_codes(compared, codebook, self.metric)
         quantized = lookup(codes, codebook)
-        passed = self._pass_gradient(rows, compared, quantized, codebook)
+        passed = self._pass_gradient(rows, compared, quantized, codebook, counted)
         loss, losses = self._losses(compared, quantized, passed, valid)
         if self.entropy_weight > 0:
             before = codebook.clone()  # statistics change the codebook before the gradient comes back
@@ -164,7 +164,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def _comparable(self, rows):
         return directions(rows) if self.normalize else rows
 
-    def _pass_gradient(self, rows, compared, quantized, codebook):
+    def _pass_gradient(self, rows, compared, quantized, codebook, counted):
         """Quantized rows (n, code_dim), as the decoder gets them."""
         if self.gradient == "rotation":
             return rotate(compared, quantized)
