@@ -94,7 +94,7 @@ def test_training_saves_the_processor_and_tokenizing_takes_its_size(photos, caps
     assert run("reconstruct", "tokenizer", "--images", "photos/1.png", "photos/2.png", "--output", "old.png") == 0
     assert Path("files.png").read_bytes() == Path("old.png").read_bytes()
     assert run("evaluate", "tokenizer", "--data", "photos") == 0
-    assert json.loads(Path("evaluation.json").read_text())["autoencoder"]["num_samples"] == 1
+    assert json.loads(Path("tokenizer/evaluation.json").read_text())["autoencoder"]["num_samples"] == 1
 
 
 def test_data_unlike_those_of_the_model_are_told_once(photos, capsys):

@@ -8,7 +8,6 @@ NAMES = {
     "dataset_config": "data_config_name",
     "dataset_train_split": "train_split",
     "dataset_test_split": "validation_split",
-    "resolution": "image_size",
     "pretrained_model_name_or_path": "init_from",
     "model_name_or_path": "init_from",
     "train_batch_size": "per_device_train_batch_size",

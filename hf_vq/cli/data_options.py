@@ -155,5 +155,10 @@ def size_options() -> type:
     return _compose(*(modality.size_options for modality in MODALITIES.values()))
 
 
+def sizes_of_samples() -> list[str]:
+    """Names of the options of all modalities that give a sample's size."""
+    return [entry.name for entry in dataclasses.fields(size_options())]
+
+
 def _compose(*parts):
     return dataclass(type("Options", tuple(dict.fromkeys(parts)), {}))

@@ -28,7 +28,7 @@ MANUAL = Manual(
     "evaluate",
     "Measure an autoencoder, a prior or a pipeline on held-out data.",
     """
-hf-vq evaluate tokenizer --data path/to/images --split validation
+hf-vq evaluate tokenizer --data path/to/data --split validation
 hf-vq evaluate prior --codes codes
 """,
     ("model", "output"),
@@ -145,6 +145,7 @@ def _evaluate_on_data(folder, device, kind, options, data):
         return {**figures, "likelihood": {"skipped": reason}}, protocol
     for line in changes:
         print(f"warning: {line}", file=sys.stderr)
+    whole["protocol"] = {**protocol, **whole["protocol"]}
     return {**figures, "likelihood": whole}, protocol
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders
-from hf_vq.cli.data_options import size_options
+from hf_vq.cli.data_options import size_options, sizes_of_samples
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.data.codes import load_codes
@@ -24,9 +24,10 @@ MANUAL = Manual(
     "inspect",
     "Tell what a folder is, without loading its weights.",
     """
-hf-vq inspect tokenizer --image_size 64
+hf-vq inspect tokenizer
 """,
     ("folder",),
+    sizes_of_samples(),
 )
 
 

@@ -23,6 +23,7 @@ class Manual:
         description: one sentence.
         example: command lines; the options in them come first.
         positional: options that need no flag, in their order.
+        first: options that come after those, before those of the example.
         closing: last sentence, "" for none.
         words: explanations of options that take the place of their own.
         hidden: options that are left out, as `closing` says.
@@ -32,6 +33,7 @@ class Manual:
     description: str
     example: str
     positional: Sequence[str]
+    first: Sequence[str] = ()
     closing: str = ""
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
@@ -47,7 +49,7 @@ class Manual:
         sections = [f"usage: hf-vq {self.verb} {places} [options]", self.description]
         sections.append("example:\n" + textwrap.indent(self.example.strip(), "  "))
         named = [aliases.get(name, name) for name in re.findall(r"--(\w+)", self.example)]
-        first = [*self.positional, *named]
+        first = [*self.positional, *self.first, *named]
         groups: dict[str, list[tuple[str, str]]] = {"main options": []}
         entries = {}
         for kind, entry, title in fields_of(types):

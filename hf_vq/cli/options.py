@@ -105,6 +105,8 @@ def parse_options(
         aliases or {}
     )
     renamed, keys = renamed or {}, keys or {}
+    for name, entry in fields.items():
+        aliases |= {other.lstrip("-"): name for other in entry.metadata.get("aliases", ())}
     if "-h" in argv or "--help" in argv:
         print(manual.text(types, aliases), end="")
         raise SystemExit(0)
@@ -145,7 +147,7 @@ def _make_parser(types, manual, aliases):
     parser.add_argument("--recipe")
     for other, name in aliases.items():
         action = parser._option_string_actions[f"--{other}"] = parser._option_string_actions[f"--{name}"]
-        action.option_strings = [*action.option_strings, f"--{other}"]
+        action.option_strings = [*dict.fromkeys([*action.option_strings, f"--{other}"])]
     for name, choices in _combined(fields).items():
         parser.add_argument(f"--{name}", choices=list(choices))
     for place, _ in enumerate(manual.positional):

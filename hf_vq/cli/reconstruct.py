@@ -18,7 +18,7 @@ MANUAL = Manual(
     "reconstruct",
     "Show samples beside what an autoencoder makes of them.",
     """
-hf-vq reconstruct tokenizer reconstructions.png --data path/to/images --num 16
+hf-vq reconstruct tokenizer reconstructions.png --data path/to/data --num 16
 hf-vq reconstruct tokenizer reconstructions.png --files one.png two.png
 """,
     ("model", "output"),

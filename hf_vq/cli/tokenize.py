@@ -25,8 +25,8 @@ MANUAL = Manual(
     "tokenize",
     "Tokenize a data set once and keep the codes as Parquet files.",
     """
-hf-vq tokenize tokenizer codes --data path/to/images
-hf-vq tokenize tokenizer codes --data path/to/images --resume
+hf-vq tokenize tokenizer codes --data path/to/data
+hf-vq tokenize tokenizer codes --data path/to/data --resume
 """,
     ("model", "output"),
 )

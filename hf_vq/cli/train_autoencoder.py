@@ -30,7 +30,7 @@ from hf_vq.cli.checks import (
     start_output_folder,
     training_bytes,
 )
-from hf_vq.cli.data_options import data_options
+from hf_vq.cli.data_options import data_options, sizes_of_samples
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import Keys, as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
@@ -64,12 +64,13 @@ MANUAL = Manual(
     "train autoencoder",
     "Train an autoencoder with a vector-quantized bottleneck.",
     """
-hf-vq train autoencoder path/to/images tokenizer --image_size 64 --model VQVAE \\
+hf-vq train autoencoder path/to/data tokenizer --model VQVAE \\
       --model_config.codebook_size 512 --num_train_epochs 20 --learning_rate 3e-4
 hf-vq train autoencoder recipe.yaml --output_dir tokenizer
 hf-vq train autoencoder --resume tokenizer
 """,
     ("data", "output_dir"),
+    sizes_of_samples(),
 )
 
 

@@ -75,6 +75,7 @@ hf-vq train prior recipe.yaml --output_dir prior
 hf-vq train prior --resume prior
 """,
     ("codes", "output_dir"),
+    (),
     "All other options of transformers.TrainingArguments are options too: "
     "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments",
     {each.name: each.metadata["help"] for each in fields(AutoencoderTrainingArguments)}

@@ -20,7 +20,10 @@ class ImageSize:
 
     image_size: str | None = field(
         default=None,
-        metadata={"help": "of images: what they are resized to, in pixels: 64 for squares, or height x width: 64x96"},
+        metadata={
+            "help": "of images: what they are resized to, in pixels: 64 for squares, or height x width: 64x96",
+            "aliases": ["--resolution"],
+        },
     )
 
 
