@@ -11,6 +11,8 @@ from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, of a model
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
 LOADERS = {"autoencoder": "AutoVQModel", "prior": "AutoVQPrior"}
+AUTOENCODER_WEIGHTS = "diffusion_pytorch_model*"
+WEIGHTS = ((AUTOENCODER_WEIGHTS,), ("model*", "pytorch_model*"), ("*",))  # names of weights, the first that are there
 FILES = ("*.json", "*.safetensors", "*.bin", "*.py", "*.md", "*.yaml")  # names of a model's files
 
 
@@ -124,6 +126,20 @@ def check_index(path: Any, index: Any) -> None:
             raise ValueError(
                 f"{path}: {INDEX} names {name!r}, which is outside the folder: components have plain names within it"
             )
+
+
+def weight_files(folder: str | Path, *endings: str) -> list[Path]:
+    """The weights of the model of a folder: not those that a checkpoint of a training has beside them.
+
+    Args:
+        folder: of an autoencoder or a prior.
+        endings: of the files that count, such as ".safetensors".
+    """
+    for names in WEIGHTS:
+        found = {path for name in names for ending in endings for path in Path(folder).glob(name + ending)}
+        if found:
+            return sorted(found)
+    return []
 
 
 def check_links(folder: str | Path) -> None:

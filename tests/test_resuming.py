@@ -17,8 +17,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+from transformers import AutoModel
 
 import hf_vq_cli
+from hf_vq import VQVAE
 from hf_vq.auto import AutoVQModel
 from hf_vq.cli.resuming import resumed_folder
 from hf_vq.training.checkpoints import latest_checkpoint, seal
@@ -151,13 +153,30 @@ def test_a_run_goes_on_from_an_older_checkpoint_that_is_named(kind, runs, tmp_pa
     folder = tmp_path / kind
     shutil.copytree(runs / kind, folder)
     published = (folder / WEIGHTS[kind]).read_bytes()
-    damaged = folder / "checkpoint-4" / "model.safetensors"
+    damaged = folder / "checkpoint-4" / WEIGHTS[kind]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     assert run("train", kind, "--resume", folder) == 2
     assert "resume from an older one (checkpoint-2)" in capsys.readouterr().err
     assert run("train", kind, "--resume", folder, "--resume_from_checkpoint", folder / "checkpoint-2") == 0
     assert (folder / WEIGHTS[kind]).read_bytes() == published
     assert damaged.read_bytes()[-1:] != b"?"
+
+
+def test_a_checkpoint_is_a_model_for_every_verb(runs, tmp_path, capsys):
+    codec, prior = (runs / kind / "checkpoint-2" for kind in ("autoencoder", "prior"))
+    assert type(AutoModel.from_pretrained(codec).autoencoder) is type(VQVAE.from_pretrained(codec)) is VQVAE
+    for kind, folder in (("autoencoder", codec), ("prior", prior)):
+        capsys.readouterr()
+        assert run("inspect", folder, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["kind"], facts["step"], facts["weights"]) == (kind, 2, [WEIGHTS[kind]])
+    digits, few = ["--data", "digits"], [*TINY, "--max_steps", 1]
+    assert run("tokenize", codec, *digits, "--output", tmp_path / "codes") == 0
+    assert run("evaluate", codec, *digits, "--output", tmp_path / "codec.json") == 0
+    assert run("evaluate", prior, "--codes", runs / "codes", "--output", tmp_path / "prior.json") == 0
+    started = ["--codes", tmp_path / "codes", "--autoencoder", codec, *PRIOR]
+    assert run("train", "prior", *started, *few, "--output", tmp_path / "prior") == 0
+    assert run("train", "autoencoder", *digits, "--init_from", codec, *few, "--output", tmp_path / "further") == 0
 
 
 def test_a_schedule_that_needs_arguments_says_so(runs, tmp_path, capsys):

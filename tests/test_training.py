@@ -210,8 +210,9 @@ def test_a_loss_that_is_no_number_stops_training_by_step_and_loses_nothing(tmp_p
     assert "Training stopped after step 3 of 6 (DivergenceError: step 4: loss is inf" in caplog.text
     assert f"resume from {saved} with resume_from_checkpoint=True" in caplog.text
     train_autoencoder(models[1], Images(64), autoencoder_arguments(tmp_path / "fine", max_steps=3))
-    expected = load_file(tmp_path / "fine" / "checkpoint-3" / "model.safetensors")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(saved / "model.safetensors").items())
+    folders = saved, tmp_path / "fine" / "checkpoint-3"
+    weights, expected = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in folders)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights.items())
 
 
 def test_a_prior_whose_loss_is_no_number_stops_by_step(tmp_path):

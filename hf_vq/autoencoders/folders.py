@@ -146,7 +146,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         if isinstance(kept, list | tuple):  # of a class with modules of its own
             cls._keep_in_fp32_modules = KeptInFloat32(kept)
         if hasattr(vars(cls).get("__init__"), "__wrapped__"):  # by @register_to_config, which the contract asks for
-            check_own(cls, "__init__")
+            check_own(cls, "__init__")  # register_to_config checks more, but gives the body no plain values
         if "face_type" not in vars(cls):
             cls.face_type = f"hf_vq_{cls.__name__.lower()}"
 

@@ -18,7 +18,8 @@ from hf_vq.data.codes import load_codes
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
-from hf_vq.saved import CONFIG, config_kind, read_json
+from hf_vq.saved import CONFIG, config_kind, read_json, weight_files
+from hf_vq.training.checkpoints import MANIFEST
 
 MANUAL = Manual(
     "inspect",
@@ -72,13 +73,15 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
         raise ValueError(f"modality={modality!r}: unknown{nearest(modality, MODALITIES)}")
     folder = local_folder(name)
     kind = check_weights(folder, "autoencoder", "prior", "pipeline", "codes")
-    facts = {"kind": kind, "folder": str(folder)}
+    facts: dict[str, Any] = {"kind": kind, "folder": str(folder)}
     if kind == "codes":
         return {**facts, **_describe_codes(folder)}
     if kind == "pipeline":
         parts = pipeline_folders(folder)
         known = modality_of(read_json(parts["autoencoder"] / CONFIG).get("_class_name"))
         return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
+    if (folder / MANIFEST).is_file():
+        facts["step"] = read_json(folder / MANIFEST)["step"]  # of the training whose checkpoint it is
     sized = [each for each in MODALITIES.values() if sizes is not None and each.space_of(sizes) is not None]
     known = MODALITIES.get(modality or "", sized[0] if len(sized) == 1 else None)
     return {**facts, **_describe_model(folder, sizes, known)}
@@ -149,7 +152,7 @@ def _describe_prior(folder, config, modality):
 
 def _describe_weights(folder):
     """Files, bytes and number types of the weights."""
-    files = sorted(path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    files = weight_files(folder, ".safetensors", ".bin")
     return {
         "weights": [path.name for path in files],
         "weights_bytes": sum(path.stat().st_size for path in files),
@@ -160,7 +163,7 @@ def _describe_weights(folder):
 def _tensors(folder):
     """{name: (dtype, shape)} from the headers of the safetensors files of a folder."""
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder, ".safetensors"):
         with open(path, "rb") as file:
             try:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -177,7 +180,7 @@ def _tensors(folder):
 def _describe_usage(folder):
     """How the codebook is used: by the quantizer's own running counts, and on validation by the training report."""
     facts: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder, ".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 if name.endswith("cluster_size"):  # one number per code, the only tensor that is read

@@ -251,12 +251,14 @@ def with_options_of_then(
     A checkpoint of a version that recorded no config tells it by its tensors.
     """
     earlier = AUTOENCODERS[name].with_written_options(config, earlier=True)
-    weights = checkpoint / "model.safetensors"
-    if earlier == AUTOENCODERS[name].with_written_options(config, earlier=False) or not weights.is_file():
+    if earlier == AUTOENCODERS[name].with_written_options(config, earlier=False):
         return config
     recorded = read_json(checkpoint / TRAINER_STATE).get("configs", {}).get("autoencoder")
     if recorded is not None:
         return with_options_of(config_of_then(AUTOENCODERS[name], recorded), config)
+    weights = checkpoint / "model.safetensors"
+    if not weights.is_file():
+        return config
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
     is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored

@@ -25,6 +25,7 @@ from hf_vq.saved import (
     read_index,
     read_mapping,
     shard_names,
+    weight_files,
 )
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
@@ -176,7 +177,8 @@ def _read_model(path: Path) -> ModelFolder:
     kind = config_kind(config)
     config |= config.get(PRIOR_SECTION, {})
     folder = ModelFolder(path, kind, reference.removeprefix(f"{SHIM}.").removesuffix("Config"), config)
-    folder.files = _find(path, MODEL_FILES)
+    others = {*path.glob("*.safetensors")} - {*weight_files(path, ".safetensors")}  # of a training's checkpoint
+    folder.files = {name: file for name, file in _find(path, MODEL_FILES).items() if file not in others}
     _check_weights(path, ("*.safetensors",))
     return folder
 

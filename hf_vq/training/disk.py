@@ -36,14 +36,13 @@ def module_footprint(
     Args:
         module: its state is in each checkpoint.
         trains: tells of a parameter's name whether the optimizer has it, with two moments.
-        averaged: there is a moving average of its parameters.
+        averaged: each checkpoint has the weights twice, as they train and their moving average.
         published: its weights are written at the end.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     sizes = {name: part.numel() * part.element_size() for name, part in module.named_parameters()}
     trained = sum(size for name, size in sizes.items() if module.get_parameter(name).requires_grad and trains(name))
-    average = sum(sizes.values()) if averaged else 0
-    return Footprint(weights + 2 * trained + average, weights if published else 0)
+    return Footprint(weights * (2 if averaged else 1) + 2 * trained, weights if published else 0)
 
 
 def run_bytes(footprint: Footprint, args: Any, num_samples: int | None) -> int:

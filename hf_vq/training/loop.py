@@ -36,6 +36,7 @@ from hf_vq.training.divergence import (
     telling_divergence,
 )
 from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
+from hf_vq.training.module_states import keep_once
 from hf_vq.training.reading import Batch, check_readable, make_reader
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.resuming import (
@@ -113,6 +114,7 @@ class TrainingLoop:
         with telling_divergence(1, "start", task.modules):
             task.begin(self.reader, self.accelerator.device, resumed=checkpoint is not None)
         self.turns = self._prepare(task.make_turns(self.max_steps))
+        keep_once(self.accelerator, task.save_published)
         self.state["turns"] = [turn.name for turn in self.turns]
         self.whole_step = True  # no turn has moved since the last finished step
         set_seed(args.seed + rank)  # dropout differs between processes; DDP made their weights equal

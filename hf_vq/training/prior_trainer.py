@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from safetensors.torch import load_model, save_model
 from torch.utils.data import default_collate
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.utils import logging as transformers_logging
@@ -36,6 +37,7 @@ from hf_vq.training.weight_ema import WeightEMA
 from hf_vq.writing import whole_files, write_text, writing
 
 RUN_STATE = "run_state.json"
+TRAINING_WEIGHTS = "training_weights.safetensors"  # where model.safetensors is the average
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that know no first rate
 
 
@@ -114,11 +116,15 @@ class PriorTrainer(LengthsTrainer):
             check_terms(self.state.global_step + 1, {"loss": self.last_loss}, float(norm))
         return norm
 
+    def as_published(self) -> contextlib.AbstractContextManager[None]:
+        """Within the `with` block, the prior has the weights that would be published."""
+        return contextlib.nullcontext() if self.weight_ema is None else self.weight_ema.applied()
+
     def evaluate(self, *inputs: Any, **options: Any) -> dict[str, float]:
         step = self.state.global_step
         check_weights_finite(step, {"prior": self.model})
         with (
-            self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext(),
+            self.as_published(),
             telling_divergence(step, "evaluation", {"prior": self.model}),
         ):
             check_likelihood(self.model, self.eval_dataset)
@@ -151,6 +157,7 @@ class PriorTrainer(LengthsTrainer):
                     write_text(folder / RUN_STATE, json.dumps(run_state))
                     if self.weight_ema is not None:
                         self.weight_ema.save(folder)
+                        save_model(self.model, str(folder / TRAINING_WEIGHTS), {"format": "pt"})
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
                     seal(folder, self.state.global_step)
@@ -161,6 +168,10 @@ class PriorTrainer(LengthsTrainer):
             self.args.save_total_limit = limit
         if self.is_world_process_zero():
             rotate_checkpoints(folder.parent, limit, keep=self.state.best_model_checkpoint)
+
+    def _save(self, *inputs: Any, **options: Any) -> None:
+        with self.as_published():
+            super()._save(*inputs, **options)
 
     def load_run_state(self, folder: Path) -> None:
         """Check that a checkpoint belongs to this run and take what Trainer does not restore.
@@ -176,8 +187,6 @@ class PriorTrainer(LengthsTrainer):
         step = TrainerState.load_from_json(str(folder / TRAINER_STATE)).global_step
         check_goes_on(folder, step, self.last_step, self.changed)
         self.started -= self.resumed["seconds"]
-        if self.weight_ema is not None:
-            self.weight_ema.load(folder)
         abandon_newer(self.args.output_dir, folder)
         if self.is_world_process_zero():
             rotate_checkpoints(self.args.output_dir, self.args.save_total_limit, keep=folder)
@@ -189,6 +198,15 @@ class PriorTrainer(LengthsTrainer):
         batches = math.ceil(len(self.train_dataset) / (args.per_device_train_batch_size * args.world_size))
         steps = math.ceil(batches / args.gradient_accumulation_steps)
         return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Also loads the average, which a checkpoint publishes, and then the weights that train."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.weight_ema is not None:
+            self.weight_ema.load(resume_from_checkpoint, dict(self.model.named_parameters()))
+            training = Path(resume_from_checkpoint) / TRAINING_WEIGHTS
+            if training.is_file():  # else of an earlier version, which published the weights that train
+                load_model(self.model, training)
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Also lets a learning rate and a number of steps that have changed come into force."""

@@ -20,6 +20,7 @@ from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.divergence import check_batch
 from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.module_states import published_weights
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.weight_ema import WeightEMA
 
@@ -113,9 +114,18 @@ class Task(ABC):
     def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
         """Figures of what would be published after this step."""
 
+    def save_published(self, folder: Path) -> nn.Module | None:
+        """Write into a checkpoint what would be published after this step, so that it loads as a saved model.
+
+        Returns:
+            The one of `modules` whose weights those are as they train, under the names of diffusers: they are then
+            nowhere else in the checkpoint. None where there is none, such as for averaged weights.
+        """
+        return None
+
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write into a checkpoint what is neither in modules nor in turns."""
+        """Write into a checkpoint what is neither in modules nor in turns, nor in what would be published."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -207,7 +217,7 @@ class Reconstruction(Task):
 
     def load(self, folder: Path) -> None:
         if self.weight_ema is not None:
-            self.weight_ema.load(folder)
+            self.weight_ema.load(folder, published_weights(folder))
 
     def before_turn(self, turn: Turn, step: int) -> None:
         """Statistics of the codebook are gathered in the autoencoder's turn alone, whatever others do with it."""
@@ -232,9 +242,13 @@ class Reconstruction(Task):
         if self.weight_ema is not None and not skipped:
             self.weight_ema.update()
 
+    def as_published(self) -> contextlib.AbstractContextManager[None]:
+        """Within the `with` block, the autoencoder has the weights that would be published."""
+        return contextlib.nullcontext() if self.weight_ema is None else self.weight_ema.applied()
+
     def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
         """`evaluate_autoencoder` of the weights that would be published; warns when the codebook has collapsed."""
-        with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+        with self.as_published():
             metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size)
         size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
         used = size - metrics["dead_codes"]
@@ -242,6 +256,11 @@ class Reconstruction(Task):
             message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
             logger.warning(message, step, used, size, metrics["perplexity"])
         return metrics
+
+    def save_published(self, folder: Path) -> nn.Module | None:
+        with self.as_published():
+            self.autoencoder.save_pretrained(folder)
+        return self.autoencoder if self.weight_ema is None else None
 
     def save(self, folder: Path) -> None:
         if self.weight_ema is not None:

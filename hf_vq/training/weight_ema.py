@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from hf_vq.arguments import checked
@@ -25,7 +26,7 @@ class WeightEMA:
         ValueError: decay out of its range.
     """
 
-    FILE = "weight_ema.safetensors"
+    FILE = "weight_ema.safetensors"  # of earlier versions, whose checkpoints held no published weights
     STATE_FILE = "weight_ema.json"
 
     @checked
@@ -54,23 +55,28 @@ class WeightEMA:
             self.average.restore(self.model.parameters())
 
     def save(self, folder: str | Path) -> None:
-        """Write the average into a checkpoint folder, as safetensors and JSON."""
-        names = [name for name, _ in self.model.named_parameters()]
-        tensors = {name: tensor.contiguous() for name, tensor in zip(names, self.average.shadow_params, strict=True)}
-        save_file(tensors, str(Path(folder) / self.FILE))
+        """Write into a checkpoint folder what its published weights, which are the average, do not tell."""
         state = {"optimization_step": self.average.optimization_step}
         (Path(folder) / self.STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
-    def load(self, folder: str | Path) -> None:
+    @torch.no_grad()
+    def load(self, folder: str | Path, published: Mapping[str, torch.Tensor]) -> None:
         """Read the average back from a checkpoint folder.
+
+        Args:
+            folder: of the checkpoint.
+            published: its published weights by name of the parameter.
 
         Raises:
             ValueError: the checkpoint was written without a weight average.
         """
-        if not (Path(folder) / self.FILE).is_file():
-            raise ValueError(f"checkpoint {str(folder)!r} has no {self.FILE}: it was written without weight_ema_decay")
-        tensors = load_file(str(Path(folder) / self.FILE))
+        folder = Path(folder)
+        if not (folder / self.STATE_FILE).is_file():
+            raise ValueError(
+                f"checkpoint {str(folder)!r} has no {self.STATE_FILE}: it was written without weight_ema_decay"
+            )
+        tensors = load_file(folder / self.FILE) if (folder / self.FILE).is_file() else published
         for (name, _), average in zip(self.model.named_parameters(), self.average.shadow_params, strict=True):
             average.copy_(tensors[name])
-        state = json.loads((Path(folder) / self.STATE_FILE).read_text(encoding="utf-8"))
+        state = json.loads((folder / self.STATE_FILE).read_text(encoding="utf-8"))
         self.average.optimization_step = state["optimization_step"]

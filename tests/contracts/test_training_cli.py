@@ -165,7 +165,8 @@ def test_runs_that_an_earlier_version_began_resume_with_the_options_of_then(
     told = "written with quantizer_config={" if verb == "autoencoder" else "written with sees_row_ends=False"
     assert told in capsys.readouterr().err
     assert train(tmp_path / "half", options, "--resume") == 0
-    weights, expected = (load_file(tmp_path / run / "checkpoint-2/model.safetensors") for run in ("half", "whole"))
+    file = {"autoencoder": "diffusion_pytorch_model.safetensors", "prior": "model.safetensors"}[verb]
+    weights, expected = (load_file(tmp_path / run / "checkpoint-2" / file) for run in ("half", "whole"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
