@@ -87,7 +87,7 @@ def test_hostile_recipes_are_one_line_that_names_file_and_line(case, tmp_path):
 @pytest.mark.parametrize("schedule", SchedulerType, ids=lambda each: each.value)
 def test_a_schedule_that_needs_more_than_autoencoders_are_told_is_refused(schedule):
     """Refused are those alone that `get_scheduler` cannot make of steps, or that step by metrics."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    optimizer, made = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1), None
     try:
         made = get_scheduler(schedule, optimizer, 1, 4)
         optimizer.step()
@@ -97,7 +97,12 @@ def test_a_schedule_that_needs_more_than_autoencoders_are_told_is_refused(schedu
             AutoencoderTrainingArguments("out", lr_scheduler_type=schedule)
     else:
         assert AutoencoderTrainingArguments("out", lr_scheduler_type=schedule).lr_scheduler_type == schedule
-    PriorTrainingArguments("out", lr_scheduler_type=schedule.value, use_cpu=True, eval_steps=1)
+    prior = {"lr_scheduler_type": schedule.value, "use_cpu": True, "eval_steps": 1}
+    if made is not None:
+        PriorTrainingArguments("out", **prior)
+    else:  # without arguments of its own
+        with pytest.raises(ValueError, match=f"lr_scheduler_type='{schedule.value}' with lr_scheduler_kwargs=None"):
+            PriorTrainingArguments("out", **prior)
 
 
 def test_priors_too_can_be_saved_at_the_end_alone():
