@@ -295,9 +295,11 @@ def _stock(folder, repo_id):
             f'from diffusers import VQModel\n\nmodel = VQModel.from_pretrained("{repo_id}")'
         )
     if folder.class_name == "TransformerPrior":
+        unasked = not folder.config.get("num_classes") and not folder.config.get("num_text_tokens")
         return "In stock transformers, without hf_vq:", (
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")'
+            + ("\nids = model.generate()  # a token to begin with, then codes" if unasked else "")
         )
     return f"In stock transformers, with {installed} installed:", (
         f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'
