@@ -18,7 +18,7 @@ FLOORS = (
     {"auto"},
     {"pipelines"},
     {"autoencoders", "priors"},
-    {"modalities"},
+    {"modalities", "tokens"},
     {"quantizers", "networks", "losses", "metrics", "data", "hub"},
     {
         "arguments",
