@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import hf_vq
-from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device
+from hf_vq.cli.checks import check_disk_space, check_output_folder, check_weights, local_folder, pick_device, pinned
 from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.options import parse_options
 from hf_vq.data.slices import is_slice
@@ -73,7 +73,7 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         num_workers=options.num_workers,
-        path=options.model,
+        path=pinned(options.model, folder),
         overwrite=options.overwrite,
         resume=options.resume,
     )

@@ -2,7 +2,7 @@
 
 Parquet's own checksums cover pages alone, neither dictionaries nor the footer. A shard therefore says in its metadata
 what it is (split, number, rows), the SHA-256 of every column as it is read, and the SHA-256 of all that it says.
-Shards of versions before this have no seal and are read as they are.
+Shards of versions before this have no seal and are read as they are, and so are those that `datasets` has written.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_vq.data.features import plan_of_features
 
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SEAL, SHARD = "sha256", "shard"  # keys beside those of the plan
@@ -33,7 +35,7 @@ class Shard:
         rows: in the file.
         types: name and type of every column.
         facts: what the shard says of itself: `split`, `number`, `rows` and `columns`, their SHA-256 by name; None in
-            files of versions before there were seals.
+            files of versions before there were seals, and in those that `datasets` has written.
     """
 
     path: Path
@@ -69,10 +71,10 @@ def column_sha256(column: np.ndarray) -> str:
 
 
 def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any]]:
-    """What `tokenize_dataset` wrote into a file, as it is; its rows; and name and type of every column.
+    """What a file says of its codes, as it is; its rows; and name and type of every column.
 
     Raises:
-        ValueError: no readable Parquet file, or none of ours.
+        ValueError: no readable Parquet file, none of ours, or one that does not tell the tokenizer any more.
     """
     import pyarrow
     import pyarrow.parquet
@@ -83,9 +85,16 @@ def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any]]:
         metadata, types = schema.metadata or {}, {field.name: field.type for field in schema}
     except (*UNREADABLE, pyarrow.ArrowException) as error:
         raise DamagedShardError(f"{path} is not a readable Parquet file: {_in_a_line(error)}") from error
-    if SCHEMA_KEY not in metadata:
-        raise ValueError(f"{path} does not hold codes of hf_vq: its schema has no {SCHEMA_KEY.decode()!r} entry")
-    return metadata[SCHEMA_KEY], rows, types
+    if SCHEMA_KEY in metadata:
+        return metadata[SCHEMA_KEY], rows, types
+    plan = plan_of_features(metadata)
+    if plan is None:
+        raise ValueError(
+            f"{path} does not hold codes of hf_vq, or does not say which tokenizer made them: its schema has no "
+            f"{SCHEMA_KEY.decode()!r} entry, and its features have no id of one. `hf-vq tokenize` writes both, "
+            "`datasets` keeps the features; where codes went another way, cast them to the features that they had"
+        )
+    return json.dumps(plan).encode(), rows, types
 
 
 def read_shard(path: str | Path) -> Shard:

@@ -14,13 +14,14 @@ from hf_vq.arguments import checked
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, read_footer, sealed
+from hf_vq.data.sealing import write_sealed
+from hf_vq.data.seals import DamagedShardError, read_footer
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 from hf_vq.ranges import Samples, Size, Workers
 from hf_vq.renaming import warn_user
-from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run, whole
+from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run
 
 STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
 
@@ -221,7 +222,6 @@ def _grid_lengths(autoencoder, padding_mask):
 
 def _write_shard(target, plan, codes, lengths, labels):
     import datasets
-    import pyarrow.parquet
 
     features, columns = {}, {}
     for name, part in zip(column_names(plan), codes, strict=True):
@@ -238,13 +238,10 @@ def _write_shard(target, plan, codes, lengths, labels):
     arrays = dict(zip(column_names(plan), codes, strict=True)) | {
         name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)
     }
-    told = sealed(plan, match["split"], int(match["number"]), arrays)
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: told}
-    table = table.replace_schema_metadata(metadata)
+    table = table.replace_schema_metadata(features.arrow_schema.metadata)
     try:
-        with whole(target, pyarrow.ArrowException) as partial:
-            pyarrow.parquet.write_table(table, partial, compression="zstd", write_page_checksum=True)
+        write_sealed(target, table, plan, match["split"], int(match["number"]), arrays)
     except WriteError as error:
         raise error.advising("run the same again with resume=True (hf-vq tokenize: --resume)") from error
