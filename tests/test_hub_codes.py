@@ -177,5 +177,21 @@ def test_no_codes_are_pushed_that_are_not_whole_or_not_of_their_folder(client, h
         assert expected in errors
     assert "datasets/me/refused" not in hub.repositories
     assert not any(method == "POST" and "commit" in path for method, path in hub.log[requests:])
-    run(client, ["push", "codes", "me/named", "--license", "mit", "--tokenizer", "me/vqvae"])
-    assert f"me/vqvae@{hub.head('me/vqvae')}" in hub.files("datasets/me/named")["README.md"].decode()
+
+
+def test_codes_of_a_local_tokenizer_tell_no_path_and_may_be_told_its_repository(client, hub):  # noqa: F811
+    run(
+        client,
+        ["tokenize", client.work / "vqvae", "--data", "flowers", "--output", "local codes"],
+        ["push", "local codes", "me/local", "--license", "mit"],
+        ["push", "local codes", "me/named", "--license", "mit", "--tokenizer", "me/vqvae"],
+    )
+    repository = f"me/vqvae@{hub.head('me/vqvae')}"
+    before, after = (hub.files(f"datasets/me/{name}") for name in ("local", "named"))
+    assert not any(str(client.work).encode() in content for content in before.values())
+    assert "path/to/tokenizer" in before["README.md"].decode()
+    assert repository in after["README.md"].decode()
+    found = client("codes_in", names=["me/codes", "me/local", "me/named"])
+    assert [codes["tokenizer"]["path"] for codes in found] == [repository, "", repository]
+    assert found[1]["codes"] == found[2]["codes"] == found[0]["codes"]
+    assert all(set(codes["sealed"]) == {True} for codes in found)

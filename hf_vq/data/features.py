@@ -13,16 +13,14 @@ from typing import Any
 
 FEATURES_KEY = b"huggingface"  # of `datasets`, in the schema of a Parquet file
 KEPT = ("tokenizer", "codebook_size", "code_shape", "sample_shape")  # of a plan
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # with a revision or without
 
 
 def with_identity(metadata: Mapping[bytes, bytes], plan: Mapping[str, Any]) -> dict[bytes, bytes]:
     """Schema metadata of `datasets` whose columns of codes say what a plan says of all rows."""
     told = json.loads(metadata[FEATURES_KEY])
-    kept = {name: plan[name] for name in KEPT}
-    kept["tokenizer"] = {**plan["tokenizer"], "path": repository_of(plan["tokenizer"]) or ""}
     for numbers in _numbers_of_codes(told):
-        numbers["id"] = json.dumps({"hf_vq": kept}, sort_keys=True)
+        numbers["id"] = json.dumps({"hf_vq": {name: plan[name] for name in KEPT}}, sort_keys=True)
     return {**metadata, FEATURES_KEY: json.dumps(told).encode()}
 
 
@@ -41,10 +39,13 @@ def plan_of_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any] | None:
     return {**plan, "class_names": labels.get("names"), "rewritten": True}
 
 
-def repository_of(identity: Mapping[str, str]) -> str | None:
-    """The repository of a tokenizer on the Hub, "user/name" or "user/name@commit"; None where its path is none."""
+def portable(identity: Mapping[str, str]) -> dict[str, str]:
+    """A `tokenizer_identity` as others may read it: its path is a repository of the Hub, or empty.
+
+    To be called where the path was given: elsewhere no one knows whether "a/b" was a folder there.
+    """
     path = identity["path"]
-    return path if REPOSITORY.fullmatch(path) and not os.path.exists(path) else None
+    return {**identity, "path": path if REPOSITORY.fullmatch(path) and not os.path.exists(path) else ""}
 
 
 def _numbers_of_codes(told: Any) -> Iterator[dict]:

@@ -20,7 +20,7 @@ def write_sealed(
 
     Args:
         target: its path.
-        table: a pyarrow Table with the schema metadata of `datasets`.
+        table: a pyarrow Table with the schema metadata of `datasets`, see `with_identity`.
         plan, split, number, columns: see `sealed`.
 
     Raises:
@@ -29,22 +29,23 @@ def write_sealed(
     import pyarrow
     import pyarrow.parquet
 
-    metadata = {**with_identity(table.schema.metadata, plan), SCHEMA_KEY: sealed(plan, split, number, columns)}
+    metadata = {**table.schema.metadata, SCHEMA_KEY: sealed(plan, split, number, columns)}
     with whole(target, pyarrow.ArrowException) as partial:
         pyarrow.parquet.write_table(
             table.replace_schema_metadata(metadata), partial, compression="zstd", write_page_checksum=True
         )
 
 
-def seal_again(folder: str | Path, output_dir: str | Path) -> dict[str, Path]:
-    """All shards of a folder of codes, each with a seal and with an identity that `datasets` keeps.
+def seal_again(folder: str | Path, output_dir: str | Path, tokenizer: str | None = None) -> dict[str, Path]:
+    """All shards of a folder of codes as they may travel: with a seal, an identity that `datasets` keeps, and no path.
 
-    Shards that lack one of them are written again into another folder. The seal of rows that went through `datasets`
-    says how they were found, not how they were tokenized: its plan has `rewritten`.
+    Shards that are not so are written again into another folder. The seal of rows that went through `datasets` says
+    how they were found, not how they were tokenized: its plan has `rewritten`.
 
     Args:
         folder: of codes; every column is read.
         output_dir: an empty folder.
+        tokenizer: the repository of their tokenizer; None: what they say.
 
     Returns:
         Path by path in a repository, "data/train-00000-of-00001.parquet".
@@ -58,20 +59,23 @@ def seal_again(folder: str | Path, output_dir: str | Path) -> dict[str, Path]:
         rows = sum(shard.rows for shard in shards)
         for shard in shards:
             name = f"data/{shard.path.name}"
-            found[name] = _seal_one(shard, rows, Path(output_dir) / name)
+            found[name] = _seal_one(shard, rows, Path(output_dir) / name, tokenizer)
     return found
 
 
-def _seal_one(shard: Shard, rows: int, target: Path) -> Path:
-    """The path of a shard with a seal and an identity: its own, or the target."""
+def _seal_one(shard: Shard, rows: int, target: Path, tokenizer: str | None) -> Path:
+    """The path of a shard as `seal_again` wants it: its own, or the target."""
     import pyarrow.parquet
 
-    columns = read_columns(shard)
-    table = pyarrow.parquet.read_table(shard.path, memory_map=True)
-    if shard.facts is not None and plan_of_features(table.schema.metadata) is not None:
+    columns, table = read_columns(shard), pyarrow.parquet.read_table(shard.path, memory_map=True)
+    kept = plan_of_features(table.schema.metadata)
+    identity = {**shard.plan["tokenizer"], "path": tokenizer or ("" if kept is None else kept["tokenizer"]["path"])}
+    if shard.facts is not None and kept is not None and kept["tokenizer"] == identity == shard.plan["tokenizer"]:
         return shard.path
     match = SHARD_NAME.fullmatch(shard.path.name)
-    plan = {**shard.plan, "num_samples": rows} if "rewritten" in shard.plan else shard.plan
+    counted = {"num_samples": rows} if "rewritten" in shard.plan else {}
+    plan = {**shard.plan, **counted, "tokenizer": identity}
+    table = table.replace_schema_metadata(with_identity(table.schema.metadata, plan))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_sealed(target, table, plan, match["split"], int(match["number"]), columns)  # type: ignore[index]
     return target

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_vq.arguments import checked
+from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
@@ -240,7 +241,8 @@ def _write_shard(target, plan, codes, lengths, labels):
     }
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    others_read = {**plan, "tokenizer": portable(plan["tokenizer"])}
+    table = table.replace_schema_metadata(with_identity(features.arrow_schema.metadata, others_read))
     try:
         write_sealed(target, table, plan, match["split"], int(match["number"]), arrays)
     except WriteError as error:

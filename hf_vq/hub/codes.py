@@ -6,7 +6,6 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hf_vq.data.features import repository_of
 from hf_vq.data.shards import column_names
 from hf_vq.hub.folders import ModelFolder
 
@@ -48,7 +47,7 @@ def write_codes_card(folder: ModelFolder, repo_id: str, data: DatasetCardData, d
     plan, modality = folder.config, folder.modality
     plural = modality.plural if modality else "samples"
     identity, source = plan["tokenizer"], f" of `{dataset}`" if dataset else ""
-    repository = plan.get("repository") or repository_of(identity)
+    repository = identity["path"]  # empty where nobody knows
     link = f" [{repository}](https://huggingface.co/{repository.partition('@')[0]})" if repository else ""
     facts = {
         "tokenizer": f"`{identity['class']}`{link}",
@@ -70,7 +69,7 @@ def write_codes_card(folder: ModelFolder, repo_id: str, data: DatasetCardData, d
     )
 
 
-def _usage(plan: dict[str, Any], repo_id: str, repository: str | None) -> str:
+def _usage(plan: dict[str, Any], repo_id: str, repository: str) -> str:
     name, _, revision = (repository or "path/to/tokenizer").partition("@")
     pinned = f', revision="{revision}"' if revision else ""
     comment = "" if repository else "  # the one with this codes_sha256"

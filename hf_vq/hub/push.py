@@ -15,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_vq.data.features import REPOSITORY
 from hf_vq.data.sealing import seal_again
+from hf_vq.data.seals import read_shard
 from hf_vq.data.shards import SHARD_NAME
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
@@ -42,7 +43,8 @@ def push_folder(
 ) -> CommitInfo:
     """Publish a folder that hf_vq wrote, in one commit: cut in the middle, it changes nothing.
 
-    Codes become a data set. Shards that went through `datasets`, which takes their seals off, are sealed again.
+    Codes become a data set. Shards that went through `datasets`, which takes their seals off, are sealed again, and
+    no path of this machine travels with them.
 
     The card is that of `card` or of the folder, else the one that somebody wrote in the repository; its text stays
     and the metadata that it lacks is added. Where there is none, or a generated one, the card is generated. Repeated,
@@ -56,8 +58,8 @@ def push_folder(
         card: folder with a README.md, recipes and pictures, which travel too.
         evaluation: evaluation.json to publish, by default that of the folder.
         dataset: name or Hub id of the data behind the figures, or of what was tokenized.
-        tokenizer: of codes, the repository of their tokenizer for the card, "user/name" or "user/name@revision"; by
-            default the one that made them, where they know it.
+        tokenizer: of codes, the repository of their tokenizer, "user/name" or "user/name@commit", which shards and
+            card then tell; by default the one that they were made with, where it was one.
         private: whether a new repository is private.
         token, create_pr, revision, commit_message: as in huggingface_hub.
 
@@ -135,20 +137,17 @@ def _telling_what_broke(repo_id):
 def _collect(found, card, evaluation, tokenizer, work):
     """What to publish, path by path in the repository, with the README.md of the card where there is one.
 
-    Shards without a seal are sealed again in the empty folder `work`.
+    Shards that cannot travel as they are, see `seal_again`, are in the empty folder `work`.
     """
     for name, value, wanted in (("tokenizer", tokenizer, True), ("evaluation", evaluation, False)):
         if value is not None and wanted != (found.kind == "codes"):
             raise ValueError(f"{name}={str(value)!r}: {found.path} holds {'a model' if wanted else 'codes'}")
     files = dict(found.files)
     if found.kind == "codes":
-        files.update(seal_again(found.path, work))
-        if tokenizer is not None:
-            if not REPOSITORY.fullmatch(tokenizer):
-                raise ValueError(
-                    f"tokenizer must be a repository, 'user/name' or 'user/name@commit', got {tokenizer!r}"
-                )
-            found.config["repository"] = tokenizer
+        if tokenizer is not None and not REPOSITORY.fullmatch(tokenizer):
+            raise ValueError(f"tokenizer must be a repository, 'user/name' or 'user/name@commit', got {tokenizer!r}")
+        files.update(seal_again(found.path, work, tokenizer))
+        found.config["tokenizer"] = read_shard(next(iter(files.values()))).plan["tokenizer"]
     if card is not None:
         files.update(_card_files(card))
     elif (found.path / README).is_file():
