@@ -17,7 +17,6 @@ import warnings
 from pathlib import Path
 
 import diffusers
-import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -113,15 +112,6 @@ def push(arguments, folder="."):
     return command(["push", *arguments], folder)
 
 
-def commands(lines, folder):
-    """`command` of several, one after the other; those that begin with "offline" where the Hub cannot be reached."""
-    said = []
-    for first, *rest in lines:
-        huggingface_hub.constants.HF_HUB_OFFLINE = first == "offline"
-        said.append(command(rest if first == "offline" else [first, *rest], folder))
-    return said
-
-
 def command(arguments, folder="."):
     """`hf-vq` in a folder: its exit code and what it wrote."""
     from hf_vq_cli import main
@@ -132,55 +122,6 @@ def command(arguments, folder="."):
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         code = main(arguments)
     return code, output.getvalue(), errors.getvalue()
-
-
-def take_through_datasets(work):
-    """me/codes loaded, filtered and given a column; written by `to_parquet`, `save_to_disk` and `push_to_hub`."""
-    import datasets
-
-    work = Path(work)
-    rows = datasets.load_dataset("me/codes")
-    rows["train"] = rows["train"].filter(lambda row: row["class_labels"] == 1).add_column("caption", ["a rose"] * 4)
-    rows["validation"] = rows["validation"].add_column("caption", ["?"] * 2)
-    (work / "again/data").mkdir(parents=True)
-    for split, part in rows.items():
-        part.to_parquet(work / f"again/data/{split}-00000-of-00001.parquet")
-    rows.save_to_disk(work / "on disk")
-    rows.push_to_hub("me/stock", num_shards={"train": 3, "validation": 1})
-    again = datasets.load_dataset("me/stock")["train"]  # by the features in its card
-    (work / "twice/data").mkdir(parents=True)
-    again.to_parquet(work / "twice/data/train-00000-of-00001.parquet")
-    lost = datasets.Dataset.from_dict(again.to_dict())
-    (work / "lost/data").mkdir(parents=True)
-    lost.to_parquet(work / "lost/data/train-00000-of-00001.parquet")
-    return rows["train"].to_dict()
-
-
-def codes_in(names):
-    """The codes of folders or repositories: rows, columns, tokenizer, and what each shard says."""
-    return [codes_of(name) for name in names]
-
-
-def codes_of(name):
-    import datasets
-
-    from hf_vq.cli.checks import local_folder
-    from hf_vq.data.codes import load_codes
-    from hf_vq.data.seals import read_shard
-    from hf_vq.data.shards import find_shards
-
-    folder = local_folder(name, "dataset")
-    codes = load_codes(folder)
-    shards = [read_shard(path) for path in find_shards(folder, "train")]
-    table = datasets.load_dataset(str(folder) if Path(name).is_dir() else name, split="train")
-    return {
-        "codes": codes.codes.tolist(),
-        "columns": table.column_names,
-        "tokenizer": codes.tokenizer,
-        "class_names": codes.class_names,
-        "sealed": [shard.facts is not None for shard in shards],
-        "rewritten": ["rewritten" in shard.plan for shard in shards],
-    }
 
 
 def push_by_methods(work):
@@ -388,7 +329,7 @@ def run_card(repo_id, folder):
     return len(blocks)
 
 
-def main(tasks):
+def main(tasks, fresh=True):
     preloaded = diffusers.VQModel, diffusers.AutoModel, transformers.AutoModel  # else each fork imports them
     assert preloaded
     answers = os.fdopen(os.dup(1), "w")
@@ -397,7 +338,7 @@ def main(tasks):
         task, arguments = json.loads(line)
         read, write = os.pipe()
         if os.fork() == 0:
-            assert "hf_vq" not in sys.modules
+            assert not fresh or "hf_vq" not in sys.modules
             try:
                 answer = {"value": tasks[task](**arguments)}
             except BaseException:

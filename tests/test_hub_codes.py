@@ -13,17 +13,18 @@ from .test_hub import Client, hub, link  # noqa: F401
 @pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):  # noqa: F811
     """A client, and on the Hub the tokenizer me/vqvae and the data set me/codes of it."""
-    client = Client(hub, tmp_path_factory.mktemp("hub"))
-    client("build", work=str(client.work))
-    assert client.push(client.work / "vqvae", "me/vqvae", "--license", "mit")[0] == 0
+    client = Client(hub, tmp_path_factory.mktemp("hub"), module="tests.hub_codes_client")
+    client("build_tokenizers", work=str(client.work))
     noise = np.random.default_rng(0)
     for split, count in (("train", 8), ("validation", 2)):
         for index in range(count):
             folder = client.work / "flowers" / split / ("rose" if index % 2 else "daisy")
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    _, output = run(
+    *_, output = run(
         client,
+        ["push", "vqvae", "me/vqvae", "--license", "mit"],
+        ["push", "other", "me/other", "--license", "mit"],
         ["tokenize", "me/vqvae", "--data", "flowers", "--output", "codes", "--shard_size", "5"],
         ["push", "codes", "me/codes", "--license", "mit", "--dataset", "flowers"],
     )
@@ -160,8 +161,6 @@ def test_no_codes_are_pushed_that_are_not_whole_or_not_of_their_folder(client, h
     (linked / shard).unlink()
     (cut / shard).unlink()
     link(linked / shard, client.work / "codes" / shard)
-    client("build", work=str(client.work / "other"), seed=1)
-    assert client.push(client.work / "other/vqvae", "me/other", "--license", "mit")[0] == 0
     requests = len(hub.log)
     words = {
         ("codes",): "license is missing: say under which licence the codes may be used",
