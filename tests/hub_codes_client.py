@@ -66,7 +66,9 @@ def codes_of(name):
     folder = local_folder(name, "dataset")
     codes = load_codes(folder)
     shards = [read_shard(path) for path in find_shards(folder, "train")]
-    table = datasets.load_dataset(str(folder) if Path(name).is_dir() else name, split="train")
+    repo_id, _, revision = name.partition("@")
+    where = {"path": str(folder)} if Path(name).is_dir() else {"path": repo_id, "revision": revision or None}
+    table = datasets.load_dataset(**where, split="train")
     return {
         "codes": codes.codes.tolist(),
         "columns": table.column_names,

@@ -86,16 +86,16 @@ def test_verbs_read_codes_from_the_hub(client, hub):  # noqa: F811
         client,
         [*train, "--codes", "me/codes", "--output", "prior of the hub"],
         ["offline", *train, "--codes", f"me/codes@{first}", "--output", "prior offline"],
-        ["evaluate", "prior of the hub", "--codes", "me/codes@main", "--output", "figures.json"],
+        ["evaluate", "prior of the hub", "--codes", "datasets/me/codes@main", "--output", "figures.json"],
         ["inspect", "me/codes", "--json"],
         ["inspect", "me/vqvae", "--json"],
     )
     assert '"rewritten": false' in codes
     assert '"kind": "autoencoder"' in model
     names = {
-        "me/absent": "me/absent is no folder here, and downloading it as a data set from the Hub failed",
-        "me/vqvae": "me/vqvae is no folder here, and downloading it as a data set",
-        "me/codes@absent": "me/codes@absent is no folder here",
+        "me/absent": "`hf-vq tokenize` writes one), and downloading it as a data set from the Hub failed",
+        "me/vqvae": "me/vqvae is no folder of codes here",
+        "me/codes@absent": "me/codes@absent is no folder of codes here",
         "me/codes@": "no such codes folder: me/codes@",
     }
     said = refused(client, *([*train, "--codes", name, "--output", "nothing"] for name in names))
@@ -183,14 +183,15 @@ def test_codes_of_a_local_tokenizer_tell_no_path_and_may_be_told_its_repository(
         client,
         ["tokenize", client.work / "vqvae", "--data", "flowers", "--output", "local codes"],
         ["push", "local codes", "me/local", "--license", "mit"],
-        ["push", "local codes", "me/named", "--license", "mit", "--tokenizer", "me/vqvae"],
+        ["push", "local codes", "me/named", "--license", "mit", "--tokenizer", "me/vqvae", "--revision", "trial"],
     )
     repository = f"me/vqvae@{hub.head('me/vqvae')}"
-    before, after = (hub.files(f"datasets/me/{name}") for name in ("local", "named"))
+    before, after = hub.files("datasets/me/local"), hub.files("datasets/me/named", "trial")
+    assert hub.files("datasets/me/named") == {}
     assert not any(str(client.work).encode() in content for content in before.values())
     assert "path/to/tokenizer" in before["README.md"].decode()
     assert repository in after["README.md"].decode()
-    found = client("codes_in", names=["me/codes", "me/local", "me/named"])
+    found = client("codes_in", names=["me/codes", "me/local", "me/named@trial"])
     assert [codes["tokenizer"]["path"] for codes in found] == [repository, "", repository]
     assert found[1]["codes"] == found[2]["codes"] == found[0]["codes"]
     assert all(set(codes["sealed"]) == {True} for codes in found)

@@ -139,6 +139,10 @@ def test_detokenize_says_that_codes_are_flat(kind):
     for flat in (ids, ids[0]):
         with pytest.raises(ValueError, match=r"codes must be .*got .*hf_vq\.unflatten_codes"):
             model.detokenize(flat)
+    if kind == "plain":
+        dense = make_autoencoder(reconstruction_loss="softmax")
+        with pytest.raises(ValueError, match=r"codes must be .*got .*hf_vq\.unflatten_codes"):
+            dense.reconstruction_log_prob(torch.rand(2, 1, 8, 8), ids)
     back = unflatten_codes(ids, model.code_shape((1, 8, 8)), num_levels=model.num_levels)
     assert torch.equal(model.detokenize(back), model.detokenize(codes))
 

@@ -178,8 +178,10 @@ def local_folder(name: str, repo_type: str = "model") -> Path:
     try:
         found = snapshot_download(repo_id, repo_type=repo_type, revision=revision or None, allow_patterns=patterns)
     except (OSError, ValueError) as error:
-        kind = " as a data set" if repo_type == "dataset" else ""
-        raise ValueError(f"{name} is no folder here, and downloading it{kind} from the Hub failed: {error}") from error
+        here, kind = "folder here", ""
+        if repo_type == "dataset":
+            here, kind = "folder of codes here (`hf-vq tokenize` writes one)", " as a data set"
+        raise ValueError(f"{name} is no {here}, and downloading it{kind} from the Hub failed: {error}") from error
     return Path(found)
 
 
