@@ -13,7 +13,7 @@ from hf_vq.data.shards import SHARD_NAME, code_splits
 from hf_vq.writing import whole
 
 
-def write_sealed(
+def write_shard(
     target: Path, table: Any, plan: Mapping[str, Any], split: str, number: int, columns: Mapping[str, np.ndarray]
 ) -> None:
     """Write a shard whole or not at all.
@@ -77,5 +77,5 @@ def _seal_one(shard: Shard, rows: int, target: Path, tokenizer: str | None) -> P
     plan = {**shard.plan, **counted, "tokenizer": identity}
     table = table.replace_schema_metadata(with_identity(table.schema.metadata, plan))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_sealed(target, table, plan, match["split"], int(match["number"]), columns)  # type: ignore[index]
+    write_shard(target, table, plan, match["split"], int(match["number"]), columns)  # type: ignore[index]
     return target

@@ -15,7 +15,7 @@ from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.sealing import write_sealed
+from hf_vq.data.sealing import write_shard
 from hf_vq.data.seals import DamagedShardError, read_footer
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
@@ -244,6 +244,6 @@ def _write_shard(target, plan, codes, lengths, labels):
     others_read = {**plan, "tokenizer": portable(plan["tokenizer"])}
     table = table.replace_schema_metadata(with_identity(features.arrow_schema.metadata, others_read))
     try:
-        write_sealed(target, table, plan, match["split"], int(match["number"]), arrays)
+        write_shard(target, table, plan, match["split"], int(match["number"]), arrays)
     except WriteError as error:
         raise error.advising("run the same again with resume=True (hf-vq tokenize: --resume)") from error
