@@ -36,6 +36,7 @@ from hf_vq.priors import (
 )
 from hf_vq.quantizers import EMAVectorQuantizer, VectorQuantizer
 from hf_vq.registry import find_class, register
+from hf_vq.tokens import CodeVocabulary, add_code_tokens, flatten_codes, unflatten_codes
 from hf_vq.version import __version__
 
 know_registered_classes()
@@ -43,14 +44,17 @@ know_registered_classes()
 __all__ = [
     *FACES,  # `<Name>Config` and `<Name>ForAutoModel` of each autoencoder
     "__version__",
+    "add_code_tokens",
     "as_grids",
     "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",
+    "CodeVocabulary",
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
     "DVAE",
     "EMAVectorQuantizer",
+    "flatten_codes",
     "GPTPrior",
     "GPTPriorConfig",
     "ImageProcessor",
@@ -72,6 +76,7 @@ __all__ = [
     "TransformerPrior",
     "TransformerPriorConfig",
     "register",
+    "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",
     "VQModel",

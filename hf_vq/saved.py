@@ -10,6 +10,7 @@ from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS
 
 INDEX, CONFIG = "model_index.json", "config.json"  # of a pipeline, of a model
 PRIOR_SECTION = "vq_prior"  # of a stock model's config.json: what makes it a prior over codes
+SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")  # one of them, of a data set that datasets saved
 LOADERS = {"autoencoder": "AutoVQModel", "prior": "AutoVQPrior"}
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model*"
 WEIGHTS = ((AUTOENCODER_WEIGHTS,), ("model*", "pytorch_model*"), ("*",))  # names of weights, the first that are there
@@ -174,6 +175,8 @@ def config_kind(config: dict) -> str:
 def folder_kind(folder: str | Path) -> str | None:
     """Tell what a folder holds: "pipeline", "autoencoder", "prior" or "codes"; None: none of them.
 
+    Codes may also be what `save_to_disk` of datasets wrote; who reads them says how they are read.
+
     Raises:
         ValueError: a config.json that cannot be read, or holds no config.
     """
@@ -184,7 +187,8 @@ def folder_kind(folder: str | Path) -> str | None:
         return "pipeline"
     if (folder / CONFIG).is_file():
         return config_kind(read_config(folder))
-    return "codes" if any(folder.glob("data/*.parquet")) else None
+    saved = any((folder / name).is_file() for name in SAVED_TO_DISK)
+    return "codes" if saved or any(folder.glob("data/*.parquet")) else None
 
 
 def check_class(path: Any, config: dict, owner: type) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import DatasetCard, ModelCard, snapshot_download
 from safetensors.torch import load_file, save_file
 
 VQMODEL = {
@@ -109,13 +109,18 @@ def build(work, seed=0):
 
 def push(arguments, folder="."):
     """`hf-vq push` in a folder: its exit code and what it wrote."""
+    return command(["push", *arguments], folder)
+
+
+def command(arguments, folder="."):
+    """`hf-vq` in a folder: its exit code and what it wrote."""
     from hf_vq_cli import main
 
     os.chdir(folder)
     time.sleep = lambda seconds: None  # huggingface_hub waits half a minute for a Hub that hangs up
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = main(["push", *arguments])
+        code = main(arguments)
     return code, output.getvalue(), errors.getvalue()
 
 
@@ -316,13 +321,15 @@ def read_card(repo_id):
 def run_card(repo_id, folder):
     """Runs the code blocks of a card, one after the other."""
     os.chdir(folder)
-    blocks = re.findall(r"```python\n(.*?)```", ModelCard.load(repo_id).text, re.DOTALL)
+    data = repo_id.startswith("datasets/")
+    card = (DatasetCard if data else ModelCard).load(repo_id.removeprefix("datasets/"))
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
     for block in blocks:
         exec(compile(block, repo_id, "exec"), {})
     return len(blocks)
 
 
-def main(tasks):
+def main(tasks, fresh=True):
     preloaded = diffusers.VQModel, diffusers.AutoModel, transformers.AutoModel  # else each fork imports them
     assert preloaded
     answers = os.fdopen(os.dup(1), "w")
@@ -331,7 +338,7 @@ def main(tasks):
         task, arguments = json.loads(line)
         read, write = os.pipe()
         if os.fork() == 0:
-            assert "hf_vq" not in sys.modules
+            assert not fresh or "hf_vq" not in sys.modules
             try:
                 answer = {"value": tasks[task](**arguments)}
             except BaseException:

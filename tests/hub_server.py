@@ -1,7 +1,9 @@
 """A Hugging Face Hub on this machine, for tests: repositories in memory, on 127.0.0.1 and a free port.
 
-It answers what huggingface_hub asks when it creates repositories, commits (small files inline, large ones by LFS),
-lists, and downloads. A test reads `hub.files(...)` directly and may cut the next transfer with `hub.cut`.
+It answers what huggingface_hub and `datasets` ask when they create repositories of models and data sets, commit (small
+files inline, large ones by LFS), list, and download; private ones for those with the token. A data set is called
+"datasets/user/name" here, as in addresses. A test reads `hub.files(...)` directly and may cut the next transfer with
+`hub.cut`.
 """
 
 import base64
@@ -10,11 +12,11 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-LARGE = (".safetensors", ".png")
+LARGE = (".safetensors", ".png", ".parquet")
 TOKEN = "hf_of_the_tests"
 
 
@@ -78,8 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def missing(self, code):
-        self.answer({"error": code}, 404, {"X-Error-Code": code})
+    def missing(self, code, status=404):
+        self.answer({"error": code}, status, {"X-Error-Code": code})
 
     def hang_up(self):
         """Read half of the request and close the connection."""
@@ -93,19 +95,29 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, function in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
-                writes = self.command in ("POST", "PUT") and "validate-yaml" not in path and "/lfs/" not in path
+                asks = ("validate-yaml", "/lfs/", "/paths-info/")
+                writes = self.command in ("POST", "PUT") and not any(words in path for words in asks)
                 if writes and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     return self.answer({"error": "Invalid username or password."}, 401)
+                name = self.arguments(match).get("name")
+                if name in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    return self.missing("RepoNotFound", 401)
                 if self.hub.cut is not None and function.__name__ == self.hub.cut:
                     return self.hang_up()
                 self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 try:
                     with self.hub.lock:
-                        return function(self, **match.groupdict(default=""))
+                        return function(self, **self.arguments(match))
                 except KeyError:
-                    known = match.groupdict().get("name") in self.hub.repositories
-                    return self.missing("RevisionNotFound" if known else "RepoNotFound")
+                    return self.missing("RevisionNotFound" if name in self.hub.repositories else "RepoNotFound")
         return self.answer({"error": f"no route: {self.command} {path}"}, 404)
+
+    @staticmethod
+    def arguments(match):
+        """What a route tells; the name of a repository begins with "datasets/" where it is one of data."""
+        found = match.groupdict(default="")
+        kind = found.pop("kind", "")
+        return {**found, "name": kind.removeprefix("models/") + found["name"]} if "name" in found else found
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
@@ -117,10 +129,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self):
         request = json.loads(self.body)
-        name = f"{request.get('organization') or 'me'}/{request['name']}"
-        url = {"url": f"{self.hub.endpoint}/{name}", "name": name}
+        kind = "datasets/" if request.get("type") == "dataset" else ""
+        name = f"{kind}{request.get('organization') or 'me'}/{request['name']}"
+        url = {"url": f"{self.hub.endpoint}/{name}", "name": name.removeprefix(kind)}
         if name in self.hub.repositories:
-            return self.answer({"error": "You already created this model repo", **url}, 409)
+            return self.answer(
+                {"error": f"You already created this {request.get('type') or 'model'} repo", **url}, 409
+            )
         self.hub.create(name)
         if request.get("private") or request.get("visibility") == "private":
             self.hub.private.add(name)
@@ -147,8 +162,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(
             {
                 "_id": "0",
-                "id": name,
-                "modelId": name,
+                "id": name.removeprefix("datasets/"),
+                **({} if name.startswith("datasets/") else {"modelId": name}),
                 "sha": commit,
                 "private": name in self.hub.private,
                 "gated": False,
@@ -180,6 +195,16 @@ class Handler(BaseHTTPRequestHandler):
             [{"type": "directory", "path": each, "oid": "0" * 40, "size": 0} for each in sorted(folders) if each]
             + entries
         )
+
+    def paths(self, name, revision):
+        _, files = self.hub.find(name, revision)
+        entries = []
+        for path in parse_qs(self.body.decode())["paths"]:
+            if path in files:
+                entries.append({"type": "file", "path": path, "size": len(files[path]), **identity(path, files[path])})
+            elif any(file.startswith(f"{path}/") for file in files):
+                entries.append({"type": "directory", "path": path, "oid": "0" * 40, "size": 0})
+        self.answer(entries)
 
     def preupload(self, name, revision):
         _, files = self.hub.find(name, revision)
@@ -225,14 +250,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def download(self, name, revision, path):
         commit, files = self.hub.find(name, revision)
-        headers = {"X-Repo-Commit": commit}
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if path not in files:
             return self.answer({"error": "absent"}, 404, {**headers, "X-Error-Code": "EntryNotFound"})
         content, known = files[path], identity(path, files[path])
         headers["ETag"] = f'"{known["oid"]}"'
         if "lfs" in known:
             headers["X-Linked-Etag"], headers["X-Linked-Size"] = f'"{known["lfs"]["oid"]}"', len(content)
-        return self.answer(b"" if self.command == "HEAD" else content, 200, headers, len(content))
+        if self.command == "HEAD":
+            return self.answer(b"", 200, headers, len(content))
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if span:
+            first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(content[first : last + 1], 206, headers)
+        return self.answer(content, 200, headers)
 
 
 def identity(path, content):
@@ -245,18 +277,19 @@ def identity(path, content):
     return {"oid": oid, "lfs": {"oid": digest, "size": len(content), "pointerSize": len(pointer)}}
 
 
-NAME, REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+KIND, NAME, REVISION = r"(?P<kind>models/|datasets/)", r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
 ROUTES = (  # methods, path, function
     (("GET",), "/api/whoami-v2", Handler.whoami),
     (("POST",), "/api/repos/create", Handler.create),
     (("POST",), "/api/validate-yaml", Handler.validate_yaml),
-    (("POST",), f"/api/models/{NAME}/branch/(?P<branch>.+)", Handler.branch),
-    (("GET",), f"/api/models/{NAME}", Handler.info),
-    (("GET",), f"/api/models/{NAME}/revision/{REVISION}", Handler.info),
-    (("GET",), f"/api/models/{NAME}/tree/{REVISION}(?P<path>/.*)?", Handler.tree),
-    (("POST",), f"/api/models/{NAME}/preupload/{REVISION}", Handler.preupload),
-    (("POST",), f"/api/models/{NAME}/commit/{REVISION}", Handler.commit),
-    (("POST",), rf"/{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+    (("POST",), f"/api/{KIND}{NAME}/branch/(?P<branch>.+)", Handler.branch),
+    (("GET",), f"/api/{KIND}{NAME}", Handler.info),
+    (("GET",), f"/api/{KIND}{NAME}/revision/{REVISION}", Handler.info),
+    (("GET",), f"/api/{KIND}{NAME}/tree/{REVISION}(?P<path>/.*)?", Handler.tree),
+    (("POST",), f"/api/{KIND}{NAME}/paths-info/{REVISION}", Handler.paths),
+    (("POST",), f"/api/{KIND}{NAME}/preupload/{REVISION}", Handler.preupload),
+    (("POST",), f"/api/{KIND}{NAME}/commit/{REVISION}", Handler.commit),
+    (("POST",), rf"/(?P<kind>datasets/)?{NAME}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", Handler.lfs),
-    (("GET", "HEAD"), f"/{NAME}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
+    (("GET", "HEAD"), f"/(?P<kind>datasets/)?{NAME}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
 )

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForCausalLM
 
+from .conftest import no_complaints
+
 
 def process_picture(folder, picture):
     """The pixel values that the image processor of a folder gives, as lists."""
@@ -28,6 +30,16 @@ def generate_tokens(folders):
         tokens = [prior.generate(prompt, do_sample=False), prior.generate(prompt.repeat(20, 1))]
         torch.save(tokens, f"{folder}/tokens.pt")
     assert "hf_vq" not in sys.modules
+
+
+def generate_unasked(folder):
+    """Tokens that the model of a folder draws without a prompt."""
+    with no_complaints():
+        prior = AutoModelForCausalLM.from_pretrained(folder)
+        torch.manual_seed(0)
+        tokens = [prior.generate(do_sample=True), prior.generate(num_return_sequences=40)]
+    assert "hf_vq" not in sys.modules
+    return tokens
 
 
 def type_command(*arguments):

@@ -53,6 +53,7 @@ def page_folder(tmp_path, monkeypatch):
         shutil.copy(FIXTURES / "taming_vqgan" / name, tmp_path)
     torch.manual_seed(0)
     model = hf_vq.VQVAE(1, 8, stage_channels=(8,), num_residual_layers=0, codebook_size=8, codebook_dim=4)
+    model.initialize_codebook(torch.rand(8, 1, 8, 8) * 2 - 1)
     prior = hf_vq.PixelCNN(
         hf_vq.PixelCNNConfig(codebook_size=8, num_classes=10, code_shape=(4, 4), hidden_channels=8, num_layers=1)
     )

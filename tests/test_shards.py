@@ -6,16 +6,18 @@ import random
 import re
 import shutil
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 
-from hf_vq import VQVAE
+from hf_vq import VQVAE, VQVAE2
 from hf_vq.cli.inspect import describe
 from hf_vq.data.codes import load_codes
-from hf_vq.data.seals import FILE_SEAL, SCHEMA_KEY, SEAL, SHARD
+from hf_vq.data.sealing import seal_again
+from hf_vq.data.seals import FILE_SEAL, SCHEMA_KEY, SEAL, SHARD, read_shard
 from hf_vq.data.tokenizing import tokenize_dataset
 from hf_vq_cli import main
 
@@ -361,3 +363,58 @@ def test_what_is_no_file_of_codes_is_refused_by_name_and_stays(options, tmp_path
     with pytest.raises(ValueError, match=f"{path.name} is no file"):
         tokenize_dataset(tokenizer(), data, folder, shard_size=10, **options)
     assert {other: other.read_bytes() for other in folder.rglob("*") if other.is_file()} == before
+
+
+def test_datasets_keeps_the_identity_of_hierarchies_and_of_padded_codes(codecs, tmp_path):
+    torch.manual_seed(0)
+    hierarchy = VQVAE2(1, 8, codebook_size=(8, 300), codebook_dim=4, strides=(2, 2)).eval()
+    padded = make_codec(PictureCodec).eval()
+    for name, model, data in (
+        ("hierarchy", hierarchy, Labelled(6)),
+        ("padded", padded, Waves(PictureCodec, 6, variable_length=True)),
+    ):
+        tokenize_dataset(model, data, tmp_path / name, shard_size=4)
+        grid = 1 if name == "hierarchy" else None
+        before = load_codes(tmp_path / name, tokenizer=model, grid=grid, context=True)
+        again = tmp_path / f"{name} again"
+        (again / "data").mkdir(parents=True)
+        rows = datasets.load_dataset(str(tmp_path / name), split="train").select(range(5))
+        rows.to_parquet(shard_path := again / "data/train-00000-of-00001.parquet")
+        sealed = seal_again(again, tmp_path / f"{name} sealed")
+        assert list(sealed) == ["data/train-00000-of-00001.parquet"]
+        for folder in (again, tmp_path / f"{name} sealed"):
+            after = load_codes(folder, tokenizer=model, grid=grid, context=True)
+            assert (after.codes == before.codes[:5]).all()
+            assert after.sample_shape == before.sample_shape
+            assert after.codebook_size == before.codebook_size
+            assert after.context_codebook_sizes == before.context_codebook_sizes
+            assert (after.lengths is None) == (before.lengths is None)
+        assert read_shard(shard_path).facts is None
+        assert read_shard(*sealed.values()).facts["rows"] == 5
+        with pytest.raises(ValueError, match="made by another tokenizer"):
+            load_codes(again, tokenizer=tokenizer(), grid=grid)
+
+
+def test_shards_without_a_seal_get_one_and_whole_ones_stay(tmp_path):
+    folder = write(tmp_path / "codes")
+    rewrite(shard(folder, 1))
+    before = contents(folder)
+    found = seal_again(folder, tmp_path / "sealed")
+    assert [path.is_relative_to(folder) for path in found.values()] == [True, False, True, True, True]
+    target = tmp_path / "sealed" / "data"
+    for name, path in found.items():
+        if path.is_relative_to(folder):
+            shutil.copy(path, tmp_path / "sealed" / name)
+    assert len(list(target.iterdir())) == 5
+    assert contents(tmp_path / "sealed") == before
+    assert all(read_shard(path).facts is not None for path in target.iterdir())
+
+
+def test_a_file_of_another_name_is_told_what_it_should_be_called(tmp_path):
+    folder = write(tmp_path / "codes")
+    first, *others = sorted((folder / "data").iterdir())
+    first.rename(folder / "data/train.parquet")
+    for path in others:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"data/train\.parquet should be called as data/train-00000-of-00001"):
+        load_codes(folder)

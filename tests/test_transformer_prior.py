@@ -24,7 +24,7 @@ from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from .conftest import compile_whole
 from .processes import in_a_process
 from .sampling_checks import cached_logits, code_order
-from .stock_users import generate_tokens
+from .stock_users import generate_tokens, generate_unasked
 from .tiny_models import Codes
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -296,6 +296,24 @@ def test_stock_transformers_without_hf_vq_gives_our_codes(tmp_path):
         assert len(drawn.unique(dim=0)) > 20  # it drew
 
 
+def test_stock_generate_needs_no_prompt_of_a_prior_without_conditions(tmp_path):
+    for name in ("sound", "video"):
+        prior = make_prior(name)
+        prior.save_pretrained(tmp_path / name)
+        one, many = in_a_process(generate_unasked, tmp_path / name)
+        size, begin = torch.Size(prior.config.code_shape).numel(), prior.make_prompt(1)[0, 0]
+        assert one.shape == (1, 1 + size)
+        assert torch.equal(many[:, 0], begin.expand(40))
+        assert many.shape == (40, 1 + size)
+        assert many[:, 1:].unique().tolist() == list(range(11))
+        torch.manual_seed(0)
+        assert torch.equal(prior.generate(do_sample=True), one)
+        folder = read_folder(tmp_path / name)
+        assert "ids = model.generate()" in str(write_card(folder, "a/b", describe(folder, "a/b", "mit")))
+    with pytest.raises(ValueError, match="bos_token_id"):
+        make_prior("image").generate()
+
+
 def test_inspect_card_and_pipeline_know_a_prior_that_is_a_llama(tmp_path, capsys):
     prior = make_prior(code_shape=(4, 4))
     pipeline = hf_vq.VQPipeline(hf_vq.VQVAE(codebook_size=11), prior)
@@ -310,7 +328,7 @@ def test_inspect_card_and_pipeline_know_a_prior_that_is_a_llama(tmp_path, capsys
     folder = read_folder(tmp_path / "prior")
     card = str(write_card(folder, "a/b", describe(folder, "a/b", "mit", folder.files, None), folder.files))
     assert "a prior over 4x4 grids of codes out of 11, with 3 classes" in card
-    assert 'AutoModelForCausalLM.from_pretrained("a/b")' in card
+    assert 'AutoModelForCausalLM.from_pretrained("a/b")\n```' in card
 
 
 @pytest.mark.parametrize("cache", [None, "static"])

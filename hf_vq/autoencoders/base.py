@@ -126,9 +126,10 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
             length: as `tokenize` gave it: the sample ends there, shorter ones of the batch are 0 from there on.
 
         Raises:
-            ValueError: codes, scales or a length that do not fit.
+            ValueError: codes, scales or a length that do not fit, such as codes that `flatten_codes` made a sequence.
         """
         codes = codes_as_int64(codes)
+        self.check_codes(codes)
         if length is not None:
             length = self.check_length(length, codes)
         sample = self.denormalize(self.decode_codes(codes), scales)

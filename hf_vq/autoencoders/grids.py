@@ -128,6 +128,25 @@ class Geometry(ModelHost):
             )
         self.code_shape(tuple(sample.shape[1:]))
 
+    def check_codes(self, codes: Any) -> None:
+        """Raise a ValueError unless codes are a batch of grids of this model, of a hierarchy a tuple of them."""
+        levels = () if self.num_levels == 1 else ("levels",)
+        grids, wanted = as_grids(codes), f"(batch, {', '.join((*levels, *self.axes))})"
+        if self.hierarchical:
+            names = ", ".join(self.grid_names)
+            wanted = f"a tuple of {len(self.quantizers)}, one for each grid ({names}), of {wanted}"
+        alone = isinstance(codes, torch.Tensor)
+        if (
+            alone == self.hierarchical
+            or len(grids) != len(self.quantizers)
+            or any(one is not None and one.ndim != 1 + self.grid_dims for one in grids)
+        ):
+            got = " and ".join("None" if one is None else str(tuple(one.shape)) for one in grids)
+            raise ValueError(
+                f"codes must be {wanted}, got {'' if alone else 'a tuple of '}{got}: hf_vq.unflatten_codes makes "
+                "grids of flattened codes"
+            )
+
     # Padding
 
     def without_padding(

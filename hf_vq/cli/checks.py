@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
 from hf_vq.data.sources import HUB_ID
@@ -160,22 +161,55 @@ def start_output_folder(path: str | Path, *, overwrite: bool, stale: Sequence[st
     return folder
 
 
-def local_folder(name: str) -> Path:
-    """The folder of a model: the given one, or the download of a repo id of the Hub.
+def local_folder(name: str, repo_type: str = "model") -> Path:
+    """The given folder, or the download of a repository of the Hub.
+
+    Args:
+        name: of a folder; else a repo id, or "user/name@revision" with a branch, a tag or a commit.
+        repo_type: "model"; "dataset" is one of codes, which may also be called "datasets/user/name".
 
     Raises:
         ValueError: neither a folder nor a repo id, or a repo that cannot be had.
     """
     if Path(name).is_dir():
         return Path(name)
-    if Path(name).exists() or not HUB_ID.fullmatch(str(name)):
-        raise ValueError(f"no such model folder: {name}")
+    repo_id, at, revision = str(name).partition("@")
+    if repo_type == "dataset":
+        repo_id = repo_id.removeprefix("datasets/")
+    what = "codes" if repo_type == "dataset" else "model"
+    if Path(name).exists() or not HUB_ID.fullmatch(repo_id) or (at and not revision):
+        raise ValueError(f"no such {what} folder: {name}")
     from huggingface_hub import snapshot_download
 
+    patterns = ["data/*.parquet"] if repo_type == "dataset" else None
     try:
-        return Path(snapshot_download(str(name)))
+        found = snapshot_download(repo_id, repo_type=repo_type, revision=revision or None, allow_patterns=patterns)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} is no folder here, and downloading it from the Hub failed: {error}") from error
+        here, kind = "folder here", ""
+        if repo_type == "dataset":
+            here, kind = "folder of codes here (`hf-vq tokenize` writes one)", " as a data set"
+        raise ValueError(f"{name} is no {here}, and downloading it{kind} from the Hub failed: {error}") from error
+    return Path(found)
+
+
+def local_folder_of_any(name: str) -> Path:
+    """`local_folder` of a model, or where there is none of that name, of codes."""
+    if name.startswith("datasets/") and not Path(name).is_dir():
+        return local_folder(name, "dataset")
+    try:
+        return local_folder(name)
+    except ValueError as error:
+        if not isinstance(error.__cause__, RepositoryNotFoundError | LocalEntryNotFoundError):
+            raise
+        try:
+            return local_folder(name, "dataset")
+        except ValueError:
+            raise error from None
+
+
+def pinned(name: str, folder: Path) -> str:
+    """What to call a model that `local_folder` found: its folder, or its repository with the commit."""
+    return name if Path(name).is_dir() else f"{name.partition('@')[0]}@{folder.name}"
 
 
 def pipeline_folders(folder: str | Path) -> dict[str, Path]:

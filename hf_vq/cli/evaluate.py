@@ -40,7 +40,9 @@ class EvaluateOptions:
     """What to evaluate, and where the figures go."""
 
     model: str = field(metadata={"help": "folder or repo id of an autoencoder, a pipeline or a prior"})
-    codes: str | None = field(default=None, metadata={"help": "folder of codes, instead of --data, for a prior"})
+    codes: str | None = field(
+        default=None, metadata={"help": "folder or repo id of codes, instead of --data, for a prior"}
+    )
     split: str = field(
         default="validation",
         metadata={"help": "split of the data or of the codes, or rows of the data: train[45000:50000]"},
@@ -104,7 +106,7 @@ def _evaluate_prior_folder(folder, device, options):
     if options.codes is None:
         raise ValueError("codes is missing: a prior alone is evaluated on codes, give --codes")
     prior = hf_vq.AutoVQPrior.from_pretrained(folder).to(device)
-    codes = load_grid_of(prior, options.codes, options.split)
+    codes = load_grid_of(prior, local_folder(options.codes, "dataset"), options.split)
     for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
         if getattr(prior.config, name) not in (value, 0):
             raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")

@@ -10,11 +10,12 @@ import torch
 from safetensors import safe_open
 
 from hf_vq.autoencoders import AUTOENCODERS
-from hf_vq.cli.checks import check_weights, local_folder, pipeline_folders
+from hf_vq.cli.checks import check_weights, local_folder_of_any, pipeline_folders
 from hf_vq.cli.data_options import size_options, sizes_of_samples
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.data.codes import load_codes
+from hf_vq.data.folders import check_shards
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
@@ -71,7 +72,7 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
     """
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality={modality!r}: unknown{nearest(modality, MODALITIES)}")
-    folder = local_folder(name)
+    folder = local_folder_of_any(name)
     kind = check_weights(folder, "autoencoder", "prior", "pipeline", "codes")
     facts: dict[str, Any] = {"kind": kind, "folder": str(folder)}
     if kind == "codes":
@@ -198,6 +199,9 @@ def _describe_codes(folder):
     facts: dict[str, Any] = {"splits": {}}
     for split in code_splits(folder):
         facts["splits"][split] = len(load_codes(folder, split, grid=0))
+    shards = [shard for split in code_splits(folder) for shard in check_shards(folder, split)]
+    facts["sealed"] = all(shard.facts is not None for shard in shards)
+    facts["rewritten"] = any("rewritten" in shard.plan for shard in shards)  # by datasets, since they were tokenized
     grids = [load_codes(folder, split, grid=grid) for grid in range(count_grids(folder))]
     codes = grids[0]
     return {

@@ -10,6 +10,7 @@ from hf_vq.cli.checks import (
     check_weights,
     local_folder,
     pick_device,
+    pinned,
     say,
     say_start,
 )
@@ -91,7 +92,7 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         num_workers=options.num_workers,
-        path=options.model,
+        path=pinned(options.model, folder),
         overwrite=options.overwrite,
         resume=options.resume,
     )

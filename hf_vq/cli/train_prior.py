@@ -3,7 +3,7 @@
 import functools
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def options_of(prior_class: Any) -> list[str]:
 class PriorOptions:
     """Which prior to train, on which codes."""
 
-    codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote"})
+    codes: str = field(metadata={"help": "folder that `hf-vq tokenize` wrote, or repo id, or user/name@revision"})
     prior: str = field(default="PixelCNN", metadata={"help": f"class of the prior: {', '.join(trainable_priors())}"})
     prior_config: dict | str | None = field(
         default=None,
@@ -154,6 +154,7 @@ def prepare(
     options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any]
 ) -> tuple[Any, CodesPipeline | None, CodesDataset, CodesDataset | None]:
     """The prior to train, its pipeline where it gets one, codes to train and to evaluate on; nothing is written."""
+    options = replace(options, codes=str(local_folder(options.codes, "dataset")))
     grid = pick_grid(options)
     train = load_codes(options.codes, "train", grid=grid, context=True)
     validation = None

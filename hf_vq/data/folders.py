@@ -27,6 +27,9 @@ def check_shards(folder: str | Path, split: str) -> list[Shard]:
         _check_same(shard, first, [key for key in first.plan if key != "tokenizer"])
         if shard.types != first.types:
             raise ValueError(f"{shard.path} has columns {_words(shard.types)}, {first.path} has {_words(first.types)}")
+    rows = sum(shard.rows for shard in shards)
+    if "rewritten" in first.plan and first.plan.get("num_samples", rows) != rows:
+        raise ValueError(f"{folder} has {rows} rows of {split}, by their metadata {first.plan['num_samples']}")
     for other in code_splits(folder):
         if other != split:  # it may be incomplete
             for path in sorted((Path(folder) / "data").glob(f"{other}-*.parquet")):
@@ -44,12 +47,22 @@ def check_whole(path: Path) -> None:
     """
     shard = read_shard(path)
     _check_alone(shard)
-    shapes = shard.plan["code_shape"]
-    names = column_names(shard.plan)
+    read_columns(shard)
+
+
+def read_columns(shard: Shard) -> dict[str, np.ndarray]:
+    """Its columns of codes, lengths and labels by name, (rows, ...) arrays; a DamagedShardError as of `read_part`."""
+    shapes, names = shard.plan["code_shape"], column_names(shard.plan)
     items = dict(zip(names, [shapes] if names == ["codes"] else shapes, strict=True))
-    for name in shard.types:
-        read_part(shard, name, tuple(items.get(name, ())))
+    found = {name: read_part(shard, name, tuple(items.get(name, ()))) for name in _own_columns(shard)}
     check_bytes(shard)
+    return found
+
+
+def _own_columns(shard: Shard) -> list[str]:
+    """Names of the columns that we know; `datasets` may have added others."""
+    known = {*column_names(shard.plan), *column_names(shard.plan, "lengths"), "class_labels"}
+    return [name for name in shard.types if name in known or "rewritten" not in shard.plan]
 
 
 def _check_same(shard: Shard, first: Shard, keys: Any) -> None:
@@ -74,26 +87,34 @@ def _check_same(shard: Shard, first: Shard, keys: Any) -> None:
 def _check_alone(shard: Shard) -> None:
     """Whether rows and columns of a shard are those that its metadata promise."""
     plan, match = shard.plan, SHARD_NAME.fullmatch(shard.path.name)
-    missing = {"codebook_size", "code_shape", "sample_shape", "num_samples", "shard_size", "class_names"} - plan.keys()
+    needed = {"codebook_size", "code_shape", "sample_shape", "class_names"}
+    missing = (needed if "rewritten" in plan else {*needed, "num_samples", "shard_size"}) - plan.keys()
     if missing or match is None:
         raise ValueError(f"{shard.path} is damaged: its metadata lack {', '.join(sorted(missing))}")
+    if "rewritten" not in plan:
+        _check_share(shard, int(match["number"]), int(match["total"]))
+    shapes = [plan["code_shape"]] if column_names(plan) == ["codes"] else plan["code_shape"]
+    sizes = [plan["codebook_size"]] if column_names(plan) == ["codes"] else plan["codebook_size"]
+    for name, shape, size in zip(column_names(plan), shapes, sizes, strict=True):
+        _check_codes(shard, name, tuple(shape), size)
+    if shard.facts is not None:
+        _check_facts(shard, {"split": match["split"], "number": int(match["number"]), "rows": shard.rows})
+
+
+def _check_share(shard: Shard, number: int, count: int) -> None:
+    """Whether a shard has the rows that `tokenize_dataset` gives it, and is one of as many."""
+    plan = shard.plan
     for key in ("num_samples", "shard_size"):
         if type(plan[key]) is not int or plan[key] < 1:
             raise ValueError(f"{shard.path} is damaged: its metadata have {key}={plan[key]!r}")
-    number, total = int(match["number"]), -(-plan["num_samples"] // plan["shard_size"])
-    if int(match["total"]) != total:
+    total = -(-plan["num_samples"] // plan["shard_size"])
+    if count != total:
         raise ValueError(
             f"{shard.path} should be one of {total} shards: {plan['num_samples']} samples by its metadata"
         )
     rows = min(plan["shard_size"], plan["num_samples"] - number * plan["shard_size"])
     if shard.rows != rows:
         raise ValueError(f"{shard.path} has {shard.rows} rows, by its metadata it should have {rows}")
-    shapes = [plan["code_shape"]] if column_names(plan) == ["codes"] else plan["code_shape"]
-    sizes = [plan["codebook_size"]] if column_names(plan) == ["codes"] else plan["codebook_size"]
-    for name, shape, size in zip(column_names(plan), shapes, sizes, strict=True):
-        _check_codes(shard, name, tuple(shape), size)
-    if shard.facts is not None:
-        _check_facts(shard, {"split": match["split"], "number": number, "rows": rows})
 
 
 def _check_codes(shard: Shard, name: str, shape: tuple[int, ...], size: int) -> None:
@@ -122,7 +143,7 @@ def _check_facts(shard: Shard, expected: Mapping[str, Any]) -> None:
     for key, value in expected.items():
         if facts.get(key) != value:
             raise ValueError(f"{shard.path} was written as {key}={facts.get(key)}, it is found as {value}")
-    if facts["columns"].keys() != shard.types.keys():
+    if facts["columns"].keys() != set(_own_columns(shard)):
         raise ValueError(
             f"{shard.path} is damaged: its columns are {', '.join(shard.types)}, written were "
             f"{', '.join(facts['columns'])}"

@@ -3,7 +3,8 @@
 Parquet's own checksums cover pages alone, neither dictionaries nor the footer. A shard therefore says in its metadata
 what it is (split, number, rows), the SHA-256 of every column as it is read, and the SHA-256 of all that it says.
 Beside it stands the SHA-256 of the whole file, taken with zeros in its own place: no byte changes unnoticed.
-Shards of versions before this have no seal, or none of the whole file, and are read as they are.
+Shards of versions before this have no seal, or none of the whole file, and are read as they are, and so are those that
+`datasets` has written.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_vq.data.features import plan_of_features
 
 SCHEMA_KEY = b"hf_vq"  # in the Parquet schema metadata, beside the features of `datasets`
 SEAL, SHARD = "sha256", "shard"  # keys beside those of the plan
@@ -37,7 +40,7 @@ class Shard:
         rows: in the file.
         types: name and type of every column.
         facts: what the shard says of itself: `split`, `number`, `rows` and `columns`, their SHA-256 by name; None in
-            files of versions before there were seals.
+            files of versions before there were seals, and in those that `datasets` has written.
         file_sha256: the seal of the whole file, 64 digits; None where there is none.
     """
 
@@ -107,10 +110,10 @@ def check_bytes(shard: Shard) -> None:
 
 
 def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any], bytes | None]:
-    """What `tokenize_dataset` wrote into a file, as it is; its rows; name and type of every column; and its seal.
+    """What a file says of its codes, as it is; its rows; name and type of every column; and its seal.
 
     Raises:
-        ValueError: no readable Parquet file, or none of ours.
+        ValueError: no readable Parquet file, none of ours, or one that does not tell the tokenizer any more.
     """
     import pyarrow
     import pyarrow.parquet
@@ -122,9 +125,18 @@ def read_footer(path: Path) -> tuple[bytes, int, dict[str, Any], bytes | None]:
         metadata, types = schema.metadata or {}, {field.name: field.type for field in schema}
     except (*UNREADABLE, pyarrow.ArrowException) as error:
         raise DamagedShardError(f"{path} is not a readable Parquet file: {_in_a_line(error)}") from error
-    if SCHEMA_KEY not in metadata:
-        raise ValueError(f"{path} does not hold codes of hf_vq: its schema has no {SCHEMA_KEY.decode()!r} entry")
-    return metadata[SCHEMA_KEY], rows, types, seal
+    if SCHEMA_KEY in metadata:
+        return metadata[SCHEMA_KEY], rows, types, seal
+    if seal is not None:
+        raise DamagedShardError(f"{path} is damaged: it has a seal, but its schema no {SCHEMA_KEY.decode()!r} entry")
+    plan = plan_of_features(metadata)
+    if plan is None:
+        raise ValueError(
+            f"{path} does not hold codes of hf_vq, or does not say which tokenizer made them: its schema has no "
+            f"{SCHEMA_KEY.decode()!r} entry, and its features have no id of one. `hf-vq tokenize` writes both, "
+            "`datasets` keeps the features; where codes went another way, cast them to the features that they had"
+        )
+    return json.dumps(plan).encode(), rows, types, None
 
 
 def read_shard(path: str | Path) -> Shard:

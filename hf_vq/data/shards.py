@@ -12,8 +12,10 @@ import numpy as np
 
 from hf_vq.data.seals import Shard, matches, read_part, read_shard
 from hf_vq.renaming import warn_user
+from hf_vq.saved import SAVED_TO_DISK
 
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
+EXAMPLE_NAME = "train-00000-of-00001.parquet"
 IN_MEMORY_BYTES = 64 * 2**20  # codes of a split and grid that take more are mapped from a file
 
 
@@ -36,6 +38,14 @@ def code_splits(folder: str | Path) -> list[str]:
         ValueError: no such folder, or no codes in it.
     """
     found = {match["split"] for match in _shard_names(folder)}
+    if not found and any((Path(folder) / name).is_file() for name in SAVED_TO_DISK):
+        raise ValueError(
+            f"{folder} holds what `save_to_disk` of datasets wrote: load_from_disk it, and write every split by "
+            "to_parquet('codes/data/SPLIT-00000-of-00001.parquet')"
+        )
+    others = [path.name for path in sorted(Path(folder, "data").glob("*.parquet"))]
+    if not found and others:
+        raise ValueError(f"{folder} holds no codes: data/{others[0]} should be called as data/{EXAMPLE_NAME}")
     if not found:
         raise ValueError(f"{folder} holds no codes: run `hf-vq tokenize` to make them")
     return sorted(found, key=lambda split: (split != "train", split))

@@ -12,17 +12,19 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from hf_vq.arguments import checked
+from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
-from hf_vq.data.seals import SCHEMA_KEY, DamagedShardError, column_sha256, read_footer, sealed, write_sealed
+from hf_vq.data.sealing import write_shard
+from hf_vq.data.seals import DamagedShardError, column_sha256, read_footer
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 from hf_vq.processes import join_processes, of_the_first, wait_for_all
 from hf_vq.ranges import Samples, Size, Workers
 from hf_vq.renaming import warn_user
-from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run, whole
+from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run
 
 STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
 
@@ -252,7 +254,6 @@ def _grid_lengths(autoencoder, padding_mask):
 
 def _write_shard(target, plan, codes, lengths, labels, captions):
     import datasets
-    import pyarrow
 
     features, columns = {}, cast(dict[str, Any], {})
     for name, part in zip(column_names(plan), codes, strict=True):
@@ -271,13 +272,11 @@ def _write_shard(target, plan, codes, lengths, labels, captions):
     arrays = dict(zip(column_names(plan), codes, strict=True)) | {
         name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)
     }
-    told = sealed(plan, match["split"], int(match["number"]), arrays)
     features = datasets.Features(features)
     table = datasets.Dataset.from_dict(columns, features=features).data.table.combine_chunks()
-    metadata = {**features.arrow_schema.metadata, SCHEMA_KEY: told}
-    table = table.replace_schema_metadata(metadata)
+    others_read = {**plan, "tokenizer": portable(plan["tokenizer"])}
+    table = table.replace_schema_metadata(with_identity(features.arrow_schema.metadata, others_read))
     try:
-        with whole(target, pyarrow.ArrowException) as partial:
-            write_sealed(table, partial)
+        write_shard(target, table, plan, match["split"], int(match["number"]), arrays)
     except WriteError as error:
         raise error.advising("run the same again with resume=True (hf-vq tokenize: --resume)") from error

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from hf_vq.figures import figure_text, is_defined
+from hf_vq.hub.codes import describe_codes, write_codes_card
 from hf_vq.hub.folders import CONVERSION, EVALUATION, PICTURES, PROCESSOR, ModelFolder
 from hf_vq.saved import read_mapping
 
@@ -93,7 +94,7 @@ def describe(
     license: str | None = None,
     files: dict[str, Path] | None = None,
     dataset: str | None = None,
-) -> ModelCardData:
+) -> ModelCardData | DatasetCardData:
     """The metadata of a card.
 
     Args:
@@ -104,8 +105,10 @@ def describe(
         dataset: name or Hub id of the data behind the figures.
 
     Returns:
-        ModelCardData.
+        ModelCardData; of codes DatasetCardData.
     """
+    if folder.kind == "codes":
+        return describe_codes(folder, repo_id, license)
     measured = read_measurements(files or folder.files, dataset)
     modality = folder.modality
     task = modality and modality.tasks.get(folder.kind)
@@ -135,19 +138,26 @@ def describe(
 
 
 def write_card(
-    folder: ModelFolder, repo_id: str, data: ModelCardData, files: dict[str, Path] | None = None
-) -> ModelCard:
+    folder: ModelFolder,
+    repo_id: str,
+    data: Any,
+    files: dict[str, Path] | None = None,
+    dataset: str | None = None,
+) -> ModelCard | DatasetCard:
     """A generated card.
 
     Args:
         folder: ModelFolder.
         repo_id: "user/repo".
-        data: its ModelCardData, from `describe`.
+        data: its metadata, from `describe`.
         files: Path by path in the repository.
+        dataset: of codes, name or Hub id of what was tokenized.
 
     Returns:
-        ModelCard.
+        ModelCard; of codes DatasetCard.
     """
+    if folder.kind == "codes":
+        return write_codes_card(folder, repo_id, data, dataset)
     files, results = files or folder.files, data.eval_results or []
     measured, plural = read_measurements(files), folder.modality.plural if folder.modality else "samples"
     words, stock_usage = _stock(folder, repo_id)
@@ -178,21 +188,23 @@ def write_card(
     )
 
 
-def complete_card(card: ModelCard, data: ModelCardData) -> None:
+def complete_card(card: ModelCard | DatasetCard, data: ModelCardData | DatasetCardData) -> None:
     """Add to a card that somebody wrote the metadata that it lacks; its text stays.
 
     Args:
-        card: ModelCard, changed in place.
-        data: ModelCardData, from `describe`.
+        card: changed in place.
+        data: its metadata, from `describe`.
     """
-    written = cast(ModelCardData, card.data)
-    for name in ("license", "library_name", "pipeline_tag", "metrics"):
-        if getattr(written, name, None) is None:
+    written: Any = card.data
+    for name in ("license", "library_name", "pipeline_tag", "metrics", "task_categories", "size_categories"):
+        if getattr(written, name, None) is None and getattr(data, name, None) is not None:
             setattr(written, name, getattr(data, name))
-    if not written.eval_results and data.eval_results:
+    if isinstance(data, DatasetCardData):
+        written.pop("dataset_info", None)  # numbers of rows and bytes of files that this push replaces
+    elif not written.eval_results and data.eval_results:
         written.eval_results, written.model_name = data.eval_results, data.model_name
-    tags = written.tags or []
-    written.tags = tags + [tag for tag in data.tags or () if tag not in tags]
+    tags = getattr(written, "tags", None) or []
+    written.tags = tags + [tag for tag in data.to_dict().get("tags") or () if tag not in tags]
 
 
 def _data_of_recipe(files):
@@ -302,9 +314,11 @@ def _stock(folder, repo_id):
             f'from diffusers import VQModel\n\nmodel = VQModel.from_pretrained("{repo_id}")'
         )
     if folder.class_name == "TransformerPrior":
+        unasked = not folder.config.get("num_classes") and not folder.config.get("num_text_tokens")
         return "In stock transformers, without hf_vq:", (
             "from transformers import AutoModelForCausalLM\n\n"
             f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")'
+            + ("\nids = model.generate()  # a token to begin with, then codes" if unasked else "")
         )
     return f"In stock transformers, with {installed} installed:", (
         f'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)'

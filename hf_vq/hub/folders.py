@@ -11,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from hf_vq.data.folders import check_shards
+from hf_vq.data.shards import code_splits
 from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import PIPELINES, modality_of
 from hf_vq.saved import (
@@ -40,13 +42,14 @@ RUN_FILES = ("report.json", EVALUATION, CONVERSION, "*.yaml", *PICTURES)
 
 @dataclass
 class ModelFolder:
-    """A saved autoencoder, prior or pipeline.
+    """A saved autoencoder, prior or pipeline, or codes.
 
     Attributes:
         path: where it is.
-        kind: "autoencoder", "prior" or "pipeline".
-        class_name: of hf_vq.
-        config: of the model, or the index of the pipeline.
+        kind: "autoencoder", "prior", "pipeline" or "codes".
+        class_name: of hf_vq; of codes that of their tokenizer.
+        config: of the model, or the index of the pipeline; of codes what is true of all rows, and `splits`, the number
+            of rows by name.
         components: of a pipeline, ours only: ModelFolder by name.
         files: what travels to the Hub, path by path in the repository; README.md aside.
     """
@@ -79,7 +82,7 @@ class ModelFolder:
 
 
 def read_folder(path: str | Path) -> ModelFolder:
-    """Recognise a folder that `save_pretrained` of hf_vq wrote, and check that its weights are there and whole.
+    """Recognise a folder that hf_vq wrote, and check that its weights, or shards of codes, are there and whole.
 
     Checkpoints, optimizer states and logs of a training in the same folder do not travel.
 
@@ -87,15 +90,17 @@ def read_folder(path: str | Path) -> ModelFolder:
         ModelFolder.
 
     Raises:
-        ValueError: nothing of ours in it; a component, its config or its weights that are missing; weights that are
-            cut; what is no file under a file's name; or names and links that leave the folder.
+        ValueError: nothing of ours in it; a component, its config or its weights, or shards that are missing; weights
+            or shards that are cut; what is no file under a file's name; or names and links that leave the folder.
     """
     path = Path(path)
     check_links(path)
     check_files(path)
     kind = folder_kind(path)
+    if kind == "codes":
+        return _read_codes(path)
     if kind not in ("pipeline", "autoencoder", "prior"):
-        raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} is there")
+        raise ValueError(f"{path} holds no model: neither a {INDEX} nor a {CONFIG} nor codes in data/ are there")
     folder = _read_pipeline(path) if kind == "pipeline" else _read_model(path)
     folder.files.update(_find(path, RUN_FILES))
     if folder.modality:
@@ -106,6 +111,15 @@ def read_folder(path: str | Path) -> ModelFolder:
 def is_model_file(name: str) -> bool:
     """Whether a file of this name is part of the folder of a model."""
     return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
+
+
+def _read_codes(path: Path) -> ModelFolder:
+    splits = {split: check_shards(path, split) for split in code_splits(path)}
+    shards = [shard for found in splits.values() for shard in found]
+    rewritten = {"rewritten": True} if any("rewritten" in shard.plan for shard in shards) else {}
+    plan = {**shards[0].plan, **rewritten, "splits": {name: sum(one.rows for one in splits[name]) for name in splits}}
+    files = {f"data/{shard.path.name}": shard.path for shard in shards}
+    return ModelFolder(path, "codes", plan["tokenizer"]["class"], plan, files=files)
 
 
 def _read_pipeline(path: Path) -> ModelFolder:

@@ -9,10 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from hf_vq.data.features import REPOSITORY
+from hf_vq.data.sealing import seal_again
+from hf_vq.data.seals import read_shard
+from hf_vq.data.shards import SHARD_NAME
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
 from hf_vq.hub.licenses import LICENSES_PAGE, check_license
@@ -30,26 +34,32 @@ def push_folder(
     card: str | Path | None = None,
     evaluation: str | Path | None = None,
     dataset: str | None = None,
+    tokenizer: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Publish a folder that `save_pretrained` wrote, in one commit: cut in the middle, it changes nothing.
+    """Publish a folder that hf_vq wrote, in one commit: cut in the middle, it changes nothing.
+
+    Codes become a data set. Shards that went through `datasets`, which takes their seals off, are sealed again, and
+    no path of this machine travels with them.
 
     The card is that of `card` or of the folder, else the one that somebody wrote in the repository; its text stays
     and the metadata that it lacks is added. Where there is none, or a generated one, the card is generated. Repeated,
     a push sends only what has changed.
 
     Args:
-        folder: of an autoencoder, a prior or a pipeline.
+        folder: of an autoencoder, a prior, a pipeline or codes.
         repo_id: "user/repo"; created where it does not exist.
         license: its id on the Hub, one of `hf_vq.hub.LICENSES` such as "apache-2.0"; by default that of the card, or
             of the checkpoint that was converted.
         card: folder with a README.md, recipes and pictures, which travel too.
         evaluation: evaluation.json to publish, by default that of the folder.
-        dataset: name or Hub id of the data behind the figures.
+        dataset: name or Hub id of the data behind the figures, or of what was tokenized.
+        tokenizer: of codes, the repository of their tokenizer, "user/name" or "user/name@commit", which shards and
+            card then tell; by default the one that they were made with, where it was one.
         private: whether a new repository is private.
         token, create_pr, revision, commit_message: as in huggingface_hub.
 
@@ -63,39 +73,50 @@ def push_folder(
         OSError: the Hub refused (an error of `huggingface_hub.errors`).
     """
     found = read_folder(folder)
-    files = _collect(found, card, evaluation)
-    local = _load_card(files.pop(README, None))
-    license = _agree(license, local)
+    validate_repo_id(repo_id)
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as work:
+        files = _collect(found, card, evaluation, tokenizer, Path(work))
+        local = _load_card(files.pop(README, None), found)
+        license = _pick_license(found, files, license, local)
+        describe(found, repo_id, license, files, dataset)  # reads all that it will tell of
+        with _telling_what_broke(repo_id):
+            kind = "dataset" if found.kind == "codes" else "model"
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind).repo_id
+            if revision is not None and not revision.startswith("refs/pr"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=kind)
+            remote = api.list_repo_files(repo_id, revision=revision, repo_type=kind)
+            if local is None and README in remote:
+                local = _load_card(api.hf_hub_download(repo_id, README, revision=revision, repo_type=kind), found)
+                license = _agree(license, local)
+            data = describe(found, repo_id, license, files, dataset)
+            if local is None:
+                local = write_card(found, repo_id, data, files, dataset)
+            else:
+                complete_card(local, data)
+            operations: list[CommitOperationAdd | CommitOperationDelete]
+            operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+            operations.append(CommitOperationAdd(README, str(local).encode()))
+            operations += [CommitOperationDelete(name) for name in stale_files(remote, files)]
+            message = commit_message or f"Upload {'codes' if found.kind == 'codes' else found.class_name}"
+            return api.create_commit(
+                repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr, repo_type=kind
+            )
+
+
+def _pick_license(found, files, license, card):
+    """The licence that the argument, the card or the converted checkpoint names; a ValueError where none does."""
+    license = _agree(license, card)
     if license is None and CONVERSION in files:
         license = read_mapping(files[CONVERSION]).get("license")
     if license is None:
         raise ValueError(
-            "license is missing: say under which licence the weights may be used, by license='apache-2.0', on the "
-            f"command line --license apache-2.0, (or another id of {LICENSES_PAGE}) or in the card"
+            f"license is missing: say under which licence the {'codes' if found.kind == 'codes' else 'weights'} may "
+            "be used, by license='apache-2.0', on the command line --license apache-2.0, (or another id of "
+            f"{LICENSES_PAGE}) or in the card"
         )
     check_license(license)
-    validate_repo_id(repo_id)
-    describe(found, repo_id, license, files, dataset)  # reads all that it will tell of
-    api = HfApi(token=token)
-    with _telling_what_broke(repo_id):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/pr"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        remote = api.list_repo_files(repo_id, revision=revision)
-        if local is None and README in remote:
-            local = _load_card(api.hf_hub_download(repo_id, README, revision=revision))
-            license = _agree(license, local)
-        data = describe(found, repo_id, license, files, dataset)
-        if local is None:
-            local = write_card(found, repo_id, data, files)
-        else:
-            complete_card(local, data)
-        operations: list[CommitOperationAdd | CommitOperationDelete]
-        operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
-        operations.append(CommitOperationAdd(README, str(local).encode()))
-        operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
-        message = commit_message or f"Upload {found.class_name}"
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+    return license
 
 
 @contextlib.contextmanager
@@ -113,9 +134,20 @@ def _telling_what_broke(repo_id):
         ) from error
 
 
-def _collect(found, card, evaluation):
-    """What to publish, path by path in the repository, with the README.md of the card where there is one."""
+def _collect(found, card, evaluation, tokenizer, work):
+    """What to publish, path by path in the repository, with the README.md of the card where there is one.
+
+    Shards that cannot travel as they are, see `seal_again`, are in the empty folder `work`.
+    """
+    for name, value, wanted in (("tokenizer", tokenizer, True), ("evaluation", evaluation, False)):
+        if value is not None and wanted != (found.kind == "codes"):
+            raise ValueError(f"{name}={str(value)!r}: {found.path} holds {'a model' if wanted else 'codes'}")
     files = dict(found.files)
+    if found.kind == "codes":
+        if tokenizer is not None and not REPOSITORY.fullmatch(tokenizer):
+            raise ValueError(f"tokenizer must be a repository, 'user/name' or 'user/name@commit', got {tokenizer!r}")
+        files.update(seal_again(found.path, work, tokenizer))
+        found.config["tokenizer"] = read_shard(next(iter(files.values()))).plan["tokenizer"]
     if card is not None:
         files.update(_card_files(card))
     elif (found.path / README).is_file():
@@ -125,15 +157,23 @@ def _collect(found, card, evaluation):
     return files
 
 
-def stale_weights(remote: list[str], files: dict[str, Path]) -> list[str]:
-    """Weights in the repository that a push replaces under other names (one file by shards, or the reverse).
+def stale_files(remote: list[str], files: dict[str, Path]) -> list[str]:
+    """Files in the repository that a push replaces under other names: weights in shards by one file, other codes.
 
     Args:
         remote: paths in the repository.
         files: paths that the push writes.
     """
     replaced = {_unsharded(name) for name in files if _unsharded(name)}
-    return [name for name in remote if name not in files and _unsharded(name) in replaced]
+    codes = any(_is_shard(name) for name in files)
+    gone = (name for name in remote if name not in files)
+    return [name for name in gone if _unsharded(name) in replaced or (codes and _is_shard(name))]
+
+
+def _is_shard(name):
+    """Whether a path in a repository is that of a shard of codes."""
+    path = PurePosixPath(name)
+    return str(path.parent) == "data" and SHARD_NAME.fullmatch(path.name) is not None
 
 
 def _remove_replaced(folder):
@@ -164,13 +204,16 @@ def _card_files(card):
     return {name: path for name, path in names.items() if not any(part[0] == "." for part in name.split("/"))}
 
 
-def _load_card(path):
+def _load_card(path, found):
     """The card of a file, or None where there is none or a generated one."""
+    card_class = DatasetCard if found.kind == "codes" else ModelCard
     if path is None:
         return None
     try:
         text = Path(path).read_text(encoding="utf-8")
-        return None if is_automatic(text) else ModelCard(text)
+        card = card_class(text)
+        bare = "dataset_info" in card.data.to_dict() and not card.text.strip()  # by `push_to_hub` of datasets
+        return None if bare or is_automatic(text) else card
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the card {path}: {error}") from error
 

@@ -75,9 +75,9 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     Its sequence is `make_prompt`, then the codes: of a grid in raster order, of residual codes (levels, *space) all
     levels of a place before the next place. On disk it is a `LlamaForCausalLM`: it loads in stock
     `AutoModelForCausalLM`, and so where Llamas are served. There `generate` continues the prompt, which is
-    `codebook_size` + class, or the null entry `codebook_size + num_classes` of a prior without classes. The saved
-    `generation_config.json` keeps stock `generate` to codes and to the length of `code_shape`; a server that ignores
-    `suppress_tokens` must be given the allowed ids [0, codebook_size) itself.
+    `codebook_size` + class. Of a prior without classes and text it is the null entry `codebook_size`, with which
+    `generate` begins by itself. The saved `generation_config.json` keeps it to codes and to the length of
+    `code_shape`; a server that ignores `suppress_tokens` must be given the allowed ids [0, codebook_size) itself.
 
     `sample` does not use `generate`: its own loop (decoder_sampling.py) gives the same codes several times faster, and
     `compile_sampling` makes its steps graphs.
@@ -92,11 +92,15 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         self.set_generation_limits()
 
     def set_generation_limits(self) -> None:
-        """Keep `generate` to codes, drawn from all of them, and to a grid of `config.code_shape`."""
+        """Keep `generate` to codes, drawn from all of them, and to a grid of `config.code_shape`.
+
+        Without conditions it begins by itself; with them there is no prompt that says nothing of what is wanted.
+        """
         config = self.config
         self.generation_config = GenerationConfig(
             do_sample=True,
             top_k=0,
+            bos_token_id=None if config.num_classes or config.num_text_tokens else config.null_token,
             max_new_tokens=config.max_position_embeddings - config.prompt_length - 1,
             suppress_tokens=list(range(config.codebook_size, config.vocab_size)),
         )

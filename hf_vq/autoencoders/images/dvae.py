@@ -144,6 +144,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
             (batch,) nats, of the density with respect to `sample`.
         """
         self.check_sample(sample)
+        self.check_codes(codes)
         location, log_scale = self._distribution(self.quantizer.detokenize(codes).to(self.dtype))
         density = logit_laplace_log_prob(*map(widened, (self._map_pixels(sample), location, log_scale)))
         return (density + math.log(0.5 - self.config.pixel_epsilon)).flatten(1).sum(dim=1)

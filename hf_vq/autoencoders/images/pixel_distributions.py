@@ -166,7 +166,7 @@ class PixelDecoder(Host):
             (batch,) nats, at most 0.
 
         Raises:
-            ValueError: a decoder without a distribution.
+            ValueError: a decoder without a distribution, or codes of another shape.
         """
         if self.pixel_distribution is None:
             raise ValueError(
@@ -174,6 +174,7 @@ class PixelDecoder(Host):
                 f"{' or '.join(PIXEL_DISTRIBUTIONS)} does"
             )
         self.check_sample(sample)
+        self.check_codes(codes)
         _, log_prob = self._evaluate(self.vectors(codes), sample)
         return log_prob.flatten(1).sum(dim=1)
 
