@@ -1,7 +1,9 @@
 """Codes on the Hub: a data set with a card, read by our verbs and by `datasets`, which keeps whose codes they are."""
 
+import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
@@ -76,6 +78,21 @@ def test_codes_become_a_data_set_in_one_commit(client, hub):  # noqa: F811
         assert words in card.text, words
     assert f'"me/vqvae", revision="{commit}"' in card.text
     assert client("run_card", repo_id="datasets/me/codes", folder=str(client.work)) == 1
+
+
+def test_an_evaluation_tells_the_commit_of_data_of_the_hub(client, hub):  # noqa: F811
+    pictures = [str(path) for path in sorted((client.work / "flowers/train").rglob("*.png"))]
+    rows = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+    rows.to_parquet(client.work / "rows.parquet")
+    hub.create("datasets/me/flowers")
+    hub.commit("datasets/me/flowers", "main", {"data/train.parquet": (client.work / "rows.parquet").read_bytes()})
+    run(client, *[["evaluate", "vqvae", "--data", "me/flowers", "--split", "train"]] * 2)  # the second replaces it
+    report = json.loads((client.work / "vqvae/evaluation.json").read_text())
+    assert report["autoencoder"]["mse"] > 0
+    assert report["protocol"]["commit"] == hub.head("datasets/me/flowers")
+    assert (report["data"], report["split"]) == ("me/flowers", "train")
+    assert report["protocol"]["sample_shape"] == [3, 16, 16]
+    (client.work / "vqvae/evaluation.json").unlink()
 
 
 def test_verbs_read_codes_from_the_hub(client, hub):  # noqa: F811

@@ -51,6 +51,7 @@ class ImageSource:
         captions: one for each image, "" where it has none; None without captions.
         white: pixel value of white; black is 0.
         files: True where each image is a file of its own, whose header is read without reading the rest.
+        commit: of the Hub's data set that the images are of; None for others.
     """
 
     names: Sequence[str]
@@ -60,6 +61,7 @@ class ImageSource:
     captions: list[str] | None = None
     white: int = 255
     files: bool = False
+    commit: str | None = None
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "ImageSource":
         """Return the same source with only the given rows, in their order."""
@@ -72,6 +74,7 @@ class ImageSource:
             captions=None if self.captions is None else [self.captions[row] for row in rows],
             white=self.white,
             files=self.files,
+            commit=self.commit,
         )
 
 

@@ -154,7 +154,21 @@ def rows_source(
     labels, class_names = read_labels(flat, label, names, class_names)
     encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     captions = read_captions(flat, caption_column(flat.features, columns.caption, source))
-    return ImageSource(names, _OpenRow(encoded, column), labels, class_names, captions)
+    return ImageSource(
+        names,
+        _OpenRow(encoded, column),
+        labels,
+        class_names,
+        captions,
+        commit=_commit_of(rows),
+    )
+
+
+def _commit_of(rows):
+    """The commit of the Hub's data set that rows are of, None for others: `datasets` names a folder so."""
+    folders = {part for file in rows.cache_files for part in Path(file["filename"]).parent.parts}
+    found = {part for part in folders if re.fullmatch("[0-9a-f]{40}", part)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _named(rows, source, split):

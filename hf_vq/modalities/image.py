@@ -100,6 +100,7 @@ def describe_data(images: ImageDataset) -> tuple[dict[str, Any], list[str]]:
     changes, names, white = images.pixel_changes(), images.source.names, images.num_values - 1
     facts = {
         "num_images": len(images),
+        **({"commit": images.source.commit} if images.source.commit else {}),
         "images": f"{names[0]} to {names[-1]}",
         "pixels": f"values 0 to {white}, x 2 / {white} - 1",
         **({"value_range": list(images.rules.value_range)} if images.rules.value_range else {}),
