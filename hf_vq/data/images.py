@@ -25,6 +25,7 @@ from hf_vq.data.sources import (
     parquet_files,
     parquet_source,
 )
+from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Chance, Count, Number, Side, Width
 from hf_vq.renaming import warn_user
 
@@ -260,7 +261,7 @@ class ImageDataset(Dataset):
     def _each(self, source, read, title):
         """Call `read(index)` for all images; return the source without those that fail, and the results."""
         kept, results = [], []
-        for index in tqdm(range(len(source.names)), title, leave=False, disable=None):
+        for index in tqdm(range(len(source.names)), title, leave=False, disable=is_quiet() or None):
             try:
                 results.append(read(index))
                 kept.append(index)

@@ -68,13 +68,7 @@ def push_folder(
     license = _agree(license, local)
     if license is None and CONVERSION in files:
         license = read_mapping(files[CONVERSION]).get("license")
-    if license is None:
-        raise ValueError(
-            "license is missing: say under which licence the weights may be used, by license='apache-2.0', on the "
-            f"command line --license apache-2.0, (or another id of {LICENSES_PAGE}) or in the card"
-        )
-    check_license(license)
-    validate_repo_id(repo_id)
+    check_request(repo_id, license)
     describe(found, repo_id, license, files, dataset)  # reads all that it will tell of
     api = HfApi(token=token)
     with _telling_what_broke(repo_id):
@@ -96,6 +90,17 @@ def push_folder(
         operations += [CommitOperationDelete(name) for name in stale_weights(remote, files)]
         message = commit_message or f"Upload {found.class_name}"
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr)
+
+
+def check_request(repo_id: str, license: str | None) -> None:
+    """Raise a ValueError for a name that no repository can have, and for a licence that is missing or none."""
+    if license is None:
+        raise ValueError(
+            "license is missing: say under which licence the weights may be used, by license='apache-2.0', on the "
+            f"command line --license apache-2.0, (or another id of {LICENSES_PAGE}) or in the card"
+        )
+    check_license(license)
+    validate_repo_id(repo_id)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import get_scheduler
 
 from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
 from hf_vq.data.padding import SampleCollator, collator_for, padding_of
+from hf_vq.grids import as_grids
+from hf_vq.registry import modality_of
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.divergence import check_batch
-from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.evaluation import describe_usage, evaluate_autoencoder, usage_metric
+from hf_vq.training.pictures import draw_reconstructions, first_batch
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.weight_ema import WeightEMA
 
@@ -113,6 +117,18 @@ class Task(ABC):
     def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
         """Figures of what would be published after this step."""
 
+    def observe(self) -> dict[str, float]:
+        """Figures of the last batch of the last step, by name, for its log entry; all processes are asked together."""
+        return {}
+
+    def draw(self, dataset: Any, folder: Path) -> list[Path]:
+        """Write pictures of what would be published into a folder, always of the same few samples.
+
+        Returns:
+            Their files.
+        """
+        return []
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write into a checkpoint what is neither in modules nor in turns."""
@@ -153,6 +169,8 @@ class Reconstruction(Task):
         self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
         self.frozen: list[nn.Parameter] = []
         self.weight_ema: WeightEMA | None = None
+        self.codes: Any = None  # of the last batch, and the mask of those that count
+        self.shown: Batch | None = None  # samples whose pictures are drawn
 
     def footprint(self) -> Footprint:
         mine = module_footprint(
@@ -216,7 +234,10 @@ class Reconstruction(Task):
 
     def compute(self, module: nn.Module, batch: Batch) -> Terms:
         """The loss of a batch, and every term that the model names."""
-        output = module(batch["sample"], **padding_of(batch))
+        padding = padding_of(batch)
+        output = module(batch["sample"], **padding)
+        masks = self.autoencoder.without_padding(batch["sample"], **padding)[1] if padding else None
+        self.codes = output.codes, masks
         return self.loss(batch, output)
 
     def loss(self, batch: Batch, output: Any) -> Terms:
@@ -234,7 +255,7 @@ class Reconstruction(Task):
 
     def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
         """`evaluate_autoencoder` of the weights that would be published; warns when the codebook has collapsed."""
-        with self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext():
+        with self.published_weights():
             metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size)
         size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
         used = size - metrics["dead_codes"]
@@ -242,6 +263,30 @@ class Reconstruction(Task):
             message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
             logger.warning(message, step, used, size, metrics["perplexity"])
         return metrics
+
+    def published_weights(self) -> AbstractContextManager[None]:
+        """Within the `with` block the model has the weights that would be published."""
+        return self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext()
+
+    def observe(self) -> dict[str, float]:
+        """Use of the codebook in the last batch."""
+        if self.codes is None:
+            return {}
+        codes, masks = self.codes
+        usage = usage_metric(self.autoencoder).to(self.autoencoder.device)
+        usage.update(as_grids(codes), masks)
+        used = describe_usage(usage.compute(), self.autoencoder)
+        return {f"batch_{name}": used[name] for name in ("usage", "perplexity")}
+
+    def draw(self, dataset: Any, folder: Path) -> list[Path]:
+        """Reconstructions and code maps, as the model's modality shows them; none of a model without one."""
+        modality = modality_of(type(self.autoencoder).__name__)
+        if modality is None:
+            return []
+        if self.shown is None:
+            self.shown = first_batch(dataset, collator_for(self.autoencoder, dataset))
+        with self.published_weights():
+            return draw_reconstructions(self.autoencoder, modality, self.shown, folder)
 
     def save(self, folder: Path) -> None:
         if self.weight_ema is not None:
