@@ -109,13 +109,18 @@ def build(work, seed=0):
 
 def push(arguments, folder="."):
     """`hf-vq push` in a folder: its exit code and what it wrote."""
+    return command(["push", *arguments], folder)
+
+
+def command(arguments, folder="."):
+    """`hf-vq` in a folder: its exit code and what it wrote."""
     from hf_vq_cli import main
 
     os.chdir(folder)
     time.sleep = lambda seconds: None  # huggingface_hub waits half a minute for a Hub that hangs up
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = main(["push", *arguments])
+        code = main(arguments)
     return code, output.getvalue(), errors.getvalue()
 
 
