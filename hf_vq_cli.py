@@ -125,10 +125,12 @@ def main(argv=None):
             print(text, end="")
             return 0
         with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            if silent:
-                stack.enter_context(importlib.import_module("hf_vq.quiet").quiet())
             warnings.showwarning = show_warning
-            importlib.import_module(VERBS[verb][0]).main(rest)
+            with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
+                module = importlib.import_module(VERBS[verb][0])
+            if silent:  # now that the libraries are here whose bars it switches off
+                stack.enter_context(importlib.import_module("hf_vq.quiet").quiet())
+            module.main(rest)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if traceback or (isinstance(error, RuntimeError) and type(error).__name__ not in EXPECTED):
             raise

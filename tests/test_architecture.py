@@ -28,6 +28,7 @@ FLOORS = (
         "modes",
         "plugins",
         "processes",
+        "quiet",
         "ranges",
         "registry",
         "renaming",

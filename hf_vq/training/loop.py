@@ -19,6 +19,7 @@ from torch import nn
 from transformers import TrainerState
 
 from hf_vq.figures import is_defined
+from hf_vq.processes import without_stride_warnings
 from hf_vq.quiet import without_bars
 from hf_vq.training.arguments import AutoencoderTrainingArguments, check_stopping_data
 from hf_vq.training.callbacks import CallbackArguments, Callbacks, EarlyStopping
@@ -185,7 +186,7 @@ class TrainingLoop:
         """Run to the last step; see `train_autoencoder`."""
         args = self.args
         alone = one_run(args.output_dir) if self.accelerator.is_main_process else contextlib.nullcontext()
-        with alone, advising(args.output_dir), InterruptGuard() as guard:
+        with alone, advising(args.output_dir), without_stride_warnings(), InterruptGuard() as guard:
             try:
                 self.begin()
                 stop = self.callbacks.call("on_train_begin").should_training_stop

@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from hf_vq.arguments import check_fields, class_hints
 from hf_vq.data.identity import differing_hash, tokenizer_of
+from hf_vq.processes import without_stride_warnings
 from hf_vq.ranges import Count, OneOf, Range, Size, StepsOrShare, WholeFrom1
 from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import (
@@ -175,7 +176,7 @@ def train_prior(
     if checkpoint is not None:
         check_same_config(prior.config, checkpoint)
     alone = one_run(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext()
-    with alone, advising(str(args.output_dir)), InterruptGuard() as guard:
+    with alone, advising(str(args.output_dir)), without_stride_warnings(), InterruptGuard() as guard:
         trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard, callbacks, draw_samples)
         if checkpoint is not None:
             trainer.load_run_state(checkpoint)

@@ -87,6 +87,7 @@ class Progress(TrainerCallback):
         if line != self.line:  # the last step may be evaluated twice
             self.line = line
             (tqdm.write if self.redrawn else print)(line)
+            sys.stdout.flush()  # a log file is read while it grows
         if self.bar is not None:
             self.figures |= bar_figures(logs)
             self.bar.set_postfix(self.figures, refresh=self.redrawn)

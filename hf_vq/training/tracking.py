@@ -1,5 +1,8 @@
 """Who else is told of a training of either kind: TensorBoard, trackio, Weights & Biases, one or several."""
 
+import contextlib
+import importlib
+import io
 import json
 import logging
 import os
@@ -10,12 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
+from hf_vq.modalities.figures import tell_picture
 from hf_vq.training.interruption import StepStart
 from hf_vq.training.progress import is_number
 from hf_vq.writing import as_write_error, write_text
@@ -73,6 +75,7 @@ class Tracking(TrainerCallback):
         self.settings = {name: value for name, value in settings.items() if isinstance(value, PLAIN)}
         self.folder, self.resumed = Path(args.output_dir) / LOGS, resumed
         self.project, self.run_name = args.project, args.run_name
+        self.silent = args.disable_tqdm
         self.trackers: list[GeneralTracker] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,10 +92,15 @@ class Tracking(TrainerCallback):
         }
         for name in self.names:
             tracker = LOGGER_TYPE_TO_CLASS[name](self.project, **start[name])
-            tracker.start()
+            with self._said():
+                tracker.start()
             self.trackers.append(tracker)
             if not self.resumed:
                 tracker.store_init_configuration(self.settings)
+
+    def _said(self):
+        """Within: what a tracker prints of itself is seen where the training shows itself."""
+        return contextlib.redirect_stdout(io.StringIO()) if self.silent else contextlib.nullcontext()
 
     def _identity(self):
         """`id` and `name` of the run, the same as before where it is resumed."""
@@ -139,21 +147,15 @@ class Tracking(TrainerCallback):
     def show_files(self, pictures: Mapping[str, Path], step: int) -> None:
         """Tell pictures that are files, by name; files of samples that are no pictures are left out."""
         for name, path in pictures.items():
-            if path.suffix not in Image.registered_extensions():
-                continue
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("RGB"))  # (height, width, 3) uint8
             for tracker in self.trackers:
-                if tracker.name == "tensorboard":
-                    tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
-                elif tracker.name == "wandb":
-                    tracker.log_images({name: [pixels]}, step=step)
-                else:
-                    import trackio
-
-                    tracker.log({name: trackio.Image(pixels)}, step=step)
+                tell_picture(tracker, name, path, step)
 
     def close(self) -> None:
         """The end of the run, whole or broken off."""
         while self.trackers:
-            self.trackers.pop().finish()
+            tracker = self.trackers.pop()
+            with self._said():
+                if tracker.name == "trackio":  # else it ends a second time at exit
+                    importlib.import_module("trackio").finish()
+                else:
+                    tracker.finish()
