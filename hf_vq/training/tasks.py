@@ -18,6 +18,7 @@ from transformers import get_scheduler
 from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
 from hf_vq.data.padding import SampleCollator, collator_for, padding_of
 from hf_vq.grids import as_grids
+from hf_vq.processes import sum_over_processes
 from hf_vq.registry import modality_of
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
@@ -269,10 +270,13 @@ class Reconstruction(Task):
         return self.weight_ema.applied() if self.weight_ema is not None else contextlib.nullcontext()
 
     def observe(self) -> dict[str, float]:
-        """Use of the codebook in the last batch."""
+        """Use of the codebook in the last batch; nothing where items dropped levels, whose codes are then -1."""
         if self.codes is None:
             return {}
         codes, masks = self.codes
+        dropped = torch.stack([(grid < 0).any() for grid in as_grids(codes)]).sum()
+        if sum_over_processes(dropped):
+            return {}
         usage = usage_metric(self.autoencoder).to(self.autoencoder.device)
         usage.update(as_grids(codes), masks)
         used = describe_usage(usage.compute(), self.autoencoder)
