@@ -37,8 +37,9 @@ def usage(verbs=VERBS):
             "",
             *lines,
             "",
-            "`hf-vq VERB --help` lists the options of a verb; `--traceback` (or HF_VQ_TRACEBACK=1) shows where an",
-            "error came from; `--version` prints the version.",
+            "`hf-vq VERB --help` lists the options of a verb; `--quiet` (or HF_VQ_QUIET=1) says nothing but errors,",
+            "warnings and the last line; `--traceback` (or HF_VQ_TRACEBACK=1) shows where an error came from;",
+            "`--version` prints the version.",
         ]
     )
 
@@ -105,7 +106,8 @@ def main(argv=None):
     """Run one verb; return the exit code: 0, 2 for an error of the user's making, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments or os.environ.get("HF_VQ_TRACEBACK", "") not in ("", "0")
-    arguments = [argument for argument in arguments if argument != "--traceback"]
+    silent = "--quiet" in arguments or os.environ.get("HF_VQ_QUIET", "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument not in ("--traceback", "--quiet")]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -122,9 +124,13 @@ def main(argv=None):
         if {"-h", "--help"} & set(rest) and (text := written_help(verb)) is not None:
             print(text, end="")
             return 0
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
             warnings.showwarning = show_warning
-            importlib.import_module(VERBS[verb][0]).main(rest)
+            with contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext():
+                module = importlib.import_module(VERBS[verb][0])
+            if silent:  # now that the libraries are here whose bars it switches off
+                stack.enter_context(importlib.import_module("hf_vq.quiet").quiet())
+            module.main(rest)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if traceback or (isinstance(error, RuntimeError) and type(error).__name__ not in EXPECTED):
             raise

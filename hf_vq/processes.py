@@ -1,6 +1,9 @@
 """Sums over all processes, and what they share; with one process they are the plain local thing."""
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -23,6 +26,17 @@ def join_processes() -> tuple[int, int]:
             PartialState._reset_state()  # that of a training before, which has parted
         PartialState()
     return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
+@contextlib.contextmanager
+def without_stride_warnings() -> Iterator[None]:
+    """Within the `with` block torch does not warn of gradients of other strides than their place in a message has.
+
+    Those of convolutions with one channel, or of one position, have them; they are the same numbers in the same order.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        yield
 
 
 def count_processes() -> int:

@@ -29,6 +29,7 @@ FLOORS = (
         "modes",
         "plugins",
         "processes",
+        "quiet",
         "ranges",
         "registry",
         "renaming",

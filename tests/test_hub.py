@@ -376,3 +376,39 @@ def test_the_folder_modeling_holds_what_travels():
 def test_the_card_template_is_the_packaged_one():
     packaged = (ROOT / "hf_vq" / "hub" / "template.md").read_text()
     assert (ROOT / "model_cards" / "template.md").read_text() == packaged
+
+
+def test_trainings_push_what_they_wrote_and_survive_a_hub_that_hangs_up(client, hub):
+    def train(*arguments):
+        given = ["train", *arguments, "--use_cpu", "--disable_tqdm", "--max_steps", "2", "--save_steps", "1"]
+        given += ["--push_to_hub", "--license", "mit"]
+        return client("command", arguments=given, folder=str(client.work))
+
+    config = "{hidden_channels: 8, stage_channels: [4], num_residual_layers: 0, codebook_size: 8}"
+    code, output, errors = train(
+        "autoencoder", "digits", "tok", "--model_config", config, "--hub_model_id", "me/tok", "--hub_private_repo"
+    )
+    assert code == 0, errors
+    assert f"Pushed: {hub.endpoint}/me/tok/commit/" in output
+    assert "me/tok" in hub.private
+    assert {"README.md", "config.json", "reconstructions.png", "recipe.yaml", "report.json"} <= set(
+        hub.files("me/tok")
+    )
+    code, _, errors = client(
+        "command", arguments=["tokenize", "tok", "--data", "digits", "--output", "codes"], folder=str(client.work)
+    )
+    assert code == 0, errors
+    prior = ["prior", "codes", "learnt", "--autoencoder", "tok", "--num_samples", "0", "--hub_model_id", "me/learnt"]
+    hub.cut = "commit"
+    try:
+        code, output, errors = train(*prior, "--prior_config", "{hidden_channels: 8, num_layers: 1, head_channels: 8}")
+    finally:
+        hub.cut = None
+    assert (code, "Wrote learnt" in output) == (2, True)
+    line = errors.splitlines()[-1]
+    assert line.startswith("hf-vq: error: the run in learnt is whole, but not pushed:")
+    again = re.search(r"\(again: hf-vq push (.*)\)$", line)[1].split()
+    assert not hub.files("me/learnt")  # Trainer has pushed nothing
+    code, _, errors = client.push(*again)
+    assert code == 0, errors
+    assert {"model_index.json", "prior/model.safetensors"} <= set(hub.files("me/learnt"))

@@ -18,6 +18,7 @@ from hf_vq.modalities import Modality
 from hf_vq.pipelines import PIPELINES
 from hf_vq.pipelines.base import CodesPipeline
 from hf_vq.processes import count_processes
+from hf_vq.quiet import is_quiet, quiet
 from hf_vq.registry import modality_of
 from hf_vq.saved import CONFIG, INDEX, folder_kind, read_index, read_json
 from hf_vq.training.disk import module_footprint, run_bytes
@@ -103,9 +104,14 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """Print, once where several processes run."""
-    if is_main_process():
+def say(text: str, *, result: bool = False) -> None:
+    """Print, once where several processes run.
+
+    Args:
+        text: a line.
+        result: it tells what came out, which `--quiet` leaves.
+    """
+    if is_main_process() and (result or not is_quiet()):
         print(text)
 
 
@@ -113,6 +119,18 @@ def say_start(text: str) -> None:
     """Say what starts, and in how many processes: a launcher that started one alone does not tell it."""
     count = count_processes()
     say(f"{text} in {count} process{'es' if count > 1 else ''}.")
+
+
+def bars_of(args: Any) -> AbstractContextManager[None]:
+    """Within: no library shows a progress bar where a training's arguments or `--quiet` say so."""
+    args.disable_tqdm = args.disable_tqdm or is_quiet()
+    return quiet(everything=False) if args.disable_tqdm else nullcontext()
+
+
+def tell_push(address: str | None) -> None:
+    """Say where a push at the end of a training went, if there was one."""
+    if address is not None:
+        say(f"Pushed: {address}")
 
 
 def alone(folder: str | Path, *, make: bool) -> AbstractContextManager[None]:

@@ -1,5 +1,7 @@
 """`hf-vq quickstart`: the whole road on the digits that come with scikit-learn, by the same functions as the verbs."""
 
+import contextlib
+import io
 import json
 import os
 import time
@@ -18,6 +20,7 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.reading import read_recipe
 from hf_vq.figures import figure_text
+from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Seed
 
 OUTPUTS = ("autoencoder", "codes", "prior", "pipeline", "samples.png")
@@ -73,13 +76,17 @@ def run(options: QuickstartOptions) -> None:
     pipeline = str(folder / "pipeline")
     seed = ["--seed", str(options.seed)]
 
-    train_autoencoder.main([recipes["autoencoder"], "--output_dir", autoencoder, *seed])
-    tokenize.main([autoencoder, "--data", "digits", "--output", codes])
-    train_prior.main([recipes["prior"], "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed])
-    os.replace(folder / "prior" / "pipeline", pipeline)
-    sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
-    figures = evaluate.run(evaluate.EvaluateOptions(model=pipeline), data_options()(data="digits"))
-    print(summary(figures, folder, pipeline, time.monotonic() - started))
+    with contextlib.redirect_stdout(io.StringIO()) if is_quiet() else contextlib.nullcontext():
+        train_autoencoder.main([recipes["autoencoder"], "--output_dir", autoencoder, *seed])
+        tokenize.main([autoencoder, "--data", "digits", "--output", codes])
+        train_prior.main(
+            [recipes["prior"], "--codes", codes, "--autoencoder", autoencoder, "--output_dir", prior, *seed]
+        )
+        os.replace(folder / "prior" / "pipeline", pipeline)
+        sample.main([pipeline, "--output", str(folder / "samples.png"), *seed])
+        figures = evaluate.run(evaluate.EvaluateOptions(model=pipeline), data_options()(data="digits"))
+    told = summary(figures, folder, pipeline, time.monotonic() - started)
+    print(f"Wrote {folder}." if is_quiet() else told)
 
 
 def built_in_recipe(name: str) -> Traversable:

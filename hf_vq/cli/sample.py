@@ -22,6 +22,7 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.pipelines.base import split_keywords
+from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Samples, Seed, Size, TopP, Weight
 from hf_vq.saved import CONFIG, read_index, read_json
 
@@ -134,6 +135,8 @@ def draw(
     Returns:
         (samples, channels, *space) float in [-1, 1].
     """
+    if is_quiet():
+        pipeline.set_progress_bar_config(disable=True)
     total, batches = len(labels) if labels else num, []
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)

@@ -97,5 +97,5 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         resume=options.resume,
     )
     words = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    say(f"Wrote the codes of {words} {data.modality.plural}.")
+    say(f"Wrote the codes of {words} {data.modality.plural}.", result=True)
     return counts

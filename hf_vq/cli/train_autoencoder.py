@@ -16,6 +16,7 @@ from hf_vq.auto import AutoVQModel
 from hf_vq.autoencoders import AUTOENCODERS
 from hf_vq.cli.checks import (
     alone,
+    bars_of,
     check_disk_space,
     check_output_folder,
     check_same_config,
@@ -28,6 +29,7 @@ from hf_vq.cli.checks import (
     say,
     say_start,
     start_output_folder,
+    tell_push,
     training_bytes,
 )
 from hf_vq.cli.data_options import data_options, sizes_of_samples
@@ -39,16 +41,17 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.modes import in_eval_mode
+from hf_vq.training.arguments import check_stopping_data
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
-from hf_vq.training.pictures import save_loss_curve, save_usage_histogram
+from hf_vq.training.pictures import SHOWN, draw_reconstructions, first_batch, save_loss_curve, save_usage_histogram
+from hf_vq.training.pushing import push_result
 from hf_vq.training.reading import check_readable
 from hf_vq.training.resuming import config_of_then
 from hf_vq.training.tasks import Reconstruction
 
-SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
 PICTURES = ("codebook_usage.png", "loss_curve.png")
 WEIGHTS = (
     "config.json",
@@ -128,7 +131,7 @@ def run(
     check_output_folder(args.output_dir, overwrite=options.overwrite, resume=bool(options.resume))
     if args.freeze_codes and not options.init_from:
         raise ValueError("freeze_codes=True keeps the codes of a trained autoencoder: give it as init_from")
-    with alone(args.output_dir, make=False), advising(args.output_dir):
+    with bars_of(args), alone(args.output_dir, make=False), advising(args.output_dir):
         if options.resume:
             args.resume_from_checkpoint = str(own_checkpoint(args.output_dir, args.resume_from_checkpoint))
         model, modality, train, validation = prepare(options, data, args, given)
@@ -148,6 +151,7 @@ def prepare(
     data = data.fit(modality, config.get("in_channels"), initial)
     train, validation = data.load_train_and_validation()
     check_readable(train, args)
+    check_stopping_data(args, validation)
     if options.resume and initial is None:
         config = with_options_of_then(
             options.model, config, train.sample_shape, Path(str(args.resume_from_checkpoint))
@@ -188,16 +192,18 @@ def train_and_show(
         f"{modality.plural} of {times(train.sample_shape)} to {codes}"
     )
     announcement = Announcement(functools.partial(say_start, words))
-    report = train_autoencoder(model, train, args, eval_dataset=validation, callbacks=[announcement])
+    report = train_autoencoder(model, train, args, eval_dataset=validation, callbacks=[announcement], push=False)
     if report is not None:
         tell_changes(folder, report["history"])
         metrics = report["metrics"]
         error = figure_text("error_over_variance", metrics.get("eval_error_over_variance"))
-        say(f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}."))
+        result = f"Wrote {args.output_dir}" + ("." if validation is None else f": error over variance {error}.")
+        say(result, result=True)
         shown = train if validation is None else validation
         save_pictures(
             model, modality, list(itertools.islice(shown, 1024)) if is_stream(shown) else shown, report, folder
         )
+        tell_push(push_result(folder, args))
     return report
 
 
@@ -285,12 +291,8 @@ def save_pictures(model: Any, modality: Any, dataset: Any, report: dict[str, Any
     """Write reconstructions and code maps, codebook_usage.png and loss_curve.png."""
     model.eval()
     device = next(model.parameters()).device
-    reconstructions, code_maps = (folder / f"{name}{modality.suffix}" for name in SHOWN)
-    with optional(f"{reconstructions.name} and {code_maps.name}"):
-        samples = torch.stack([dataset[index]["sample"] for index in range(min(16, len(dataset)))])
-        output = model(samples.to(device))
-        modality.save_reconstructions(reconstructions, samples, output.sample.cpu())
-        modality.save_code_maps(code_maps, samples, output.codes, model.codebook_size)
+    with optional(" and ".join(f"{name}{modality.suffix}" for name in SHOWN)):
+        draw_reconstructions(model, modality, first_batch(dataset, collator_for(model, dataset), 16), folder)
     with optional("codebook_usage.png"):
         usage = usage_metric(model).to(device)
         for batch in torch.utils.data.DataLoader(dataset, 64):

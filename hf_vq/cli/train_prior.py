@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
@@ -15,6 +16,7 @@ from transformers import TrainingArguments
 import hf_vq
 from hf_vq.cli.checks import (
     alone,
+    bars_of,
     check_disk_space,
     check_output_folder,
     check_same_config,
@@ -26,6 +28,7 @@ from hf_vq.cli.checks import (
     say,
     say_start,
     start_output_folder,
+    tell_push,
     training_bytes,
 )
 from hf_vq.cli.grids import load_coarser, pick_grid
@@ -38,8 +41,10 @@ from hf_vq.data.shards import code_splits
 from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline
-from hf_vq.registry import PRIORS
-from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.quiet import without_bars
+from hf_vq.ranges import Count
+from hf_vq.registry import PRIORS, modality_of
+from hf_vq.training.arguments import AutoencoderTrainingArguments, check_stopping_data
 from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import advising
 from hf_vq.training.disk import module_footprint
@@ -51,12 +56,14 @@ from hf_vq.training.prior import (
     remember_tokenizer,
     train_prior,
 )
+from hf_vq.training.prior_trainer import SAMPLES
+from hf_vq.training.pushing import push_result
 from hf_vq.training.report import REPORT
 from hf_vq.writing import whole
 
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", "loss_curve.png", "report.json", "recipe.yaml", "logs")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
 
 
 def trainable_priors() -> dict[str, Any]:
@@ -119,6 +126,10 @@ class PriorOptions:
     init_from: str | None = field(
         default=None, metadata={"help": "start from the weights of this folder or repo id: its class and its config"}
     )
+    num_samples: Count = field(
+        default=16,
+        metadata={"help": "with autoencoder: samples drawn at the end, and by sample_steps; 0: none"},
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an earlier run in the output folder"})
     resume: str | None = field(default=None, metadata=RESUME)
 
@@ -142,7 +153,7 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     """Check everything, train, and write prior, report and pictures into `args.output_dir`; return the report."""
     folder = str(args.output_dir)
     check_output_folder(folder, overwrite=options.overwrite, resume=bool(options.resume))
-    with alone(folder, make=False), advising(folder):
+    with bars_of(args), alone(folder, make=False), advising(folder):
         if options.resume:
             args.resume_from_checkpoint = str(own_checkpoint(folder, args.resume_from_checkpoint))
         prior, pipeline, train, validation = prepare(options, args, given)
@@ -160,6 +171,7 @@ def prepare(
     validation = None
     if "validation" in code_splits(options.codes):
         validation = load_codes(options.codes, "validation", grid=grid, context=True)
+    check_stopping_data(args, validation)
     autoencoder = load_tokenizer(options, train)
     coarser = load_coarser(options, grid, train)
     initial = load_initial(options, given, train) if options.init_from else None
@@ -185,6 +197,11 @@ def prepare(
     if autoencoder is not None and (grid is None or coarser):
         pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
         needed += sum(module_footprint(part).published for part in (autoencoder, prior, *coarser))
+    if args.sample_steps and (pipeline is None or not options.num_samples):
+        raise ValueError(
+            f"sample_steps={args.sample_steps} draws num_samples={options.num_samples} samples, for which it needs a "
+            "pipeline: give autoencoder, and the priors of all coarser grids"
+        )
     check_disk_space(str(args.output_dir), needed, "training")
     return prior, pipeline, train, validation
 
@@ -209,18 +226,33 @@ def train_and_show(
         f"{prior.config.num_classes} classes"
     )
     announcement = Announcement(functools.partial(say_start, words))
-    report = train_prior(prior, train, args, eval_dataset=validation, callbacks=[announcement])
+    draw_samples = None
+    if args.sample_steps:
+        draw_samples = functools.partial(save_samples, pipeline, options.num_samples, args.seed, bar=False)
+    report = train_prior(
+        prior,
+        train,
+        args,
+        eval_dataset=validation,
+        callbacks=[announcement],
+        draw_samples=draw_samples,
+        push=False,
+    )
     if report is not None:
         tell_changes(folder, report["history"])
         words, metrics = "nats per held-out code", report["metrics"]
         if prior.likelihood == "bound":
             words += " (upper bound)"
         nats = figure_text("nats_per_code", metrics.get("eval_nats_per_code"))
-        say(f"Wrote {folder}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else "."))
+        result = f"Wrote {folder}" + (f": {nats} {words}." if "eval_nats_per_code" in metrics else ".")
+        say(result, result=True)
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
         if pipeline is not None:
-            save_pipeline(pipeline.to(prior.device), folder, args.seed, local_folder(str(options.autoencoder)))
+            save_pipeline(pipeline, folder, local_folder(str(options.autoencoder)))
+            if options.num_samples:
+                draw_at_end(pipeline, options.num_samples, args, folder)
+        tell_push(push_result(folder if pipeline is None else folder / "pipeline", args))
     return report
 
 
@@ -344,29 +376,61 @@ def make_pipeline(
     return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, middle[0] if middle else None, names)
 
 
-def save_pipeline(pipeline: Any, folder: Path, seed: int, tokenizer: Path) -> None:
-    """Write pipeline/ and, where they can be shown, samples: a row for every class, or 64 without classes.
-
-    What a card shows of both trainings is copied into pipeline/.
+def save_pipeline(pipeline: Any, folder: Path, tokenizer: Path) -> None:
+    """Write pipeline/, and copy into it what a card shows of both trainings.
 
     Args:
         pipeline: of the prior.
         folder: of the run.
-        seed: of the samples.
         tokenizer: folder of the autoencoder.
     """
-    with whole(folder / "pipeline") as partial:
+    with whole(folder / "pipeline") as partial, without_bars():
         pipeline.save_pretrained(partial)
-    classes = len(pipeline.config.class_names or ())
-    labels = [label for label in range(classes) for _ in range(8)] or None
     copies = {"prior.yaml": folder / RECIPE, "autoencoder.yaml": tokenizer / RECIPE, REPORT: folder / REPORT}
-    with optional("file of samples"):
-        modality = find_modality(type(pipeline.autoencoder).__name__)
-        samples = draw(pipeline, labels, 64, 64, torch.Generator().manual_seed(seed))
-        shown = folder / f"samples{modality.suffix}"
-        modality.save_samples(shown, samples, columns=8)
-        copies |= {each.name: each for each in (shown, tokenizer / f"reconstructions{modality.suffix}")}
+    modality = modality_of(type(pipeline.autoencoder).__name__)
+    if modality is not None:
+        shown = tokenizer / f"reconstructions{modality.suffix}"
+        copies[shown.name] = shown
     for name, path in copies.items():
         if path.is_file():
-            with whole(folder / "pipeline" / name) as copy:
-                shutil.copyfile(path, copy)
+            copy_whole(path, folder / "pipeline" / name)
+
+
+def copy_whole(path: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with whole(target) as copy:
+        shutil.copyfile(path, copy)
+
+
+def save_samples(pipeline: Any, num: int, seed: int, folder: Path, bar: bool) -> list[Path]:
+    """Draw samples of all classes in turn, and write them as their modality does; return the file.
+
+    Args:
+        pipeline: its prior is where it samples.
+        num: of samples.
+        seed: of their random numbers, so that those of two steps differ by what was learnt between them.
+        folder: where the file goes.
+        bar: whether a progress bar is shown.
+    """
+    modality = find_modality(type(pipeline.autoencoder).__name__)
+    classes = len(pipeline.config.class_names or ())
+    labels = sorted(index % classes for index in range(num)) if classes else None
+    device = next(part.device for name, part in pipeline.components.items() if name.endswith("prior"))
+    pipeline.set_progress_bar_config(disable=not bar)
+    samples = draw(pipeline.to(device), labels, num, 64, torch.Generator().manual_seed(seed))
+    file = folder / f"samples{modality.suffix}"
+    modality.save_samples(file, samples, columns=8)
+    return [file]
+
+
+def draw_at_end(pipeline: Any, num: int, args: PriorTrainingArguments, folder: Path) -> None:
+    """Write samples beside a finished run and into its pipeline/; Ctrl-C ends the drawing, and nothing else."""
+    try:
+        with optional("file of samples"):
+            for file in save_samples(pipeline, num, args.seed, folder, bar=not args.disable_tqdm):
+                copy_whole(file, folder / "pipeline" / file.name)
+    except KeyboardInterrupt:
+        print(
+            f"warning: no file of samples: interrupted (hf-vq sample {folder / 'pipeline'} draws some)",
+            file=sys.stderr,
+        )

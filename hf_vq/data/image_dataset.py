@@ -14,6 +14,7 @@ from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
 from hf_vq.data.sources import ImageSource
+from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Count, Side, Width
 
 CACHE_BYTES = 512 * 2**20
@@ -161,7 +162,7 @@ class ImageDataset(Dataset):
     def _each(self, source, read, title):
         """Call `read(index)` for all images; return the source without those that fail, and the results."""
         kept, results = [], []
-        for index in tqdm(range(len(source.names)), title, leave=False, disable=None):
+        for index in tqdm(range(len(source.names)), title, leave=False, disable=is_quiet() or None):
             try:
                 results.append(read(index))
                 kept.append(index)

@@ -22,6 +22,7 @@ from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 from hf_vq.processes import join_processes, of_the_first, wait_for_all
+from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Samples, Size, Workers
 from hf_vq.renaming import warn_user
 from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run
@@ -95,7 +96,8 @@ def tokenize_dataset(
         kept, number = of_the_first(kept), 0
         for split, dataset in splits.items():
             shards = list(_shards(folder, split, len(dataset), shard_size))
-            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=True if rank else None) as progress:
+            hidden = rank > 0 or is_quiet() or None  # None: shown on a terminal alone
+            with tqdm(total=len(dataset), desc=f"tokenizing {split}", disable=hidden) as progress:
                 for target, rows in shards:
                     if target not in kept:
                         number += 1  # processes take turns

@@ -109,14 +109,18 @@ def _pick_license(found, files, license, card):
     license = _agree(license, card)
     if license is None and CONVERSION in files:
         license = read_mapping(files[CONVERSION]).get("license")
+    check_request(license, "codes" if found.kind == "codes" else "weights")
+    return license
+
+
+def check_request(license: str | None, what: str = "weights") -> None:
+    """Raise a ValueError for a licence that is missing, or none of the Hub's; `what`: that it is for."""
     if license is None:
         raise ValueError(
-            f"license is missing: say under which licence the {'codes' if found.kind == 'codes' else 'weights'} may "
-            "be used, by license='apache-2.0', on the command line --license apache-2.0, (or another id of "
-            f"{LICENSES_PAGE}) or in the card"
+            f"license is missing: say under which licence the {what} may be used, by license='apache-2.0', on the "
+            f"command line --license apache-2.0, (or another id of {LICENSES_PAGE}) or in the card"
         )
     check_license(license)
-    return license
 
 
 @contextlib.contextmanager

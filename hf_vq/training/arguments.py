@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import torch
@@ -10,12 +9,21 @@ from transformers import SchedulerType
 
 from hf_vq.arguments import as_plain, check_argument, check_fields
 from hf_vq.ranges import Chance, Count, OneOf, Positive, Range, Samples, Seed, Size, Weight, Workers
+from hf_vq.training.pushing import check_push_options
+from hf_vq.training.tracking import PROJECT, tracker_names
 
 TEXTS: dict[str, Any] = {
     "output_dir": str,
+    "project": str,
+    "run_name": str | None,
+    "hub_model_id": str | None,
+    "license": str | None,
     "metric_for_best_model": str | None,
     "resume_from_checkpoint": str | bool | None,
 }
+REPORT_TO = "trackers to tell, several if need be: tensorboard, trackio, wandb; all: those installed (default: none)"
+PATIENCE = "end the training after so many evaluations without a better one; none: train all steps"
+LICENSE = "with push_to_hub: id of the licence on the Hub, such as apache-2.0"
 NEED_MORE = (  # metrics at every step, or arguments of their own
     *("reduce_lr_on_plateau", "greedy"),
     *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
@@ -86,6 +94,24 @@ def take_texts(args: Any) -> None:
         setattr(args, name, value)
 
 
+def check_stopping(args: Any) -> None:
+    """Raise a ValueError where a training is to stop early that is evaluated at its end alone."""
+    evaluates = args.eval_steps is not None or getattr(args, "eval_strategy", "no") != "no"
+    if args.early_stopping_patience is not None and not evaluates:
+        raise ValueError(
+            f"early_stopping_patience={args.early_stopping_patience} counts evaluations: give eval_steps too"
+        )
+
+
+def check_stopping_data(args: Any, eval_dataset: Any) -> None:
+    """Raise a ValueError where a training is to stop early that has nothing to be evaluated on."""
+    if args.early_stopping_patience is not None and eval_dataset is None:
+        raise ValueError(
+            f"early_stopping_patience={args.early_stopping_patience} counts evaluations, and there is nothing to "
+            "evaluate on"
+        )
+
+
 @dataclass
 class AutoencoderTrainingArguments:
     """Options of the training, named as in `transformers.TrainingArguments`.
@@ -140,13 +166,21 @@ class AutoencoderTrainingArguments:
         default=500, metadata={"help": "optimizer steps between checkpoints; 0: only at the end"}
     )
     save_total_limit: Size | None = field(default=None, metadata={"help": "complete checkpoints to keep; none: all"})
-    report_to: Annotated[str, OneOf(("none", "tensorboard", "trackio"))] = field(
-        default="none", metadata={"help": "none, tensorboard or trackio"}
-    )
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={"help": REPORT_TO})
+    project: str = field(default=PROJECT, metadata={"help": "of trackers: the project of the run"})
+    run_name: str | None = field(default=None, metadata={"help": "of trackers; none: after the output folder"})
+    early_stopping_patience: Size | None = field(default=None, metadata={"help": PATIENCE})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": "a checkpoint, or true: the latest"})
-    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
+    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar, no lines above it"})
+    push_to_hub: bool = field(default=False, metadata={"help": "publish the result on the Hub at the end"})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "user/name to push to; none: the name of the output folder"}
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "make a new repository private"})
+    license: str | None = field(default=None, metadata={"help": LICENSE})
 
     def __post_init__(self) -> None:
+        self.report_to = tracker_names(self.report_to)
         check_fields(self)
         take_texts(self)
         self.adam_beta1, self.adam_beta2 = float(self.adam_beta1), float(self.adam_beta2)  # torch wants floats
@@ -154,5 +188,5 @@ class AutoencoderTrainingArguments:
         check_precision(self.bf16, self.fp16, self.use_cpu)
         self.torch_compile = launched_compilation(self.torch_compile)
         check_launched_accumulation(self.gradient_accumulation_steps)
-        if self.report_to != "none" and find_spec(self.report_to) is None:
-            raise ValueError(f"report_to={self.report_to!r} needs the package: pip install {self.report_to}")
+        check_stopping(self)
+        check_push_options(self)

@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.loop import TrainingLoop
+from hf_vq.training.pushing import push_result
 from hf_vq.training.tasks import Reconstruction
 
 __all__ = ["AutoencoderTrainingArguments", "train_autoencoder"]
@@ -16,6 +17,7 @@ def train_autoencoder(
     args: AutoencoderTrainingArguments,
     eval_dataset: Any = None,
     callbacks: Iterable[Any] = (),
+    push: bool = True,
 ) -> dict[str, Any] | None:
     """Train an autoencoder; write checkpoints, the final weights and `report.json` into `args.output_dir`.
 
@@ -28,6 +30,7 @@ def train_autoencoder(
         args: `AutoencoderTrainingArguments`.
         eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
         callbacks: objects or classes as `transformers.TrainerCallback`, see `hf_vq.training.callbacks.Callbacks`.
+        push: whether `args.push_to_hub` pushes the output folder; False where the caller adds to it before.
 
     Returns:
         The report: `metrics` (final), `history` (list of dicts with `step`; training entries have `loss`,
@@ -38,7 +41,11 @@ def train_autoencoder(
         ValueError: an output folder that cannot be used or that another run writes into, an unusable checkpoint, an
             option that a resume cannot change, an empty data set, or codes to freeze of a model that has none yet or
             has BatchNorm.
+        ConnectionError: the push at the end failed; the run is whole.
         DivergenceError: the loss or its gradient became NaN or infinite.
         WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
-    return TrainingLoop(Reconstruction(model, args), train_dataset, args, eval_dataset, callbacks).train()
+    report = TrainingLoop(Reconstruction(model, args), train_dataset, args, eval_dataset, callbacks).train()
+    if push and report is not None:
+        push_result(args.output_dir, args)
+    return report

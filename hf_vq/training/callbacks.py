@@ -7,6 +7,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from hf_vq.figures import is_defined
+
 
 class CallbackArguments:
     """A training's arguments, with those of `transformers.TrainingArguments` that its callbacks ask for.
@@ -73,6 +75,28 @@ class Announcement(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.say()
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends a training of either kind when evaluations no longer get better.
+
+    It counts in the history, which a resumed run has: transformers' own counts anew.
+
+    Args:
+        patience: so many evaluations in a row without a better one end the training.
+        metric: what the evaluations go by, `eval_loss`.
+        greater_is_better: whether more of it is better.
+    """
+
+    def __init__(self, patience: int, metric: str, greater_is_better: bool = False):
+        self.patience, self.metric, self.greater_is_better = patience, metric, greater_is_better
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        values = [entry[self.metric] for entry in state.log_history if is_defined(entry.get(self.metric))]
+        if values:
+            best = max(values) if self.greater_is_better else min(values)
+            if len(values) - 1 - values.index(best) >= self.patience:
+                control.should_training_stop = True
 
 
 class CodebookCallback(TrainerCallback):

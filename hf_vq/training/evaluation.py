@@ -65,7 +65,7 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: Samples = 64) -> 
         "mse": reconstruction.mse,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
-        **_describe_usage(used, model),
+        **describe_usage(used, model),
         "num_codes": int(used.counts.sum()),
         "num_samples": num_samples,
     }
@@ -84,7 +84,8 @@ def usage_metric(model: Any) -> HierarchyUsage:
     return HierarchyUsage(model.codebook_sizes, model.num_levels)
 
 
-def _describe_usage(used: Any, model: Any) -> dict[str, Any]:
+def describe_usage(used: Any, model: Any) -> dict[str, Any]:
+    """The figures of a `CodebookUsageOutput` for an autoencoder, see `evaluate_autoencoder`."""
     if not isinstance(used.usage, list):
         return {"usage": used.usage, "perplexity": used.perplexity, "dead_codes": used.dead_codes}
     figures = {"usage": used.usage, "perplexity": used.perplexity}

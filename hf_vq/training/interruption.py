@@ -1,10 +1,11 @@
 """What stops a training early, and what is saved then."""
 
+import contextlib
 import logging
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ class InterruptGuard:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._breaks = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "InterruptGuard":
@@ -44,6 +46,18 @@ class InterruptGuard:
     def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
         signal.signal(number, self._previous[signal.Signals(number)] or signal.SIG_DFL)
+        if self._breaks:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Within the `with` block a signal is noted as always, and also a KeyboardInterrupt at once: for what may be
+        left undone."""
+        self._breaks = True
+        try:
+            yield
+        finally:
+            self._breaks = False
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._previous.items():

@@ -1,6 +1,7 @@
 """One loop over a task: exactly resumable, with a step of every turn's optimizer in each step."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device, set_seed, tqdm
+from accelerate.utils import GradientAccumulationPlugin, send_to_device, set_seed
 from torch import nn
 from transformers import TrainerState
 
 from hf_vq.figures import is_defined
-from hf_vq.training.arguments import AutoencoderTrainingArguments
-from hf_vq.training.callbacks import CallbackArguments, Callbacks
+from hf_vq.processes import without_stride_warnings
+from hf_vq.quiet import without_bars
+from hf_vq.training.arguments import AutoencoderTrainingArguments, check_stopping_data
+from hf_vq.training.callbacks import CallbackArguments, Callbacks, EarlyStopping
 from hf_vq.training.checkpoints import (
     TRAINER_STATE,
     abandon_newer,
@@ -37,6 +40,7 @@ from hf_vq.training.divergence import (
 )
 from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
 from hf_vq.training.module_states import keep_once
+from hf_vq.training.progress import Progress
 from hf_vq.training.reading import Batch, check_readable, make_reader
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.resuming import (
@@ -52,6 +56,7 @@ from hf_vq.training.resuming import (
     renew_learning_rate,
 )
 from hf_vq.training.tasks import Task, Turn
+from hf_vq.training.tracking import Tracking
 from hf_vq.writing import as_write_error, one_run, whole_files, write_text
 
 logger = logging.getLogger(__name__)
@@ -85,6 +90,7 @@ class TrainingLoop:
     ):
         self.task, self.args, self.eval_dataset = task, args, eval_dataset
         check_readable(train_dataset, args)
+        check_stopping_data(args, eval_dataset)
         self.best_metric = task.metric_of(args)
         footprint = task.footprint()
         prepare_output_dir(args.output_dir, footprint.checkpoint + footprint.published)
@@ -127,7 +133,12 @@ class TrainingLoop:
         best = best_entry(self.state["history"], f"eval_{self.best_metric}", highest=highest)
         facts.best_metric = None if best is None else best[f"eval_{self.best_metric}"]
         seen = CallbackArguments(args, metric=self.best_metric, greater_is_better=highest)
-        self.callbacks = Callbacks(callbacks, seen, next(iter(task.modules.values())), facts)
+        self.progress = Progress(self.turns[0].name, shown=not args.disable_tqdm)
+        self.tracking = Tracking(args, asdict(args), resumed=checkpoint is not None)
+        every = [*callbacks, self.progress, self.tracking]
+        if args.early_stopping_patience is not None:
+            every.append(EarlyStopping(args.early_stopping_patience, f"eval_{self.best_metric}", highest))
+        self.callbacks = Callbacks(every, seen, next(iter(task.modules.values())), facts)
         self._tell_state()
 
     def _build_accelerator(self) -> Accelerator:
@@ -139,8 +150,6 @@ class TrainingLoop:
             dynamo_backend="inductor" if args.torch_compile else "no",
             step_scheduler_with_optimizer=False,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # this loop accumulates by itself
-            log_with=None if args.report_to == "none" else args.report_to,
-            project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
         )
         accelerator.sync_gradients = True
         return accelerator
@@ -179,36 +188,29 @@ class TrainingLoop:
         """Run to the last step; see `train_autoencoder`."""
         args = self.args
         alone = one_run(args.output_dir) if self.accelerator.is_main_process else contextlib.nullcontext()
-        with alone, advising(args.output_dir), InterruptGuard() as guard, contextlib.ExitStack() as shown:
+        with alone, advising(args.output_dir), without_stride_warnings(), InterruptGuard() as guard:
             try:
                 self.begin()
                 stop = self.callbacks.call("on_train_begin").should_training_stop
-                bar = shown.enter_context(self._progress_bar())
                 steps = self.reader.steps(self.step, pin_memory=self.accelerator.device.type == "cuda")
                 while self.step < self.max_steps and not stop:
                     self.before_step = StepStart.now(self.reader.position)
                     self.train_step(next(steps))
                     self.before_step = None
-                    bar.update()
-                    stop = self.after_step(bar)
+                    stop = self.after_step()
                     if guard.requested(self.accelerator):
                         self.stop_early("it was asked to")
                         guard.stop()
                 return self.finish()
             except Exception as error:
+                self.progress.close()
                 if as_write_error(error, args.output_dir) is None:
                     together = self.accelerator.num_processes == 1 or getattr(error, "everywhere", False)
                     self.stop_early(f"{type(error).__name__}: {error}", together)
                 raise
-
-    def _progress_bar(self) -> Any:
-        return tqdm(
-            main_process_only=True,
-            total=self.max_steps,
-            initial=self.step,
-            desc=self.turns[0].name,
-            disable=self.args.disable_tqdm,
-        )
+            finally:
+                self.progress.close()
+                self.tracking.close()
 
     def begin(self) -> None:
         """What comes before the first step, once no other run is in the folder."""
@@ -217,11 +219,6 @@ class TrainingLoop:
             abandon_newer(args.output_dir, self.resumed_from)
             if self.accelerator.is_main_process:
                 rotate_checkpoints(args.output_dir, args.save_total_limit)
-        if args.report_to != "none":
-            settings = {
-                name: value for name, value in asdict(args).items() if isinstance(value, bool | int | float | str)
-            }
-            self.accelerator.init_trackers("hf_vq", config=settings)
         self.started = time.monotonic() - self.state["seconds"]
 
     def train_step(self, batches: list[Batch]) -> None:
@@ -289,7 +286,7 @@ class TrainingLoop:
         for name, value in {**values, "grad_norm": grad_norm.item()}.items():
             self.state["sums"].setdefault(f"{prefix}{name}", []).append(value)
 
-    def after_step(self, bar: Any) -> bool:
+    def after_step(self) -> bool:
         """Log, evaluate and save where the step is due; the last step is left to `finish`.
 
         Returns:
@@ -303,7 +300,7 @@ class TrainingLoop:
             save=args.save_steps > 0 and self.step % args.save_steps == 0,
         )
         if control.should_log:
-            self.log_sums(bar)
+            self.log_sums()
         if control.should_evaluate and not (last or control.should_training_stop):
             self.evaluate()
         ending = last or self.callbacks.control.should_training_stop
@@ -311,21 +308,18 @@ class TrainingLoop:
             self.save_checkpoint()
         return ending
 
-    def log_sums(self, bar: Any) -> None:
-        """Log the means since the last log entry."""
+    def log_sums(self) -> None:
+        """Log the means since the last log entry, and what the task tells of the last batch."""
         entry: dict[str, Any] = {name: math.fsum(values) / len(values) for name, values in self.state["sums"].items()}
         self.state["sums"] = {}
         for index, turn in enumerate(self.turns):
             prefix = f"{turn.name}_" if index else ""
             entry[f"{prefix}learning_rate"] = turn.schedule.get_last_lr()[0]
-        self.log(entry)
-        if "loss" in entry:  # else no turn without a prefix has started
-            bar.set_postfix(loss=f"{entry['loss']:.4f}")
+        self.log(entry | self.task.observe())
 
     def log(self, values: dict[str, Any]) -> None:
-        """Add an entry to the history and hand it to the tracker."""
+        """Add an entry to the history and tell the callbacks of it."""
         self.state["history"].append({"step": self.step, "epoch": self.reader.epoch(self.step), **values})
-        self.accelerator.log(values, step=self.step)
         self.callbacks.call("on_log", logs=values)
 
     def evaluate(self) -> dict[str, Any]:
@@ -344,6 +338,7 @@ class TrainingLoop:
         metrics = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.callbacks.call("on_evaluate", metrics=metrics)
+        self.tracking.show(functools.partial(self.task.draw, self.eval_dataset), self.step)
         value, state = metrics[f"eval_{self.best_metric}"], self.callbacks.state
         better = max if self.task.metrics[self.best_metric] else min
         if is_defined(value):
@@ -412,7 +407,7 @@ class TrainingLoop:
         self.accelerator.end_training()
         report = None
         if self.accelerator.is_main_process:
-            with whole_files(args.output_dir) as folder:
+            with whole_files(args.output_dir) as folder, without_bars():
                 model_config = self.task.publish(str(folder))
             history = self.state["history"]
             losses = [entry["loss"] for entry in history if "loss" in entry]

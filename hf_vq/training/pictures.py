@@ -1,14 +1,19 @@
-"""Pictures of a run that show no samples, as PNG files: use of the codebook, losses."""
+"""Pictures of a run: reconstructions and code maps by its modality, use of the codebook and losses as PNG files."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hf_vq.data.padding import is_stream, padding_of
 from hf_vq.modalities.figures import ACCENT, INK, MUTED, SECOND, save_figure
+from hf_vq.modes import evaluating
 
+SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
+FEW = 8  # samples that are shown again and again during a training
 MOST_BARS = 64  # more would touch each other, and take seconds to draw one by one
 
 
@@ -82,6 +87,35 @@ def save_loss_curve(path: str | Path, history: list[dict[str, Any]]) -> None:
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
     save_figure(path, figure)
+
+
+def first_batch(dataset: Any, collate: Callable[[list], Any], count: int = FEW) -> dict[str, torch.Tensor]:
+    """The first items of a data set, map-style or a stream, as a batch."""
+    items = iter(dataset) if is_stream(dataset) else map(dataset.__getitem__, range(len(dataset)))
+    return collate(list(itertools.islice(items, count)))
+
+
+@torch.no_grad()
+def draw_reconstructions(model: Any, modality: Any, batch: dict[str, torch.Tensor], folder: Path) -> list[Path]:
+    """Write reconstructions and code maps of a batch; the model is in evaluation mode for that.
+
+    Args:
+        model: an autoencoder.
+        modality: its `Modality`.
+        batch: `sample` (samples, channels, *space) in [-1, 1], with the mask of padding where they differ in length.
+        folder: where the files go.
+
+    Returns:
+        The files, `reconstructions` and `code_maps` with the suffix of the modality.
+    """
+    samples = batch["sample"]
+    padding = {name: mask.to(model.device) for name, mask in padding_of(batch).items()}
+    with evaluating(model):
+        output = model(samples.to(model.device), **padding)
+    files = [folder / f"{name}{modality.suffix}" for name in SHOWN]
+    modality.save_reconstructions(files[0], samples, output.sample.cpu())
+    modality.save_code_maps(files[1], samples, output.codes, model.codebook_size)
+    return files
 
 
 def _new_axes(width: float, height: float) -> tuple[Any, Any]:

@@ -1,22 +1,28 @@
 """Trains priors: `transformers.Trainer`, with checkpoints that count only when complete."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from hf_vq.arguments import check_fields, class_hints
 from hf_vq.data.identity import differing_hash, tokenizer_of
-from hf_vq.ranges import OneOf, Range, StepsOrShare, WholeFrom1
+from hf_vq.processes import without_stride_warnings
+from hf_vq.ranges import Count, OneOf, Range, Size, StepsOrShare, WholeFrom1
 from hf_vq.saved import CONFIG, read_json
 from hf_vq.training.arguments import (
+    LICENSE,
+    PATIENCE,
+    REPORT_TO,
     AutoencoderTrainingArguments,
     check_precision,
+    check_stopping,
+    check_stopping_data,
     launched_precision,
     take_texts,
 )
@@ -25,7 +31,9 @@ from hf_vq.training.disk import module_footprint
 from hf_vq.training.divergence import telling_divergence
 from hf_vq.training.interruption import InterruptGuard
 from hf_vq.training.prior_trainer import PriorTrainer, check_likelihood
+from hf_vq.training.pushing import check_push_options, push_result
 from hf_vq.training.resuming import changes, plain
+from hf_vq.training.tracking import PROJECT, TRACKERS, tracker_names
 from hf_vq.writing import as_write_error, one_run
 
 FEW_STEPS = 100  # to try a schedule whose steps the data will say
@@ -37,7 +45,7 @@ SAME_OPTIONS = (
     "num_train_epochs", "max_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "weight_ema_decay", "seed", "dataloader_num_workers", "save_total_limit",
 )  # fmt: skip  # of both trainings, in the same ranges
-ReportTo = Annotated[str, OneOf(("none", "all", *INTEGRATION_TO_CALLBACK))]
+OTHER_TRACKERS = tuple(name for name in INTEGRATION_TO_CALLBACK if name not in (*TRACKERS, "all"))
 OPTIONS: dict[str, Any] = {
     **{name: kind for name, kind in class_hints(AutoencoderTrainingArguments).items() if name in SAME_OPTIONS},
     "lr_scheduler_type": Annotated[str, OneOf(tuple(each.value for each in SchedulerType))],
@@ -46,7 +54,8 @@ OPTIONS: dict[str, Any] = {
     "logging_steps": Annotated[float, Range(0, above=True), WholeFrom1()],
     "eval_steps": StepsOrShare | None,
     "save_steps": StepsOrShare,  # 0: only at the end
-    "report_to": ReportTo | list[ReportTo],
+    "sample_steps": Count,
+    "early_stopping_patience": Size | None,
 }
 
 
@@ -71,9 +80,17 @@ class PriorTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "a schedule of transformers"})
     logging_steps: float = field(default=50, metadata={"help": "optimizer steps between log entries"})
     weight_ema_decay: float | None = field(default=None, metadata={"help": "evaluate and publish averaged weights"})
+    sample_steps: int = field(
+        default=0, metadata={"help": "optimizer steps between samples drawn during the training; 0: none"}
+    )
+    early_stopping_patience: int | None = field(default=None, metadata={"help": PATIENCE})
+    report_to: list[str] = field(default_factory=lambda: ["none"], metadata={"help": REPORT_TO})
+    project: str = field(default=PROJECT, metadata={"help": "of trackers: the project of the run"})
+    license: str | None = field(default=None, metadata={"help": LICENSE})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "for models that skip weights"})
 
     def __post_init__(self) -> None:
+        self.report_to = tracker_names(self.report_to, OTHER_TRACKERS, installed_trackers())
         check_fields(self, OPTIONS)
         take_texts(self)
         fixed = {
@@ -94,6 +111,13 @@ class PriorTrainingArguments(TrainingArguments):
             self.eval_strategy = "steps"
         super().__post_init__()
         check_schedule(self)
+        check_stopping(self)
+        check_push_options(self)
+
+
+def installed_trackers() -> list[str]:
+    """Those of transformers' other integrations whose packages are here."""
+    return [name for name in get_available_reporting_integrations() if name in OTHER_TRACKERS]
 
 
 def check_schedule(args: TrainingArguments) -> None:
@@ -114,6 +138,8 @@ def train_prior(
     args: PriorTrainingArguments,
     eval_dataset: Any = None,
     callbacks: Iterable[Any] = (),
+    draw_samples: Callable[[Path], Sequence[Path]] | None = None,
+    push: bool = True,
 ) -> dict[str, Any] | None:
     """Train a prior on codes; write checkpoints, the final weights and `report.json` into `args.output_dir`.
 
@@ -125,6 +151,9 @@ def train_prior(
         args: `PriorTrainingArguments`.
         eval_dataset: like `train_dataset`; evaluated every `eval_steps` and at the end.
         callbacks: `transformers.TrainerCallback` objects or classes.
+        draw_samples: writes samples of the prior, as it is when called, into a folder and returns their files. It is
+            called every `args.sample_steps`; the samples go to `samples/step-<step>` and to the trackers.
+        push: whether `args.push_to_hub` pushes the prior; False where the caller publishes more, such as a pipeline.
 
     Returns:
         The report: `metrics` (final, with `eval_loss` and, of a prior that has a likelihood, `eval_nats_per_code` and
@@ -133,18 +162,22 @@ def train_prior(
     Raises:
         ValueError: data that does not fit the prior or is of two tokenizers, a network that sees the codes that it
             predicts, an output folder or a checkpoint that cannot be used, an option that a resume cannot change.
+        ConnectionError: the push at the end failed; the run is whole.
         DivergenceError: the loss became NaN or infinite.
         WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
     check_trainable(prior, train_dataset, eval_dataset)
+    check_stopping_data(args, eval_dataset)
+    if args.sample_steps and draw_samples is None:
+        raise ValueError(f"sample_steps={args.sample_steps} needs draw_samples, which draws them")
     footprint = module_footprint(prior, averaged=args.weight_ema_decay is not None)
     prepare_output_dir(str(args.output_dir), footprint.checkpoint + footprint.published)
     checkpoint = resolve_checkpoint(str(args.output_dir), args.resume_from_checkpoint)
     if checkpoint is not None:
         check_same_config(prior.config, checkpoint)
     alone = one_run(str(args.output_dir)) if args.process_index == 0 else contextlib.nullcontext()
-    with alone, advising(str(args.output_dir)), InterruptGuard() as guard:
-        trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard, callbacks)
+    with alone, advising(str(args.output_dir)), without_stride_warnings(), InterruptGuard() as guard:
+        trainer = PriorTrainer(prior, args, train_dataset, eval_dataset, guard, callbacks, draw_samples)
         if checkpoint is not None:
             trainer.load_run_state(checkpoint)
         try:
@@ -153,12 +186,18 @@ def train_prior(
             if trainer.stopped_by_signal:
                 trainer.stop_early("it was asked to")
                 guard.stop()
-            return trainer.finish()
+            report = trainer.finish()
         except Exception as error:
-            trainer.close_progress()
+            trainer.progress.close()
             if as_write_error(error, str(args.output_dir)) is None:
                 trainer.stop_early(f"{type(error).__name__}: {error}", together=args.world_size == 1)
             raise
+        finally:
+            trainer.progress.close()
+            trainer.tracking.close()
+    if push and report is not None:
+        push_result(str(args.output_dir), args)
+    return report
 
 
 def check_trainable(prior: Any, train_dataset: Any, eval_dataset: Any = None) -> None:

@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import json
+import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import torch
 from accelerate.utils import send_to_device
 from safetensors.torch import load_model, save_model
 from torch.utils.data import default_collate
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.utils import logging as transformers_logging
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from hf_vq.quiet import without_bars
+from hf_vq.training.callbacks import EarlyStopping
 from hf_vq.training.checkpoints import TRAINER_STATE, abandon_newer, rotate_checkpoints, seal, unseal
 from hf_vq.training.divergence import check_batch, check_terms, check_weights_finite, telling_divergence
 from hf_vq.training.evaluation import evaluate_prior
 from hf_vq.training.interruption import InterruptGuard, StepStart, save_before_stopping
 from hf_vq.training.lengths import LengthsTrainer
+from hf_vq.training.progress import Progress
 from hf_vq.training.report import best_entry, write_report
 from hf_vq.training.resuming import (
     CHANGED,
@@ -33,9 +38,13 @@ from hf_vq.training.resuming import (
     recorded,
     renew_learning_rate,
 )
+from hf_vq.training.tracking import TRACKERS, Tracking
 from hf_vq.training.weight_ema import WeightEMA
-from hf_vq.writing import whole_files, write_text, writing
+from hf_vq.writing import as_write_error, is_empty, whole_files, write_text, writing
 
+logger = logging.getLogger(__name__)
+
+SAMPLES = "samples"  # folder in that of a run: what `sample_steps` drew
 RUN_STATE = "run_state.json"
 TRAINING_WEIGHTS = "training_weights.safetensors"  # where model.safetensors is the average
 BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that know no first rate
@@ -56,6 +65,7 @@ class PriorTrainer(LengthsTrainer):
         eval_dataset: Any,
         guard: InterruptGuard,
         callbacks: Iterable[Any] = (),
+        draw_samples: Callable[[Path], Sequence[Path]] | None = None,
     ):
         super().__init__(
             model=prior,
@@ -71,11 +81,17 @@ class PriorTrainer(LengthsTrainer):
         self.changed: dict[str, Any] = {}  # what is not as it was there
         self.before_step: StepStart | None = None  # while a step runs
         self.whole_step = True  # the weights have not moved since the last finished step
+        trackers = [INTEGRATION_TO_CALLBACK[name] for name in TRACKERS]
+        for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK, *trackers):  # in their place are ours
+            self.remove_callback(callback)
+        self.progress = Progress("prior", shown=not args.disable_tqdm, loss_unit="nats per code")
+        self.tracking = Tracking(args, args.to_dict(), resumed=bool(args.resume_from_checkpoint))
+        self.draw_samples = draw_samples
+        self.add_callback(self.progress)
+        self.add_callback(self.tracking)
         self.add_callback(_EveryStep(self))
-        self.remove_callback(PrinterCallback)  # every entry is in the report's history
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(_LossInProgress)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping(args.early_stopping_patience, "eval_loss"))
         self.started = time.monotonic()
 
     @property
@@ -148,7 +164,7 @@ class PriorTrainer(LengthsTrainer):
         }
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with writing(folder), _without_shard_bars():
+            with writing(folder), without_bars():
                 if self.is_world_process_zero():
                     unseal(folder)
                 self.accelerator.wait_for_everyone()
@@ -236,11 +252,33 @@ class PriorTrainer(LengthsTrainer):
             logs["train_runtime"] = round(seconds, 4)
         super().log(logs, start_time)
 
-    def close_progress(self) -> None:
-        """Close the bar of a training that has failed, so that the error has a line of its own."""
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
-                callback.training_bar.close()
+    def init_hf_repo(self, *inputs: Any, **options: Any) -> None:
+        """Nothing: what is published is pushed at the end, see `hf_vq.training.pushing`."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing, see `init_hf_repo`."""
+
+    def show_samples(self) -> None:
+        """Draw samples of what would be published; a signal breaks that off, and then the training after this step."""
+        if self.draw_samples is None or not self.is_world_process_zero():
+            return
+        step, before = self.state.global_step, StepStart.now(None)
+        folder = Path(self.args.output_dir) / SAMPLES / f"step-{step}"
+        try:
+            with self.guard.breaking_off(), self.as_published():
+                folder.mkdir(parents=True, exist_ok=True)
+                files = self.draw_samples(folder)
+                self.tracking.show_files({path.stem: path for path in files}, step)
+        except KeyboardInterrupt:
+            logger.warning("Step %d: drawing samples was broken off.", step)
+        except Exception as error:
+            if as_write_error(error, folder) is not None:
+                raise
+            logger.warning("Step %d: no samples: %s", step, " ".join(str(error).split()))
+        finally:
+            before.restore()
+            if folder.is_dir() and is_empty(folder):
+                folder.rmdir()
 
     def stop_early(self, reason: str, together: bool = True) -> None:
         """Save the last finished step where that is possible, and say how to go on; see `save_before_stopping`."""
@@ -270,10 +308,12 @@ class PriorTrainer(LengthsTrainer):
             check_likelihood(self.model, self.train_dataset)
         if self.eval_dataset is not None and self.model.likelihood is not None:
             likelihood = evaluate_prior(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
-            metrics.update({f"eval_{name}": value for name, value in likelihood.items()})
+            likelihood = {f"eval_{name}": value for name, value in likelihood.items()}
+            self.tracking.log(likelihood, step)
+            metrics.update(likelihood)
         if not self.is_world_process_zero():
             return None
-        with whole_files(self.args.output_dir) as folder, _without_shard_bars():
+        with whole_files(self.args.output_dir) as folder, without_bars():
             self.model.eval().save_pretrained(folder)
         return write_report(
             self.args.output_dir,
@@ -320,37 +360,9 @@ class _EveryStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         self.trainer.whole_step, self.trainer.before_step = True, None
+        if args.sample_steps and state.global_step % args.sample_steps == 0:
+            self.trainer.show_samples()
         if self.trainer.guard.requested(self.trainer.accelerator):
             self.trainer.stopped_by_signal = True
             control.should_save = control.should_training_stop = True
         return control
-
-
-class _LossInProgress(ProgressCallback):
-    """One progress bar with the loss at its end: no line for every log entry, no bar for every evaluation."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("prior")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
-
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def _without_shard_bars() -> Iterator[None]:
-    """transformers shows a progress bar for each file it writes, which would cut the training's own in pieces."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()

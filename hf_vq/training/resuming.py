@@ -19,16 +19,17 @@ HORIZON = ("learning_rate", *LAST_STEP)  # what the learning rate of a step hang
 MAY_CHANGE = frozenset(
     {
         *HORIZON,
-        *("logging_strategy", "logging_steps", "logging_first_step", "report_to"),
+        *("logging_strategy", "logging_steps", "logging_first_step"),
         *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
         *("per_device_eval_batch_size", "metric_for_best_model", "greater_is_better"),
         *("save_strategy", "save_steps", "save_total_limit"),
-        "dataloader_num_workers",
+        *("dataloader_num_workers", "early_stopping_patience"),
     }
 )
 NO_MATTER = frozenset(  # where a run is, who is told of it and how its processes meet: no part of what comes out
     {
-        *("output_dir", "resume_from_checkpoint", "disable_tqdm", "run_name", "project"),
+        *("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "run_name", "project"),
+        *("sample_steps", "num_samples", "license"),
         *("log_level", "log_level_replica", "log_on_each_node", "save_on_each_node", "logging_dir", "debug"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics", "local_rank"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),

@@ -16,11 +16,15 @@ from transformers import get_scheduler
 
 from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
 from hf_vq.data.padding import SampleCollator, collator_for, padding_of
+from hf_vq.grids import as_grids
+from hf_vq.processes import sum_over_processes
+from hf_vq.registry import modality_of
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.divergence import check_batch
-from hf_vq.training.evaluation import evaluate_autoencoder
+from hf_vq.training.evaluation import describe_usage, evaluate_autoencoder, usage_metric
 from hf_vq.training.module_states import published_weights
+from hf_vq.training.pictures import draw_reconstructions, first_batch
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.weight_ema import WeightEMA
 
@@ -123,6 +127,18 @@ class Task(ABC):
         """
         return None
 
+    def observe(self) -> dict[str, float]:
+        """Figures of the last batch of the last step, by name, for its log entry; all processes are asked together."""
+        return {}
+
+    def draw(self, dataset: Any, folder: Path) -> list[Path]:
+        """Write pictures of what would be published into a folder, always of the same few samples.
+
+        Returns:
+            Their files.
+        """
+        return []
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write into a checkpoint what is neither in modules nor in turns, nor in what would be published."""
@@ -163,6 +179,8 @@ class Reconstruction(Task):
         self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
         self.frozen: list[nn.Parameter] = []
         self.weight_ema: WeightEMA | None = None
+        self.codes: Any = None  # of the last batch, and the mask of those that count
+        self.shown: Batch | None = None  # samples whose pictures are drawn
 
     def footprint(self) -> Footprint:
         mine = module_footprint(
@@ -226,7 +244,10 @@ class Reconstruction(Task):
 
     def compute(self, module: nn.Module, batch: Batch) -> Terms:
         """The loss of a batch, and every term that the model names."""
-        output = module(batch["sample"], **padding_of(batch))
+        padding = padding_of(batch)
+        output = module(batch["sample"], **padding)
+        masks = self.autoencoder.without_padding(batch["sample"], **padding)[1] if padding else None
+        self.codes = output.codes, masks
         return self.loss(batch, output)
 
     def loss(self, batch: Batch, output: Any) -> Terms:
@@ -261,6 +282,29 @@ class Reconstruction(Task):
         with self.as_published():
             self.autoencoder.save_pretrained(folder)
         return self.autoencoder if self.weight_ema is None else None
+
+    def observe(self) -> dict[str, float]:
+        """Use of the codebook in the last batch; nothing where items dropped levels, whose codes are then -1."""
+        if self.codes is None:
+            return {}
+        codes, masks = self.codes
+        dropped = torch.stack([(grid < 0).any() for grid in as_grids(codes)]).sum()
+        if sum_over_processes(dropped):
+            return {}
+        usage = usage_metric(self.autoencoder).to(self.autoencoder.device)
+        usage.update(as_grids(codes), masks)
+        used = describe_usage(usage.compute(), self.autoencoder)
+        return {f"batch_{name}": used[name] for name in ("usage", "perplexity")}
+
+    def draw(self, dataset: Any, folder: Path) -> list[Path]:
+        """Reconstructions and code maps, as the model's modality shows them; none of a model without one."""
+        modality = modality_of(type(self.autoencoder).__name__)
+        if modality is None:
+            return []
+        if self.shown is None:
+            self.shown = first_batch(dataset, collator_for(self.autoencoder, dataset))
+        with self.as_published():
+            return draw_reconstructions(self.autoencoder, modality, self.shown, folder)
 
     def save(self, folder: Path) -> None:
         if self.weight_ema is not None:
