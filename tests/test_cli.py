@@ -136,7 +136,7 @@ def test_names_of_other_scripts_and_words_without_flags_are_the_same_options(her
     recipe = yaml.safe_load(Path("tokenizer/recipe.yaml").read_text())
     config |= {"num_vq_embeddings": config.pop("codebook_size"), "vq_embed_dim": config.pop("codebook_dim")}
     assert recipe == {
-        "model": "VQModel", "bf16": True, "model_config": config, "data": "digits", "image_size": 8, "use_cpu": True,
+        "model": "VQModel", "bf16": True, "model_config": config, "data": "digits", "image_size": "8", "use_cpu": True,
         "learning_rate": 1e-3, "per_device_train_batch_size": 8, "max_steps": 2, "save_total_limit": 1,
     }  # fmt: skip
     assert run("tokenize", "tokenizer", "codes", "--data", "digits") == 0
