@@ -4,7 +4,7 @@ import inspect
 import math
 import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +43,8 @@ def test_every_public_number_has_a_range(targets):
 
 def defaults(owner):
     if owner in (AutoencoderTrainingArguments, PriorTrainingArguments) or hasattr(owner, "model_type"):
-        return {entry.name: entry.default for entry in fields(owner)}
+        made = {each.name: each.default_factory() for each in fields(owner) if each.default_factory is not MISSING}
+        return {each.name: each.default for each in fields(owner)} | made
     bases = [base for base in owner.__mro__ if "__init__" in vars(base) and base.__module__.startswith("hf_vq")]
     parameters = [each for base in bases for each in inspect.signature(vars(base)["__init__"]).parameters.values()]
     return {each.name: each.default for each in parameters if each.default is not each.empty}
