@@ -36,7 +36,7 @@ class GumbelQuantizer(Quantizer):
         codebook_size: number of codes.
         dim: width of the latents.
         hard: one-hot samples in training; else their soft mixture.
-        temperature: at the first training step, above 0; None: 2 for logits by distance, 1 for projected ones.
+        temperature: at the first training step, above 0; None: 3 for logits by distance, 1 for projected ones.
         final_temperature: where the temperature falls to on a half cosine, as DALL-E's from 1 to 1/16; None: stays.
         temperature_steps: training steps until then; DALL-E took 150,000.
         kl_weight: 0 or more.
@@ -86,7 +86,7 @@ class GumbelQuantizer(Quantizer):
         if logits == "projection" and beta is not None:
             raise ValueError(f"beta={beta} needs logits='distance'")
         if temperature is None:
-            temperature = 2.0 if logits == "distance" else 1.0
+            temperature = 3.0 if logits == "distance" else 1.0
         self.final_temperature = temperature if final_temperature is None else final_temperature
         self.hard, self.first_temperature, self.temperature_steps = hard, temperature, temperature_steps
         self.kl_weight = kl_weight
