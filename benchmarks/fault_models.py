@@ -44,7 +44,9 @@ OPTIONS = {  # of every quantizer: sizes, options that must be there, options th
         "beta": (0.5,), "code_dim": (3,), "entropy_weight": (0.05,), "metric": ("dot",), "kmeans_init": (False,),
         "restart_threshold": (0.0,),
     }),
-    "gumbel": ((9, 33), {}, {"hard": (False,), "temperature": (0.5, 2.0), "kl_weight": (0.0, 0.01)}),
+    "gumbel": ((9, 33), {}, {
+        "hard": (False,), "temperature": (0.5, 2.0), "kl_weight": (0.0, 0.01), "logits": ("projection",),
+    }),
     "remapped": ((16,), {"num_used": (5, 11)}, {"unknown_code": ("extra", 2)}),
     "finite_scalar": (None, {}, {"preserve_symmetry": (True,)}),
     "lookup_free": ((16, 64, 256), {}, {"spherical": (True,), "entropy_weight": (0.0,), "first_bit": ("least",)}),

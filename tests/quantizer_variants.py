@@ -32,6 +32,9 @@ VARIANTS = {
     "lookup_free unfitted": ("lookup_free", 64, {"entropy_temperature": 1.0, "fit_latents": False}),
     "lookup_free spherical": ("lookup_free", 16, {"spherical": True, "first_bit": "least"}),
     "gumbel": ("gumbel", 12, {"final_temperature": 0.2, "temperature_steps": 9}),
+    "gumbel projection": (
+        "gumbel", 12, {"logits": "projection", "final_temperature": 0.2, "temperature_steps": 9},
+    ),
     "residual": ("residual", 12, {"num_levels": 3}),
     "residual shared": ("residual", 12, {"num_levels": 3, "shared_codebook": True}),
     "residual rotation": ("residual", 12, {"num_levels": 2, "level_type": "vector", "gradient": "rotation"}),

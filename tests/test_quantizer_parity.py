@@ -330,7 +330,7 @@ def test_lucidrains_random_projection_is_a_product_of_cosine_codebooks():
 def test_taming_gumbel(monkeypatch):
     tensors, meta, weights = original("taming_gumbel")
     options = meta["hyperparameters"]
-    config = {"kl_weight": options["kl_weight"], "temperature": 1.0, "kmeans_init": False}
+    config = {"kl_weight": options["kl_weight"], "logits": "projection", "kmeans_init": False}
     names = {"proj.weight": "proj.weight", "proj.bias": "proj.bias", "embedding.weight": "embed.weight"}
     weights = {ours: weights[f"quantize.{theirs}"] for ours, theirs in names.items()}
     weights["proj.weight"] = weights["proj.weight"][:, :, 0, 0]
@@ -351,7 +351,8 @@ def test_taming_gumbel(monkeypatch):
 
 def test_gumbel_gradient_is_that_of_the_relaxed_sample():
     """Straight through: torch's own gumbel_softmax(hard=True), times the codebook."""
-    quantizer = make_quantizer("gumbel", 12, 6, {"temperature": 0.7, "kl_weight": 0.0, "kmeans_init": False}).train()
+    config = {"logits": "projection", "temperature": 0.7, "kl_weight": 0.0, "kmeans_init": False}
+    quantizer = make_quantizer("gumbel", 12, 6, config).train()
     rows, upstream = torch.randn(50, 6, requires_grad=True), torch.randn(50, 6)
     torch.manual_seed(3)
     ours = torch.autograd.grad((quantizer(rows).latents * upstream).sum(), [rows, *quantizer.parameters()])

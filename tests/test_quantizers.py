@@ -245,7 +245,9 @@ def test_bit_entropies_equal_the_enumeration_of_all_codes():
         torch.testing.assert_close(*(torch.autograd.grad(x, rows, retain_graph=True)[0] for x in (ours, theirs)))
 
 
-@pytest.mark.parametrize("variant", ["vector entropy", "ema entropy", "index_backpropagation", "gumbel"])
+@pytest.mark.parametrize(
+    "variant", ["vector entropy", "ema entropy", "index_backpropagation", "gumbel", "gumbel projection"]
+)
 @pytest.mark.parametrize("train", [True, False])
 def test_chunks_change_neither_values_nor_gradients(variant, train, monkeypatch):
     quantizer, latents = trained(variant).train(train), torch.randn(2, 6, 4, 4)

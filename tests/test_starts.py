@@ -162,12 +162,12 @@ def test_maps_of_the_levels_learn_the_reconstruction(level_type):
 # Starts from clusters
 
 
-@pytest.mark.parametrize("count", [512, 20])
-def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
+@pytest.mark.parametrize(("count", "logits"), [(512, "projection"), (20, "projection"), (20, "distance")])
+def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, logits, tmp_path):
     torch.manual_seed(0)
     centres = 3 + torch.randn(16, 4)
     rows = (centres[torch.arange(count) % 16] + 0.1 * torch.randn(count, 4))[..., None]
-    quantizer = make_quantizer("gumbel", 16, 4, {}).train()
+    quantizer = make_quantizer("gumbel", 16, 4, {"logits": logits}).train()
     assert not quantizer.initialized
     quantizer.codebook_updates = "deferred"
     quantizer(rows)
@@ -176,10 +176,10 @@ def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
     output = quantizer.eval()(rows)
     assert (output.latents - rows).square().mean() < 0.2 * rows.var()
     assert 1 < output.losses["kl"] < torch.tensor(16.0).log()  # decided, not certain
-    loaded = make_quantizer("gumbel", 16, 4, {})
+    loaded = make_quantizer("gumbel", 16, 4, {"logits": logits})
     loaded.load_state_dict(quantizer.state_dict())
     assert loaded.initialized
-    fresh = make_quantizer("gumbel", 16, 4, {})
+    fresh = make_quantizer("gumbel", 16, 4, {"logits": logits})
     loaded.load_state_dict(fresh.state_dict())  # never trained: it starts when it is
     assert not loaded.initialized
     assert loaded.steps == 0
@@ -192,23 +192,30 @@ def test_gumbel_logits_start_at_the_clusters_of_the_latents(count, tmp_path):
     without = {name: tensor for name, tensor in fresh.state_dict().items() if name not in ("steps", "unstarted")}
     loaded.load_state_dict(without, strict=False)  # logits of a file that does not count
     assert loaded.initialized
-    model = hf_vq.DVAE(**SMALL["DVAE"], quantizer_config={"kmeans_init": True})
+    model = hf_vq.DVAE(**{**SMALL["DVAE"], "codebook_dim": 8}, quantizer_config={"logits": logits})
     model.save_pretrained(tmp_path)
     for loader in (hf_vq.DVAE, hf_vq.DVAEForAutoModel):
         again = loader.from_pretrained(tmp_path)
         again = getattr(again, "autoencoder", again)
         assert not again.quantizer.initialized
         assert again.quantizer.steps == 0
-    assert make_quantizer("gumbel", 16, 4, {"kmeans_init": False}).initialized
+    assert make_quantizer("gumbel", 16, 4, {"logits": logits, "kmeans_init": False}).initialized
     assert not fresh.train().initialize(torch.ones(8, 4, 2))  # no clusters
 
 
-def test_index_backpropagation_is_the_same_for_latents_of_any_size():
+EARLIER = {
+    "gumbel": {"logits": "projection", "kmeans_init": False},
+    "index_backpropagation": {"metric": "dot", "kmeans_init": False, "restart_threshold": 0.0},
+}
+
+
+@pytest.mark.parametrize("quantizer_type", EARLIER)
+def test_logits_by_distance_are_the_same_for_latents_of_any_size(quantizer_type):
     """(By dot products with a random codebook, small latents share their codes and large ones get no gradient.)"""
     results = []
     for size in (1e-3, 1.0, 1e3):
         torch.manual_seed(0)
-        quantizer = make_quantizer("index_backpropagation", 16, 4, {}).train()
+        quantizer = make_quantizer(quantizer_type, 16, 4, {}).train()
         latents = (size * torch.randn(64, 4, 8)).requires_grad_()
         output = quantizer(latents)
         (output.latents * torch.randn(64, 4, 8)).sum().backward()
@@ -218,8 +225,15 @@ def test_index_backpropagation_is_the_same_for_latents_of_any_size():
         for gradient, expected in zip(gradients, results[1][1:], strict=True):
             assert gradient.norm() > 1
             torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)
-    before = {"metric": "dot", "kmeans_init": False, "restart_threshold": 0.0}
-    assert with_changed_options("index_backpropagation", None, earlier=True) == before
+    assert with_changed_options(quantizer_type, None, earlier=True) == EARLIER[quantizer_type]
+
+
+def test_gumbel_tells_which_options_fit_its_logits():
+    with pytest.raises(ValueError, match=r"logits='distance' needs code vectors of 4 channels, got output_dim=3"):
+        make_quantizer("gumbel", 8, 4, {"logits": "distance", "output_dim": 3})
+    with pytest.raises(ValueError, match=r"beta=0.5 needs logits='distance'"):
+        make_quantizer("gumbel", 8, 4, {"logits": "projection", "beta": 0.5})
+    assert make_quantizer("gumbel", 8, 4, {"output_dim": 3}).proj is not None
 
 
 def test_use_is_counted_by_latents_not_by_steps():

@@ -1,7 +1,7 @@
 """Codes drawn from a categorical distribution, relaxed by Gumbel noise."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -9,15 +9,18 @@ from torch import nn
 from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers.base import Quantizer
 from hf_vq.quantizers.checks import check_codebook_fits
+from hf_vq.quantizers.distances import distance_logits, mean_distance
 from hf_vq.quantizers.entropy import in_chunks
-from hf_vq.quantizers.gradients import masked_mean
+from hf_vq.quantizers.gradients import masked_mean, masked_mse
 from hf_vq.quantizers.kmeans import kmeans
 from hf_vq.quantizers.lookup import lookup
 from hf_vq.quantizers.nearest import nearest_codes
-from hf_vq.ranges import Codebook, Positive, Size, Weight, Width
+from hf_vq.ranges import Codebook, OneOf, Positive, Size, Weight, Width
 from hf_vq.registry import register
 
 _UNSTARTED = -1  # as steps in a file, before there was a key for that
+LOGITS = ("distance", "projection")
+_SHARPNESS = 6.0  # of logits by distance: flatter ones blur, sharper ones learn less (measured)
 _LEAST_DISTANCE = 0.01  # of the variance: a batch may have no more latents than there are clusters
 
 
@@ -26,28 +29,35 @@ class GumbelQuantizer(Quantizer):
     """Gumbel-softmax over codes (https://arxiv.org/abs/1611.01144), as in DALL-E's dVAE and taming's GumbelVQ.
 
     Training draws softmax((logits + Gumbel noise) / temperature), made one-hot straight through unless soft; eval and
-    `tokenize` take the most probable code, without noise. loss = kl_weight x KL(softmax(logits) || uniform).
+    `tokenize` take the most probable code, without noise. loss = kl_weight x KL(softmax(logits) || uniform), and with
+    logits by distance + ||sg[z] - e||^2 + beta ||z - sg[e]||^2 of the nearest code e.
 
     Args:
         codebook_size: number of codes.
         dim: width of the latents.
         hard: one-hot samples in training; else their soft mixture.
-        temperature: at the first training step, above 0.
+        temperature: at the first training step, above 0; None: 3 for logits by distance, 1 for projected ones.
         final_temperature: where the temperature falls to on a half cosine, as DALL-E's from 1 to 1/16; None: stays.
         temperature_steps: training steps until then; DALL-E took 150,000.
         kl_weight: 0 or more.
-        kmeans_init: the first training batch starts the logits: minus the squared distance to each cluster of its
-            latents, over the mean squared distance to the nearest. The code vectors start at the clusters where
-            `output_dim` is `dim`. Configs that were saved without it mean False: logits and vectors start at random.
+        logits: "distance": -|z - e|^2 of latent z and code vector e, over a sixth of the mean of that of the batch's
+            latents and their nearest codes, so that they follow latents that move; the most probable code is the
+            nearest. "projection": a linear map of the latents, as in DALL-E and taming. None: "distance" where
+            `output_dim` is `dim`. Configs that were saved without it mean "projection".
+        beta: weight of the commitment term of logits by distance, 0 or more; None: 0.25.
+        kmeans_init: the code vectors start at the clusters of the first training batch, where `output_dim` is `dim`.
+            So do projected logits: minus the squared distance to each cluster, over the mean squared distance to the
+            nearest. Configs that were saved without it mean False: vectors and projection start at random.
         output_dim: width of the code vectors; None: `dim`.
 
     Attributes:
         steps: training steps so far, (); it is saved.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, "distance" with another `output_dim`, or `beta` without it.
     """
 
+    proj: nn.Linear | None
     steps: torch.Tensor
     can_be_level = False
 
@@ -57,20 +67,31 @@ class GumbelQuantizer(Quantizer):
         dim: Width,
         *,
         hard: bool = True,
-        temperature: Positive = 1.0,
+        temperature: Positive | None = None,
         final_temperature: Positive | None = None,
         temperature_steps: Size = 150_000,
         kl_weight: Weight = 5e-4,
+        logits: Annotated[str, OneOf(LOGITS)] | None = None,
+        beta: Weight | None = None,
         kmeans_init: bool = True,
         output_dim: Width | None = None,
     ):
         super().__init__(codebook_size, dim)
         self.output_dim = dim if output_dim is None else output_dim
         check_codebook_fits(codebook_size, max(dim, self.output_dim))
+        if logits is None:
+            logits = "distance" if self.output_dim == dim else "projection"
+        if logits == "distance" and self.output_dim != dim:
+            raise ValueError(f"logits='distance' needs code vectors of {dim} channels, got output_dim={output_dim}")
+        if logits == "projection" and beta is not None:
+            raise ValueError(f"beta={beta} needs logits='distance'")
+        if temperature is None:
+            temperature = 3.0 if logits == "distance" else 1.0
         self.final_temperature = temperature if final_temperature is None else final_temperature
         self.hard, self.first_temperature, self.temperature_steps = hard, temperature, temperature_steps
         self.kl_weight = kl_weight
-        self.proj = nn.Linear(dim, codebook_size)
+        self.beta = 0.25 if beta is None else beta
+        self.proj = nn.Linear(dim, codebook_size) if logits == "projection" else None
         self.embedding = nn.Embedding(codebook_size, self.output_dim)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._due: bool | torch.Tensor = False  # a step that is not counted yet
@@ -78,8 +99,8 @@ class GumbelQuantizer(Quantizer):
 
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Logits and code vectors started at random."""
-        return {"kmeans_init": False}
+        """Logits were projections, which started at random as code vectors did."""
+        return {"logits": "projection", "kmeans_init": False}
 
     @torch.no_grad()
     def derive_buffers(self, missing: set[str]) -> set[str]:
@@ -119,32 +140,48 @@ class GumbelQuantizer(Quantizer):
         distance, variance = sum_over_processes(squares) / counts.sum()
         if variance == 0:
             return False  # latents that are all alike have no clusters
-        distance = distance.clamp_min(_LEAST_DISTANCE * variance)
-        self.proj.weight.copy_(2 * centroids / distance)
-        self.proj.bias.copy_(-centroids.square().sum(dim=1) / distance)
+        if self.proj is not None:
+            distance = distance.clamp_min(_LEAST_DISTANCE * variance)
+            self.proj.weight.copy_(2 * centroids / distance)
+            self.proj.bias.copy_(-centroids.square().sum(dim=1) / distance)
         if self.output_dim == self.dim:
             self.embedding.weight.copy_(centroids)
         self.initialized = True
         return True
 
     def _quantize(self, rows, valid, counted, batch_size):
+        losses, loss, scale = {}, rows.new_zeros(()), None
+        if self.proj is None:
+            nearest = lookup(self._codes(rows), self.embedding.weight)
+            scale = mean_distance(rows, nearest, counted, self.training) / _SHARPNESS
+            losses["commitment"] = masked_mse(rows, nearest.detach(), valid)
+            losses["codebook"] = masked_mse(nearest, rows.detach(), valid)
+            loss = losses["codebook"] + self.beta * losses["commitment"]
         if self.training:
             temperature = self.temperature  # of this step, also when a chunk is computed again for the gradient
 
             def draw(rows, noise):
-                return self._draw(rows, noise, temperature)
+                return self._draw(self._logits(rows, scale), noise, temperature)
 
             parts = in_chunks(draw, rows, gumbel_noise(rows, self.codebook_size), width=self.codebook_size)
             if self.codebook_updates != "off":
                 self._count_step(counted)
         else:
-            parts = in_chunks(self._decide, rows, width=self.codebook_size)
-        quantized, codes, divergence = (torch.cat(part) for part in zip(*parts, strict=True))
-        divergence = masked_mean(divergence, valid)
-        return quantized, codes, self.kl_weight * divergence, {"kl": divergence}
 
-    def _draw(self, rows, noise, temperature):
-        logits = self.proj(rows)  # (n, codebook_size)
+            def decide(rows):
+                codes = self._codes(rows)
+                return lookup(codes, self.embedding.weight), codes, self._divergence(self._logits(rows, scale))
+
+            parts = in_chunks(decide, rows, width=self.codebook_size)
+        quantized, codes, divergence = (torch.cat(part) for part in zip(*parts, strict=True))
+        losses["kl"] = masked_mean(divergence, valid)
+        return quantized, codes, loss + self.kl_weight * losses["kl"], losses
+
+    def _logits(self, rows, scale):
+        """Of the codes, (n, codebook_size); `scale` is what a distance counts by."""
+        return distance_logits(rows, self.embedding.weight, scale) if self.proj is None else self.proj(rows)
+
+    def _draw(self, logits, noise, temperature):
         noisy = (logits + noise) / temperature
         codes, soft = noisy.argmax(dim=1), noisy.softmax(dim=1)
         if self.hard:  # the code's own vector learns by its value, the logits by the mixture
@@ -153,10 +190,6 @@ class GumbelQuantizer(Quantizer):
         else:
             quantized = soft @ self.embedding.weight
         return quantized, codes, self._divergence(logits)
-
-    def _decide(self, rows):
-        codes = self._codes(rows)
-        return lookup(codes, self.embedding.weight), codes, self._divergence(self.proj(rows))
 
     def _divergence(self, logits):
         """KL(softmax(logits) || uniform) of every row, (n,) nats."""
@@ -171,6 +204,8 @@ class GumbelQuantizer(Quantizer):
             self.update_codebook()
 
     def _codes(self, rows):
+        if self.proj is None:
+            return nearest_codes(rows, self.embedding.weight)
         ones = rows.new_ones(rows.shape[0], 1)  # the bias is one more channel of a search by dot product
         weights = torch.cat([self.proj.weight, self.proj.bias[:, None]], dim=1)
         return nearest_codes(torch.cat([rows, ones], dim=1), weights, "dot")

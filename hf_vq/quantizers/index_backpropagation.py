@@ -4,14 +4,12 @@ from typing import Annotated, Any
 
 import torch
 
-from hf_vq.processes import sum_over_processes
+from hf_vq.quantizers.distances import distance_logits, mean_distance
 from hf_vq.quantizers.entropy import in_chunks
 from hf_vq.quantizers.gradients import masked_mse
 from hf_vq.quantizers.vector import VectorQuantizer
 from hf_vq.ranges import Codebook, OneOf, Positive, Share, Weight, Width
 from hf_vq.registry import register
-
-_LEAST_DISTANCE = 1e-12  # where every latent is a code
 
 
 @register("index_backpropagation")
@@ -77,27 +75,16 @@ class IndexBackpropagationQuantizer(VectorQuantizer):
 
     def _pass_gradient(self, rows, compared, quantized, codebook, counted):
         vectors = codebook.clone()  # restarts change the codebook before the gradient comes back
-        temperature = self._temperature(compared, quantized, counted) if self.metric == "euclidean" else None
+        euclidean = self.metric == "euclidean"
+        temperature = mean_distance(compared, quantized, counted, self.training) if euclidean else None
 
         def mix(rows):
-            logits = rows @ vectors.T
-            if temperature is not None:  # |z|^2 is the same for all codes
-                logits = (2 * logits - vectors.square().sum(dim=1)) / temperature
+            logits = rows @ vectors.T if temperature is None else distance_logits(rows, vectors, temperature)
             return (logits.softmax(dim=1) @ vectors.detach(),)
 
         mixtures = [mixture for (mixture,) in in_chunks(mix, compared, width=self.codebook_size)]
         mixture = torch.cat(mixtures)
         return quantized + (mixture - mixture.detach())
-
-    @torch.no_grad()
-    def _temperature(self, rows, quantized, counted):
-        """Of the logits -|z - e|^2: the mean of |z - e|^2 over latents and their codes, ()."""
-        distances = (rows - quantized).square().sum(dim=1)
-        ones = torch.ones_like(distances) if counted is None else counted.to(distances.dtype)
-        sums = torch.stack([torch.where(ones > 0, distances, 0).sum(), ones.sum()])
-        if self.training:
-            sums = sum_over_processes(sums)
-        return (sums[0] / sums[1].clamp_min(1)).clamp_min(_LEAST_DISTANCE)
 
     def _losses(self, rows, quantized, passed, valid):
         losses = {

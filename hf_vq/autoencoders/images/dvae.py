@@ -41,7 +41,8 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
         layers_per_block: residual blocks in a group.
         codebook_size: number of codes.
         codebook_dim: width of a code.
-        quantizer_type: "gumbel", which takes its logits from the last group, or another of
+        quantizer_type: "gumbel", which takes its logits from the last group: by distance where that is `codebook_dim`
+            wide, unless its option `logits` says "projection", as in DALL-E's; or another of
             `hf_vq.quantizers.QUANTIZERS`, before which a 1x1 convolution leads to `codebook_dim`.
         quantizer_config: its other options.
         reconstruction_loss: "logit_laplace", the negative log-likelihood of the mapped pixels, a mean over them
@@ -118,7 +119,7 @@ class DVAE(TilingMixin, ImageAutoencoderMixin, ModelMixin, ConfigMixin):
     def encode(self, sample: torch.Tensor, return_dict: bool = True) -> EncoderOutput | tuple[torch.Tensor, ...]:
         """Samples (batch, channels, height, width) in [-1, 1] to latents (batch, dim, *grid), not yet quantized.
 
-        With "gumbel", `quantizer.proj` makes the logits of the codes from them.
+        With "gumbel", `quantizer.proj` makes the logits of the codes from them, unless its `logits` are distances.
         """
         self.check_sample(sample)
         latents = self.in_slices(partial(self.in_tiles, self.local_parts()[0]), sample)
