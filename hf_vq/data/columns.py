@@ -129,8 +129,8 @@ def read_labels(
             "label_column none leaves labels out"
         )
     if own and names != own:  # other numbers than in training, or other classes
-        kind, values = "string", [own[value] if value in range(len(own)) else value for value in values]
-        values = [None if value == -1 else value for value in values]
+        told: dict[Any, Any] = {**dict(enumerate(own)), -1: None}
+        kind, values = "string", [told.get(value, value) for value in values]
     if kind == "string":
         names = names or sorted({value for value in values if value is not None})
         numbers = {name: number for number, name in enumerate(names)}
