@@ -376,3 +376,13 @@ def test_mnist_comes_whole_with_labels():
     train = load_images(f"{os.environ['HF_VQ_DATA']}/mnist", split="test")
     assert (len(train), train.sample_shape, train.num_classes) == (10000, (1, 28, 28), 10)
     assert abs(train.cache.float().mean() / 255 - 0.1325) < 1e-3
+
+
+def test_codes_with_captions_do_not_resume_without_them(tmp_path):
+    model, images = tiny_model(), load_images("digits", split="train[:8]")
+    images.captions = ["a digit"] * 8
+    tokenize_dataset(model, images, tmp_path / "codes", shard_size=4)
+    (tmp_path / "codes" / "data" / "train-00001-of-00002.parquet").unlink()
+    images.captions = None
+    with pytest.raises(ValueError, match=r"cannot resume: .* was made with captions_sha256="):
+        tokenize_dataset(model, images, tmp_path / "codes", shard_size=4, resume=True)

@@ -342,3 +342,15 @@ def test_the_command_line_trains_on_own_data_of_any_shape_and_writes_captions_be
     assert torch.equal(codes[5]["codes"], model.tokenize(image)[0])
     assert run("tokenize", "model", "--data", "data", "--output", "more", "--random_flip", "true") == 2
     assert "unknown option --random_flip" in capsys.readouterr().err
+
+
+def test_classes_of_a_split_are_told_by_name_where_its_numbers_are_others():
+    parts = {}
+    for split, names in (("train", ["cat", "dog"]), ("validation", ["dog", "cat"])):
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        rows = {"image": [picture(0), picture(1)], "label": [0, 1]}
+        parts[split] = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(parts).save_to_disk("data")
+    held_out = load_images("data", split="validation")
+    assert held_out.class_names == ["cat", "dog"]
+    assert held_out.labels.tolist() == [1, 0]

@@ -121,12 +121,16 @@ def read_labels(
         return None, class_names
     feature = rows.features[column]
     values = [None if value != value else value for value in _arrow(rows, column).to_pylist()]  # NaN
-    kind, names = _kind(feature), list(getattr(feature, "names", ())) or class_names
+    own = list(getattr(feature, "names", ()))
+    kind, names = _kind(feature), class_names or own or None
     if kind is None or (kind == "float" and any(value is not None and value % 1 for value in values)):
         raise ValueError(
             f"label_column={column!r} holds neither class labels, nor integers, nor strings, nor truth values: "
             "label_column none leaves labels out"
         )
+    if own and names != own:  # other numbers than in training, or other classes
+        told: dict[Any, Any] = {**dict(enumerate(own)), -1: None}
+        kind, values = "string", [told.get(value, value) for value in values]
     if kind == "string":
         names = names or sorted({value for value in values if value is not None})
         numbers = {name: number for number, name in enumerate(names)}
