@@ -132,7 +132,7 @@ def test_names_of_other_scripts_and_words_without_flags_are_the_same_options(her
     config = {"codebook_size": 8, "codebook_dim": 2, "block_out_channels": [4, 4], "norm_num_groups": 2, **blocks}
     write_recipe(Path("other.yaml"), {"model": "VQModel", "mixed_precision": "bf16", "model_config": config})
     flags = "--resolution 8 --lr 1e-3 --train_batch_size 8 --max_train_steps 2 --checkpoints_total_limit 1 --use_cpu"
-    assert run("train", "autoencoder", "digits", "tokenizer", "--recipe", "other.yaml", *flags.split()) == 0
+    assert run("train", "autoencoder", "other.yaml", "digits", "tokenizer", *flags.split()) == 0
     recipe = yaml.safe_load(Path("tokenizer/recipe.yaml").read_text())
     config |= {"num_vq_embeddings": config.pop("codebook_size"), "vq_embed_dim": config.pop("codebook_dim")}
     assert recipe == {
@@ -350,7 +350,12 @@ BAD_INPUT = {
         "--mixed_precision=bf16 means bf16=True, got bf16=False too",
         "train autoencoder a.yaml --output out --mixed_precision bf16 --bf16 false",
     ),
-    "word and flag": ("'one' without a flag is --output_dir", "train autoencoder a.yaml one --output two"),
+    "a word too many": ("unrecognized word 'x'", "sample quickstart/pipeline o.png x"),
+    "no output of a prior": (
+        "output_dir is missing: give it as --output_dir",
+        "train prior p.yaml --codes quickstart/codes",
+    ),
+    "word and flag": ("'one' without a flag is --output_dir", "train autoencoder a.yaml digits one --output two"),
     "folder around the right one": ("did you mean quickstart/pipeline?", "sample quickstart o.png"),
     "folder within the right one": (
         "did you mean quickstart/pipeline?",

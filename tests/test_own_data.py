@@ -354,3 +354,12 @@ def test_classes_of_a_split_are_told_by_name_where_its_numbers_are_others():
     held_out = load_images("data", split="validation")
     assert held_out.class_names == ["cat", "dog"]
     assert held_out.labels.tolist() == [1, 0]
+
+
+def test_parquet_files_that_number_their_classes_differently_are_refused(tmp_path):
+    for split, names in (("train", ["cat", "dog"]), ("validation", ["dog", "cat"])):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        rows = datasets.Dataset.from_dict({"image": [picture(4)], "label": [0]}, features=features)
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=r"validation.parquet: the classes of label are \['dog', 'cat'\], in .*train"):
+        load_images(str(tmp_path), split="validation")

@@ -134,7 +134,8 @@ def parse_options(
     if continues is not None:
         values = continues(values, fields, mappings, lambda path: _renewed(read(path), keys))
     for name, entry in fields.items():
-        if name not in values and entry.default is entry.default_factory is dataclasses.MISSING:
+        required = entry.default is entry.default_factory is dataclasses.MISSING or name == "output_dir"
+        if name not in values and required:
             raise ValueError(f"{name} is missing: give it as --{name} or in a recipe")
     with _telling_place(() if recipe is None else values.keys() - given.keys(), recipe):
         return (*_filled(parser, values), values)
@@ -150,7 +151,7 @@ def _make_parser(types, manual, aliases):
         action.option_strings = [*dict.fromkeys([*action.option_strings, f"--{other}"])]
     for name, choices in _combined(fields).items():
         parser.add_argument(f"--{name}", choices=list(choices))
-    for place, _ in enumerate(manual.positional):
+    for place in range(len(manual.positional) + 1):  # one for a recipe
         parser.add_argument(_place(place), nargs="?")
     for action in parser._actions:
         action.required, action.default = False, argparse.SUPPRESS
@@ -174,12 +175,11 @@ def _place(number):
 
 def _placed(given, positional):
     """What a parser found, by name of the option: words without a flag, and names that stand for several options."""
-    for number, name in enumerate(positional):
-        word = given.pop(_place(number), None)
-        if word is None:
-            continue
-        if number == 0 and str(word).endswith(RECIPES):
-            name = "recipe"
+    words = [given.pop(_place(number)) for number in range(len(positional) + 1) if _place(number) in given]
+    names = ["recipe", *positional] if words and str(words[0]).endswith(RECIPES) else positional
+    for word in words[len(names) :]:
+        raise ValueError(f"unrecognized word {word!r}: give it to one of the options, such as --{names[-1]}")
+    for name, word in zip(names, words, strict=False):
         if name in given:
             raise ValueError(f"{word!r} without a flag is --{name}, which is also given as {given[name]!r}")
         given[name] = word

@@ -2,6 +2,7 @@
 
 import glob
 import io
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -214,14 +215,27 @@ def _by_split(files, folder):
 
 
 def _check_parquet(files):
+    """Raise a ValueError for a file that cannot be read, and for two that number their classes differently.
+
+    (`datasets` takes the names of the first file for all of them.)
+    """
     import pyarrow
     import pyarrow.parquet
 
+    told: dict[str, tuple[str, list[str]]] = {}
     for path in files:
         try:
-            pyarrow.parquet.read_metadata(path)
+            schema = pyarrow.parquet.read_schema(path)
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        for name, feature in json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).items():
+            for column, kind in feature.items() if name == "features" and isinstance(feature, dict) else ():
+                if isinstance(kind, dict) and kind.get("_type") == "ClassLabel":
+                    first, names = told.setdefault(column, (path, kind["names"]))
+                    if names != kind["names"]:
+                        raise ValueError(
+                            f"{path}: the classes of {column} are {kind['names']}, in {first} they are {names}"
+                        )
 
 
 def unreadable(what: str, error: Exception) -> ValueError:
