@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_vq.hub import read_folder
-from hf_vq.training.checkpoints import seal
+from hf_vq.training.checkpoints import MANIFEST, seal, unseal, why_incomplete
+from hf_vq.writing import PARTIAL_SUFFIX
 
 from . import resume_runs
 from .test_resume import WEIGHTS, figures
@@ -81,3 +82,14 @@ def test_a_checkpoint_holds_what_would_be_published_once_and_resumes_as_before(k
     resumed = resume_runs.run(kind, str(before), resume=True, **options)
     assert_same(load_file(before / WEIGHTS[kind]), load_file(whole / WEIGHTS[kind]))
     assert figures(resumed) == figures(expected)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "prior"])
+def test_what_a_kill_left_in_a_checkpoint_is_not_sealed_with_the_next(kind, tmp_path):
+    resume_runs.run(kind, str(tmp_path), **OPTIONS)
+    checkpoint = tmp_path / "checkpoint-4"
+    unseal(checkpoint)
+    (checkpoint / f".{MANIFEST}{PARTIAL_SUFFIX}").write_text("{")  # killed while the manifest was written
+    resume_runs.run(kind, str(tmp_path), resume=True, **OPTIONS)
+    assert why_incomplete(checkpoint) is None
+    assert not list(tmp_path.rglob(f"*{PARTIAL_SUFFIX}"))

@@ -167,6 +167,9 @@ class PriorTrainer(LengthsTrainer):
             with writing(folder), without_bars():
                 if self.is_world_process_zero():
                     unseal(folder)
+                    shutil.rmtree(
+                        folder, ignore_errors=True
+                    )  # what a run left that was killed in it is not sealed too
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 if self.is_world_process_zero():

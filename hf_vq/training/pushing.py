@@ -25,7 +25,10 @@ def check_push_options(args: Any) -> None:
     if not args.push_to_hub:
         return
     validate_repo_id(repo_of(args))
-    check_request(args.license)
+    try:
+        check_request(args.license)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub={args.push_to_hub}: {error}") from error
     if getattr(args, "hub_token", None) is None and get_token() is None:
         raise ValueError("push_to_hub=True needs a token of the Hub: `hf auth login`, or the variable HF_TOKEN")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

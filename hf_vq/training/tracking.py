@@ -35,15 +35,15 @@ def tracker_names(report_to: Any, others: Collection[str] = (), installed: Itera
     """The trackers that `report_to` names: a name, several in a list or with commas between, "all" or "none".
 
     Args:
-        report_to: the option as it was given; None is "none".
+        report_to: the option as it was given.
         others: names that are known besides `TRACKERS`.
         installed: those of `others` that "all" stands for too.
 
     Raises:
         ValueError: an unknown name, "none" beside another one, or a tracker whose package is not installed.
     """
-    given = [report_to] if isinstance(report_to, str) else list(report_to or ())
-    if not all(isinstance(word, str) for word in given):
+    given = [report_to] if isinstance(report_to, str) else report_to
+    if not isinstance(given, list | tuple) or not all(isinstance(word, str) for word in given):
         raise ValueError(f"report_to must be names of trackers, got {report_to!r}")
     names = list(dict.fromkeys(filter(None, (name.strip() for word in given for name in word.split(",")))))
     known = ("none", "all", *TRACKERS, *others)
