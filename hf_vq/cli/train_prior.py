@@ -156,13 +156,14 @@ def run(options: PriorOptions, args: PriorTrainingArguments, given: dict[str, An
     with bars_of(args), alone(folder, make=False), advising(folder):
         if options.resume:
             args.resume_from_checkpoint = str(own_checkpoint(folder, args.resume_from_checkpoint))
-        prior, pipeline, train, validation = prepare(options, args, given)
+        tokenizer = None if options.autoencoder is None else local_folder(options.autoencoder)  # found once, at first
+        prior, pipeline, train, validation = prepare(options, args, given, tokenizer)
         with alone(folder, make=True):
-            return train_and_show(prior, pipeline, train, validation, options, args, given)
+            return train_and_show(prior, pipeline, train, validation, options, args, given, tokenizer)
 
 
 def prepare(
-    options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any]
+    options: PriorOptions, args: PriorTrainingArguments, given: dict[str, Any], tokenizer: Path | None
 ) -> tuple[Any, CodesPipeline | None, CodesDataset, CodesDataset | None]:
     """The prior to train, its pipeline where it gets one, codes to train and to evaluate on; nothing is written."""
     options = replace(options, codes=str(local_folder(options.codes, "dataset")))
@@ -172,7 +173,7 @@ def prepare(
     if "validation" in code_splits(options.codes):
         validation = load_codes(options.codes, "validation", grid=grid, context=True)
     check_stopping_data(args, validation)
-    autoencoder = load_tokenizer(options, train)
+    autoencoder = load_tokenizer(tokenizer, train, options.codes)
     coarser = load_coarser(options, grid, train)
     initial = load_initial(options, given, train) if options.init_from else None
     config = check_prior_config(options, train) if initial is None else initial.config.to_dict()
@@ -214,6 +215,7 @@ def train_and_show(
     options: PriorOptions,
     args: PriorTrainingArguments,
     given: dict[str, Any],
+    tokenizer: Path | None,
 ) -> dict[str, Any] | None:
     """Write all that a training writes; return the report."""
     samples = [f"samples{modality.suffix}" for modality in MODALITIES.values()]
@@ -248,22 +250,21 @@ def train_and_show(
         say(result, result=True)
         with optional("loss_curve.png"):
             save_loss_curve(folder / "loss_curve.png", report["history"])
-        if pipeline is not None:
-            save_pipeline(pipeline, folder, local_folder(str(options.autoencoder)))
+        if pipeline is not None and tokenizer is not None:  # there is none without the other
+            save_pipeline(pipeline, folder, tokenizer)
             if options.num_samples:
                 draw_at_end(pipeline, options.num_samples, args, folder)
         tell_push(push_result(folder if pipeline is None else folder / "pipeline", args))
     return report
 
 
-def load_tokenizer(options: PriorOptions, codes: CodesDataset) -> Any:
+def load_tokenizer(folder: Path | None, codes: CodesDataset, source: str) -> Any:
     """The autoencoder that made the codes, None where none is given; a ValueError where it made others."""
-    if options.autoencoder is None:
+    if folder is None:
         return None
-    folder = local_folder(options.autoencoder)
     check_weights(folder, "autoencoder")
     autoencoder = hf_vq.AutoVQModel.from_pretrained(folder)
-    check_tokenizer(codes.tokenizer, autoencoder, options.codes)
+    check_tokenizer(codes.tokenizer, autoencoder, source)
     return autoencoder
 
 

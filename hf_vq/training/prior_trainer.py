@@ -38,9 +38,9 @@ from hf_vq.training.resuming import (
     recorded,
     renew_learning_rate,
 )
-from hf_vq.training.tracking import TRACKERS, Tracking
+from hf_vq.training.tracking import TRACKERS, Tracking, costing_nothing_else
 from hf_vq.training.weight_ema import WeightEMA
-from hf_vq.writing import as_write_error, is_empty, whole_files, write_text, writing
+from hf_vq.writing import is_empty, whole_files, write_text, writing
 
 logger = logging.getLogger(__name__)
 
@@ -265,21 +265,16 @@ class PriorTrainer(LengthsTrainer):
         """Draw samples of what would be published; a signal breaks that off, and then the training after this step."""
         if self.draw_samples is None or not self.is_world_process_zero():
             return
-        step, before = self.state.global_step, StepStart.now(None)
+        step = self.state.global_step
         folder = Path(self.args.output_dir) / SAMPLES / f"step-{step}"
         try:
-            with self.guard.breaking_off(), self.as_published():
+            with costing_nothing_else("samples", step, folder), self.guard.breaking_off(), self.as_published():
                 folder.mkdir(parents=True, exist_ok=True)
                 files = self.draw_samples(folder)
                 self.tracking.show_files({path.stem: path for path in files}, step)
         except KeyboardInterrupt:
             logger.warning("Step %d: drawing samples was broken off.", step)
-        except Exception as error:
-            if as_write_error(error, folder) is not None:
-                raise
-            logger.warning("Step %d: no samples: %s", step, " ".join(str(error).split()))
         finally:
-            before.restore()
             if folder.is_dir() and is_empty(folder):
                 folder.rmdir()
 

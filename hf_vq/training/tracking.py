@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,28 @@ def tracker_names(report_to: Any, others: Collection[str] = (), installed: Itera
         if name in TRACKERS and find_spec(name) is None:
             raise ValueError(f"report_to={name!r} needs the package {name}: pip install 'hf_vq[{name}]'")
     return names
+
+
+@contextlib.contextmanager
+def costing_nothing_else(what: str, step: int, folder: str | Path) -> Iterator[None]:
+    """Within the `with` block pictures of a training are drawn: random numbers stay, what goes wrong is a warning.
+
+    What cannot be written is raised.
+
+    Args:
+        what: is drawn.
+        step: finished optimizer steps.
+        folder: where the pictures go.
+    """
+    before = StepStart.now(None)
+    try:
+        yield
+    except Exception as error:
+        if as_write_error(error, folder) is not None:
+            raise
+        logger.warning("Step %d: no %s: %s", step, what, " ".join(str(error).split()))
+    finally:
+        before.restore()
 
 
 class Tracking(TrainerCallback):
@@ -132,17 +154,9 @@ class Tracking(TrainerCallback):
         """
         if not self.trackers:
             return
-        before = StepStart.now(None)
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                paths = draw(Path(folder))
-                self.show_files({path.stem: path for path in paths}, step)
-            except Exception as error:
-                if as_write_error(error, folder) is not None:
-                    raise
-                logger.warning("Step %d: no pictures for the trackers: %s", step, " ".join(str(error).split()))
-            finally:
-                before.restore()
+        with tempfile.TemporaryDirectory() as folder, costing_nothing_else("pictures for the trackers", step, folder):
+            paths = draw(Path(folder))
+            self.show_files({path.stem: path for path in paths}, step)
 
     def show_files(self, pictures: Mapping[str, Path], step: int) -> None:
         """Tell pictures that are files, by name; files of samples that are no pictures are left out."""
