@@ -1,7 +1,8 @@
 """Priors that predict all codes of a grid at once, from states of which some are codes: their config and network."""
 
+import zlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -10,9 +11,9 @@ from transformers import initialization as init
 from hf_vq.networks.conditioned_transformer import ConditionedTransformer
 from hf_vq.networks.grid_embedding import GridEmbedding
 from hf_vq.networks.transformer import check_heads, init_weights
-from hf_vq.priors.base import Prior
-from hf_vq.priors.conditions import Condition
+from hf_vq.priors.conditions import Condition, class_condition
 from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import InputChecks
 from hf_vq.priors.text_conditions import TextCondition, TextMaskCondition, fill_text
 from hf_vq.ranges import Chance, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
 
@@ -25,6 +26,7 @@ class ParallelPriorConfig(PriorConfig):
     Args:
         codebook_size, num_classes, class_dropout_prob: see `PriorConfig`.
         code_shape: the largest grid, (levels, *space) of residual codes; every axis has learned positions.
+        positions_per_axis: positions are sums of one vector an axis; False: each has one of its own, in raster order.
         num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
         hidden_size: width, a multiple of `num_heads`.
         num_layers: transformer blocks.
@@ -46,6 +48,7 @@ class ParallelPriorConfig(PriorConfig):
     """
 
     code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = (16, 16)
+    positions_per_axis: bool = True
     num_levels: Depth = 1
     hidden_size: Width = 512
     num_layers: Depth = 8
@@ -81,10 +84,11 @@ class ParallelPriorConfig(PriorConfig):
             raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
 
 
-class ParallelPrior(Prior):
+class ParallelNetwork(InputChecks):
     """A bidirectional transformer over grids of states: codes, and one that is none, the mask.
 
-    A subclass says what its states are and draws codes. `run_network` gives logits of all codes from the states.
+    It stands before `Prior` among the bases. A prior with it says what its states are and draws codes; `run_network`
+    gives logits of all codes from the states.
     """
 
     supports_gradient_checkpointing = True
@@ -94,7 +98,9 @@ class ParallelPrior(Prior):
     def build(self, num_timesteps: int = 0, timestep_embedding: str = "learned") -> None:
         """Make the modules; called by the constructor of a subclass, before `post_init`."""
         config = self.config
-        self.embedding = GridEmbedding(config.codebook_size + 1, config.hidden_size, tuple(config.code_shape))
+        self.embedding = GridEmbedding(
+            config.codebook_size + 1, config.hidden_size, tuple(config.code_shape), config.positions_per_axis
+        )
         self.transformer = ConditionedTransformer(
             config.num_layers,
             config.hidden_size,
@@ -138,7 +144,7 @@ class ParallelPrior(Prior):
     def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         text = TextCondition(config.cross_attention_dim, config.text_length, config.text_dropout_prob)
-        return (*super().make_conditions(), text, TextMaskCondition(config.cross_attention_dim > 0))
+        return (class_condition(config), text, TextMaskCondition(config.cross_attention_dim > 0))
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)
@@ -194,12 +200,30 @@ class ParallelPrior(Prior):
         )
         return self.head(self.norm(hidden)).unflatten(1, states.shape[1:])
 
-    def guidance_conditions(self, conditions: dict, negative: torch.Tensor | None = None) -> dict:
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
+        """As of `InputChecks`; among the conditions is a `padding_mask` (batch, *grid), True = real, given lengths."""
+        codes, labels, conditions = super().check_inputs(codes, labels, lengths, **conditions)
+        if lengths is not None:
+            if self.config.mlp == "conv":
+                raise ValueError("lengths given, but mlp='conv' would see the padding: give grids of one size")
+            conditions["padding_mask"] = self.real_places(self.check_lengths(lengths, codes), codes)
+        return codes, labels, conditions
+
+    def guidance_conditions(
+        self, conditions: dict, negative: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None
+    ) -> dict:
         """Checked conditions twice: as they are, then with what guidance compares with.
 
         Args:
             conditions: checked.
             negative: (batch, length, width), a text to guide away from instead of none.
+            negative_mask: (batch, length) of it.
 
         Raises:
             ValueError: there is nothing to guide away from, or the text does not fit.
@@ -212,12 +236,37 @@ class ParallelPrior(Prior):
             )
         null = self.null_conditions(conditions)
         if negative is not None:
-            text = conditions.get("encoder_hidden_states")
-            if text is None or tuple(negative.shape) != tuple(text.shape):
-                shape = None if text is None else tuple(text.shape)
+            texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
+            count = len(next(iter(conditions.values())))
+            others = {name: value for name, value in conditions.items() if name not in texts}
+            null.update(self.check_conditions({**others, **texts}, count))
+            shapes = [tuple(of["encoder_hidden_states"].shape) for of in (conditions, null)]
+            if shapes[0] != shapes[1] or conditions.keys() != null.keys():
                 raise ValueError(
-                    "negative_encoder_hidden_states must be of the shape of encoder_hidden_states, "
-                    f"{shape}, got {tuple(negative.shape)}"
+                    "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
+                    f"these have one, got {shapes[1]} for {shapes[0]}"
                 )
-            null["encoder_hidden_states"] = self._to_model(negative)
         return {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
+
+
+def seeded_uniforms(
+    codes: torch.Tensor, padding_mask: torch.Tensor | None, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform numbers that depend on the real codes of each item alone, not on its batch or padding.
+
+    Args:
+        codes: (batch, *grid) int64.
+        padding_mask: (batch, *grid) bool, True = real; None: all.
+        count: how often.
+
+    Returns:
+        choices (count, batch) and noise (count, 2, batch, *grid), float32 in [0, 1); 0 in padding.
+    """
+    choices = torch.empty(count, len(codes))
+    noise = torch.zeros(count, 2, *codes.shape)
+    real = torch.ones(codes.shape, dtype=torch.bool) if padding_mask is None else padding_mask.cpu()
+    for item, (grid, mask) in enumerate(zip(codes.cpu(), real, strict=True)):
+        generator = torch.Generator().manual_seed(zlib.crc32(grid[mask].numpy().tobytes()))
+        choices[:, item] = torch.rand(count, generator=generator)
+        noise[:, :, item, mask] = torch.rand(count, 2, int(mask.sum()), generator=generator)
+    return choices.to(codes.device), noise.to(codes.device)
