@@ -91,12 +91,39 @@ def draw_uniforms(
     if isinstance(generator, torch.Generator) or generator is None:
         source = device if generator is None else generator.device
         return torch.rand(num_draws, batch_size, generator=generator, device=source).to(device)
-    if len(generator) != batch_size:
-        raise ValueError(
-            f"generator must be one, or one per item: got {len(generator)} for {batch_size} items, "
-            f"{reprlib.repr(list(generator))}"
-        )
+    check_generators(generator, batch_size)
     return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
+
+
+def truncate(log_probs: torch.Tensor, rate: float) -> torch.Tensor:
+    """VQ-Diffusion's truncation (https://arxiv.org/abs/2111.14822, section 5.1): `keep_top_p` of log-probabilities.
+
+    What stays keeps its probability: the sum is then below 1, and a step leaves more masks.
+    """
+    return torch.where(keep_top_p(log_probs, rate) > -torch.inf, log_probs, -torch.inf)
+
+
+def draw_gumbel(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device | str | None,
+) -> torch.Tensor:
+    """Gumbel noise (batch, ...) in float32, whose argmax with logits is a draw; generators as of `draw_uniforms`."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        check_generators(generator, shape[0])
+        return torch.cat([draw_gumbel((1, *shape[1:]), one, device) for one in generator])
+    source = device if generator is None else generator.device
+    uniforms = torch.rand(tuple(shape), generator=generator, device=source).to(device)
+    return -torch.log(-torch.log(uniforms + 1e-30) + 1e-30)  # the smallest keep 0 and 1 finite
+
+
+def check_generators(generators: Sequence[torch.Generator], batch_size: int) -> None:
+    """Raise a ValueError unless there is one generator per item."""
+    if len(generators) != batch_size:
+        raise ValueError(
+            f"generator must be one, or one per item: got {len(generators)} for {batch_size} items, "
+            f"{reprlib.repr(list(generators))}"
+        )
 
 
 def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

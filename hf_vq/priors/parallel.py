@@ -1,0 +1,272 @@
+"""Priors that predict all codes of a grid at once, from states of which some are codes: their config and network."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from hf_vq.networks.conditioned_transformer import ConditionedTransformer
+from hf_vq.networks.grid_embedding import GridEmbedding
+from hf_vq.networks.transformer import check_heads, init_weights
+from hf_vq.priors.conditions import Condition, class_condition
+from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import InputChecks
+from hf_vq.priors.text_conditions import TextCondition, TextMaskCondition, fill_text
+from hf_vq.ranges import Chance, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
+
+NULL_TEXTS = ("learned", "zero")
+
+
+class ParallelPriorConfig(PriorConfig):
+    """Config of priors that predict all codes at once.
+
+    Args:
+        codebook_size, num_classes, class_dropout_prob: see `PriorConfig`.
+        code_shape: the largest grid, (levels, *space) of residual codes; every axis has learned positions.
+        positions_per_axis: positions are sums of one vector an axis; False: each has one of its own, in raster order.
+        num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
+        hidden_size: width, a multiple of `num_heads`.
+        num_layers: transformer blocks.
+        num_heads: heads of attention.
+        intermediate_size: width inside the MLPs; by default four times `hidden_size`.
+        mlp: "linear" or "conv", 3x3 convolutions over a grid of two axes.
+        activation: of the MLPs: "gelu", "gelu_tanh", "quick_gelu" or "geglu".
+        attention_bias: whether queries, keys and values have biases.
+        cross_attention_dim: width of the text's states that every block looks at; 0 is a prior without text.
+        text_length: states of every text; 0: any number.
+        text_dropout_prob: chance that training leaves the text out; above 0 it makes guidance by text possible.
+        null_text: what stands for a text that is left out: "learned", states of its own, or "zero"; None: nothing
+            (guidance then takes `negative_encoder_hidden_states`).
+        dropout: of what attention and MLP add.
+        attention_dropout: of the attention weights.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = (16, 16)
+    positions_per_axis: bool = True
+    num_levels: Depth = 1
+    hidden_size: Width = 512
+    num_layers: Depth = 8
+    num_heads: Depth = 8
+    intermediate_size: Annotated[int, Range(1, 2**18)] | None = None
+    mlp: Annotated[str, OneOf(("linear", "conv"))] = "linear"
+    activation: Annotated[str, OneOf(("gelu", "gelu_tanh", "quick_gelu", "geglu"))] = "gelu"
+    attention_bias: bool = True
+    cross_attention_dim: FreeWidth = 0
+    text_length: FreeWidth = 0
+    text_dropout_prob: Chance = 0.0
+    null_text: Annotated[str, OneOf(NULL_TEXTS)] | None = None
+    dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+
+    def __post_init__(self, **kwargs):
+        check_heads(self.hidden_size, self.num_heads)
+        super().__post_init__(**kwargs)
+        if self.code_shape is None:
+            raise ValueError("code_shape must be a grid, whose axes have learned positions, got None")
+        if (self.cross_attention_dim == 0) and (self.text_length or self.text_dropout_prob or self.null_text):
+            raise ValueError(
+                f"text_length={self.text_length}, text_dropout_prob={self.text_dropout_prob} and null_text="
+                f"{self.null_text!r} are of a prior with text, but cross_attention_dim is 0"
+            )
+        if self.null_text == "learned" and not self.text_length:
+            raise ValueError("text_length must be given for null_text='learned', which is a text of that length, got 0")
+        if self.text_dropout_prob > 0 and self.null_text is None:
+            raise ValueError(f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None")
+        if self.mlp == "conv" and len(self.code_shape) != 2:
+            raise ValueError(f"mlp='conv' needs grids of two axes, got code_shape={self.code_shape}")
+        if self.num_levels > 1 and (len(self.code_shape) < 2 or self.code_shape[0] != self.num_levels):
+            raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
+
+
+class ParallelNetwork(InputChecks):
+    """A bidirectional transformer over grids of states: codes, and one that is none, the mask.
+
+    It stands before `Prior` among the bases. A prior with it says what its states are and draws codes; `run_network`
+    gives logits of all codes from the states.
+    """
+
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["ConditionedBlock"]
+
+    def build(self, num_timesteps: int = 0, timestep_embedding: str = "learned") -> None:
+        """Make the modules; called by the constructor of a subclass, before `post_init`."""
+        config = self.config
+        self.embedding = GridEmbedding(
+            config.codebook_size + 1, config.hidden_size, tuple(config.code_shape), config.positions_per_axis
+        )
+        self.transformer = ConditionedTransformer(
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            num_timesteps=num_timesteps,
+            num_classes=config.num_class_embeddings,
+            cross_attention_dim=config.cross_attention_dim,
+            intermediate_size=config.intermediate_size,
+            mlp=config.mlp,
+            activation=config.activation,
+            attention_bias=config.attention_bias,
+            timestep_embedding=timestep_embedding,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.codebook_size)
+        self.null_text = None
+        if config.null_text == "learned":
+            self.null_text = nn.Parameter(torch.zeros(config.text_length, config.cross_attention_dim))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module)
+        if module is self and self.null_text is not None:
+            init.normal_(self.null_text, std=0.02)
+
+    @property
+    def grid_dims(self) -> int:
+        return len(self.config.code_shape)
+
+    @property
+    def has_levels(self) -> bool:
+        return self.config.num_levels > 1
+
+    @property
+    def mask(self) -> int:
+        """The state that is no code."""
+        return self.config.codebook_size
+
+    def make_conditions(self) -> tuple[Condition, ...]:
+        config = self.config
+        text = TextCondition(config.cross_attention_dim, config.text_length, config.text_dropout_prob)
+        return (class_condition(config), text, TextMaskCondition(config.cross_attention_dim > 0))
+
+    def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        super().check_codes(codes, labels)
+        self.check_grid("codes", tuple(codes.shape[1:]))
+
+    def _check_code_shape(self, code_shape: Sequence[int] | None) -> tuple[int, ...]:
+        code_shape = super()._check_code_shape(code_shape)
+        self.check_grid("code_shape", code_shape)
+        return code_shape
+
+    def check_grid(self, name: str, grid: tuple[int, ...]) -> None:
+        """Raise a ValueError that begins with a name for a grid that has no positions, or not all of the levels."""
+        largest = tuple(self.config.code_shape)
+        if any(size > most for size, most in zip(grid, largest, strict=True)):
+            raise ValueError(f"{name} must be a grid of at most config.code_shape={largest}, got {grid}")
+        if self.has_levels and grid[0] != self.config.num_levels:
+            raise ValueError(f"{name} must have {self.config.num_levels} levels, got {grid}")
+
+    def run_network(
+        self,
+        states: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits of all codes.
+
+        Args:
+            states: (batch, *grid) int64, codes or `mask`.
+            timesteps: (batch,) int64, of a network that knows them.
+            padding_mask: (batch, *grid) bool, True = real; others are not looked at.
+            class_labels, encoder_hidden_states, encoder_attention_mask: checked conditions.
+
+        Returns:
+            (batch, *grid, codebook_size).
+        """
+        if encoder_hidden_states is not None:
+            null = encoder_hidden_states.new_zeros(1, 1) if self.null_text is None else self.null_text
+            encoder_hidden_states, encoder_attention_mask = fill_text(
+                encoder_hidden_states, encoder_attention_mask, null
+            )
+        hidden = self.transformer(
+            self.embedding(states),
+            tuple(states.shape[1:]),
+            timesteps=timesteps,
+            class_labels=class_labels,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            padding_mask=None if padding_mask is None else padding_mask.flatten(1),
+            implementation=self.config._attn_implementation,
+        )
+        return self.head(self.norm(hidden)).unflatten(1, states.shape[1:])
+
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
+        """As of `InputChecks`; among the conditions is a `padding_mask` (batch, *grid), True = real, given lengths."""
+        codes, labels, conditions = super().check_inputs(codes, labels, lengths, **conditions)
+        if lengths is not None:
+            if self.config.mlp == "conv":
+                raise ValueError("lengths given, but mlp='conv' would see the padding: give grids of one size")
+            conditions["padding_mask"] = self.real_places(self.check_lengths(lengths, codes), codes)
+        return codes, labels, conditions
+
+    def guidance_conditions(
+        self, conditions: dict, negative: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None
+    ) -> dict:
+        """Checked conditions twice: as they are, then with what guidance compares with.
+
+        Args:
+            conditions: checked.
+            negative: (batch, length, width), a text to guide away from instead of none.
+            negative_mask: (batch, length) of it.
+
+        Raises:
+            ValueError: there is nothing to guide away from, or the text does not fit.
+        """
+        if negative is None and not self.can_guide:
+            raise ValueError(
+                "guidance_scale needs a null class or a null text, but this prior was made with "
+                f"class_dropout_prob={self.config.class_dropout_prob}, text_dropout_prob="
+                f"{self.config.text_dropout_prob}"
+            )
+        null = self.null_conditions(conditions)
+        if negative is not None:
+            texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
+            count = len(next(iter(conditions.values())))
+            others = {name: value for name, value in conditions.items() if name not in texts}
+            null.update(self.check_conditions({**others, **texts}, count))
+            shapes = [tuple(of["encoder_hidden_states"].shape) for of in (conditions, null)]
+            if shapes[0] != shapes[1] or conditions.keys() != null.keys():
+                raise ValueError(
+                    "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
+                    f"these have one, got {shapes[1]} for {shapes[0]}"
+                )
+        return {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
+
+
+def seeded_uniforms(
+    codes: torch.Tensor, padding_mask: torch.Tensor | None, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform numbers that depend on the real codes of each item alone, not on its batch or padding.
+
+    Args:
+        codes: (batch, *grid) int64.
+        padding_mask: (batch, *grid) bool, True = real; None: all.
+        count: how often.
+
+    Returns:
+        choices (count, batch) and noise (count, 2, batch, *grid), float32 in [0, 1); 0 in padding.
+    """
+    choices = torch.empty(count, len(codes))
+    noise = torch.zeros(count, 2, *codes.shape)
+    real = torch.ones(codes.shape, dtype=torch.bool) if padding_mask is None else padding_mask.cpu()
+    for item, (grid, mask) in enumerate(zip(codes.cpu(), real, strict=True)):
+        generator = torch.Generator().manual_seed(zlib.crc32(grid[mask].numpy().tobytes()))
+        choices[:, item] = torch.rand(count, generator=generator)
+        noise[:, :, item, mask] = torch.rand(count, 2, int(mask.sum()), generator=generator)
+    return choices.to(codes.device), noise.to(codes.device)
