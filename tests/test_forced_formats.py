@@ -38,6 +38,7 @@ CHECKPOINTS = {
     "diffusers-vqmodel": "diffusers_vqmodel/attention_blocks",
     "r9y9-wavenet": "wavenet_r9y9/onehot_local",
     "sonnet-vqvae": "sonnet_vqvae/model_ema",
+    "vqdiffusion-codec": "vqdiffusion_patchvqgan",
 }
 FIRST_STAGES = {"rq-transformer": FIXTURES / "rqvae/stage1"}
 

@@ -16,6 +16,7 @@ from hf_vq.converters import (  # each registers its formats
     taming,
     taming_gpt,
     vitvqgan,
+    vq_diffusion_codec,
     wavenet_r9y9,
 )
 from hf_vq.converters.base import FORMATS

@@ -166,6 +166,8 @@ def convert(
         with writing(out):
             model.save_pretrained(folder)
         facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
+        if chosen.notes:
+            facts["notes"] = [*chosen.notes]
         if first_stage is not None:
             facts["first_stage"] = Path(first_stage).name
         (folder / CONVERSION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

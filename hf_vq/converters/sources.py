@@ -42,11 +42,15 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Safe, and of what Python writes it knows tuples, which are lists here."""
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_yaml_seq)
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the config {path}: {error}") from error
     if not isinstance(content, dict):
