@@ -3,6 +3,7 @@
 from hf_vq.converters import (  # each registers its formats
     dalle,
     diffusers,
+    diffusers_vq_diffusion,
     keras,
     llamagen,
     llamagen_gpt,
@@ -16,6 +17,7 @@ from hf_vq.converters import (  # each registers its formats
     taming,
     taming_gpt,
     vitvqgan,
+    vq_diffusion,
     vq_diffusion_codec,
     wavenet_r9y9,
 )
