@@ -27,7 +27,7 @@ def matrix(transitions, time, since):
     return dense
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_steps_are_distributions_and_a_stride_is_the_product_of_its_steps(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     for since, time in itertools.combinations(range(-1, 8), 2):
@@ -40,7 +40,7 @@ def test_steps_are_distributions_and_a_stride_is_the_product_of_its_steps(transi
         torch.testing.assert_close(product, matrix(transitions, time, since), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, sch
         torch.testing.assert_close(found.sum(-1), torch.ones(1, states.shape[1]).double(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_noise_is_drawn_as_the_matrix_says(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     codes = torch.full((1, 40_000), 3)
@@ -79,7 +79,8 @@ class Enumerable(hf_vq.DiscreteDiffusionPrior):
 
     def predict(self, states, timesteps, **conditions):
         moves = [matrix(self.transitions, int(time), -1)[:3] for time in timesteps]
-        likely = torch.stack([dense[self.grids, grid].log().sum(1) for dense, grid in zip(moves, states.flatten(1))])
+        pairs = zip(moves, states.flatten(1), strict=True)
+        likely = torch.stack([dense[self.grids, grid].log().sum(1) for dense, grid in pairs])
         weights = (likely + self.log_grids).softmax(1).nan_to_num(1 / 81)  # p(grid | states); some states cannot be
         codes = torch.einsum("bg,gpc->bpc", weights, torch.eye(3).double()[self.grids])
         return codes.clamp(min=1e-300).log().view(*states.shape, 3)

@@ -1,7 +1,6 @@
 """Discrete diffusion over codes: VQ-Diffusion's prior."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 from typing import Annotated, Any, cast
 
 import torch
@@ -57,7 +56,7 @@ class DiscreteDiffusionPriorConfig(ParallelPriorConfig):
     timestep_embedding: Annotated[str, OneOf(("learned", "sinusoidal"))] = "learned"
     auxiliary_loss_weight: Weight = 0.0005
     adaptive_auxiliary_loss: bool = True
-    mask_weight: tuple[Weight, Weight] | list[Weight] = (1.0, 1.0)
+    mask_weight: tuple[Weight, ...] | list[Weight] = (1.0, 1.0)
     importance_sampling: bool = True
     likelihood_timesteps: Timesteps = 16
 
@@ -187,9 +186,10 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         times: torch.Tensor,
         chances: torch.Tensor,
     ) -> torch.Tensor:
-        """Mean nats per real code: the terms of the bound at times (batch,) over the chances (batch,) of these times."""
+        """Mean nats per real code: terms of the bound at times (batch,), over the chances (batch,) of these times."""
         config, first = self.config, (times == 0).view(-1, *[1] * (codes.ndim - 1))
-        weights = torch.where(first, 1.0, torch.where(states == self.mask, *config.mask_weight)) * real
+        of_masks, of_others = config.mask_weight
+        weights = torch.where(states == self.mask, of_masks, of_others).masked_fill(first, 1.0) * real
         terms = (bound_terms(self.transitions, log_codes, codes, states, times) * weights).flatten(1).sum(1)
         if self.training:
             self.timesteps.update(times, terms)
@@ -293,42 +293,52 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         """
         check_sampling_options(temperature, top_k, top_p, guidance_scale)
         scheduler = self.take_scheduler(scheduler, num_inference_steps)
-        purely = purity_weight is not None
-        if purely and scheduler.transitions.transition == "uniform":
-            raise ValueError(f"purity_weight={purity_weight} given, but a uniform transition has no mask to begin with")
+        if purity_weight is not None and scheduler.transitions.transition == "uniform":
+            raise ValueError(
+                f"purity_weight={purity_weight} given, but a uniform transition has no mask to begin with"
+            )
         code_shape = self._check_code_shape(code_shape)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        guided = guidance_scale != 1
-        if guided:
-            conditions = self.guidance_conditions(
-                conditions, negative_encoder_hidden_states, negative_encoder_attention_mask
-            )
+        negative = negative_encoder_hidden_states, negative_encoder_attention_mask
+        if guidance_scale != 1:
+            conditions = self.guidance_conditions(conditions, *negative)
 
         def keep(states: torch.Tensor) -> torch.Tensor:
             if known is None:
                 return states
-            mask = cast(torch.Tensor, known_mask).to(self.device).flatten(1)
-            return torch.where(mask, known.to(self.device).flatten(1), states)
+            return torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), states)
 
-        states = keep(scheduler.start((batch_size, prod(code_shape)), generator, self.device))
-        timesteps = scheduler.timesteps.tolist()
+        def predict(states: torch.Tensor, time: int) -> torch.Tensor:
+            log_codes = self.predict_guided(states, time, conditions, guidance_scale)
+            return narrow(log_codes, temperature, top_k, top_p, truncation_rate)
+
+        states = keep(scheduler.start((batch_size, *code_shape), generator, self.device))
+        times = scheduler.timesteps.tolist()
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            for time in timesteps if progress_bar is None else progress_bar(timesteps):
-                grids = states.view(batch_size, *code_shape).repeat(1 + guided, *[1] * len(code_shape))
-                times = torch.full((len(grids),), time, device=self.device)
-                log_codes = self.predict(grids, times, **conditions).flatten(1, -2)
-                if not log_codes.sum().isfinite():
-                    raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-                if guided:
-                    log_codes = guide(*log_codes.chunk(2), guidance_scale).log_softmax(-1)
-                log_codes = narrow(log_codes, temperature, top_k, top_p, truncation_rate)
-                if purely and scheduler.previous(time) >= 0:
-                    states = step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
+            for time in times if progress_bar is None else progress_bar(times):
+                log_codes = predict(states, time)  # (batch, *grid, codebook_size)
+                if purity_weight is not None and scheduler.previous(time) >= 0:
+                    states = keep(step_by_purity(scheduler, log_codes, time, states, purity_weight, generator))
                 else:
-                    states = scheduler.step(log_codes.movedim(-1, 1), time, states, generator).prev_sample
-                states = keep(states)
-        return states.view(batch_size, *code_shape)
+                    states = keep(scheduler.step(log_codes.movedim(-1, 1), time, states, generator)[0])
+        return states
+
+    def predict_guided(self, states: torch.Tensor, time: int, conditions: dict, guidance_scale: float) -> torch.Tensor:
+        """`predict` at one time; with guidance in one pass of twice the batch, as conditions then are.
+
+        Raises:
+            RuntimeError: the network gave logits that are not finite.
+        """
+        if guidance_scale != 1:
+            states = torch.cat([states, states])
+        log_codes = self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
+        if not log_codes.sum().isfinite():
+            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
+        if guidance_scale == 1:
+            return log_codes
+        conditional, unconditional = log_codes.chunk(2)
+        return guide(conditional, unconditional, guidance_scale).log_softmax(-1)
 
     def take_scheduler(self, scheduler: Any, num_inference_steps: int | None) -> DiscreteDiffusionScheduler:
         """A scheduler, set to that many steps; by default that of the config.

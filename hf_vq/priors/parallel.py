@@ -75,9 +75,13 @@ class ParallelPriorConfig(PriorConfig):
                 f"{self.null_text!r} are of a prior with text, but cross_attention_dim is 0"
             )
         if self.null_text == "learned" and not self.text_length:
-            raise ValueError("text_length must be given for null_text='learned', which is a text of that length, got 0")
+            raise ValueError(
+                "text_length must be given for null_text='learned', which is a text of that length, got 0"
+            )
         if self.text_dropout_prob > 0 and self.null_text is None:
-            raise ValueError(f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None")
+            raise ValueError(
+                f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None"
+            )
         if self.mlp == "conv" and len(self.code_shape) != 2:
             raise ValueError(f"mlp='conv' needs grids of two axes, got code_shape={self.code_shape}")
         if self.num_levels > 1 and (len(self.code_shape) < 2 or self.code_shape[0] != self.num_levels):

@@ -1,8 +1,8 @@
 """How codes turn into noise, and back: the transitions of discrete diffusion, in log space.
 
-Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first, where
-all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie along the
-last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
+Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first,
+where all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie
+along the last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
 """
 
 from math import pi
