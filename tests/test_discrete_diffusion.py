@@ -14,7 +14,33 @@ from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Transitions
 from .conftest import FIXTURES, fixture
 
 LOG_ZERO = math.log(1e-30)  # what stands for the logarithm of 0 in the originals
+SMALL = {"codebook_size": 11, "code_shape": (3, 4), "hidden_size": 16, "num_layers": 2, "num_heads": 2,
+         "num_timesteps": 10}  # fmt: skip
+VARIANTS = {
+    "classes": {"num_classes": 3, "class_dropout_prob": 0.1},
+    "text, levels": {"cross_attention_dim": 6, "text_length": 5, "text_dropout_prob": 0.1, "null_text": "learned",
+                     "code_shape": (3, 3, 4), "num_levels": 3, "transition": "mask", "schedule": "cosine"},
+    "context": {"context_codebook_sizes": [5], "transition": "uniform", "mlp": "linear"},
+}  # fmt: skip
 KINDS = list(itertools.product(TRANSITIONS, SCHEDULES))
+
+
+def make_prior(variant, **options):
+    torch.manual_seed(0)
+    config = hf_vq.DiscreteDiffusionPriorConfig(**{**SMALL, **VARIANTS[variant], **options})
+    return hf_vq.DiscreteDiffusionPrior(config).eval()
+
+
+def make_codes(prior, batch_size):
+    """Codes and the conditions of a prior of `make_prior`."""
+    config, conditions = prior.config, {}
+    if config.num_classes:
+        conditions["class_labels"] = torch.arange(batch_size) % (config.num_classes + 1)
+    if config.cross_attention_dim:
+        conditions["encoder_hidden_states"] = torch.randn(batch_size, config.text_length, config.cross_attention_dim)
+    if config.context_codebook_sizes:
+        conditions["context_codes"] = (torch.randint(5, (batch_size, 2, 2)),)
+    return torch.randint(11, (batch_size, *config.code_shape)), conditions
 
 
 def matrix(transitions, time, since):

@@ -107,6 +107,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         return_loss: bool = True,
         *,
         lengths: torch.Tensor | None = None,
+        context_codes: tuple[torch.Tensor, ...] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> PriorOutput:
@@ -121,6 +122,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
             lengths: (batch,) int64, real positions of each item along the first axis of space.
+            context_codes: grids (batch, height, width) of a hierarchy that are coarser, coarse to fine.
             encoder_hidden_states: (batch, length, cross_attention_dim), of a prior with text.
             encoder_attention_mask: (batch, length), 1 where these count.
 
@@ -136,6 +138,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             labels,
             lengths,
             class_labels=class_labels,
+            context_codes=context_codes,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
         )
@@ -259,8 +262,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         """Draw codes out of noise, all of them in every step.
 
         Args:
-            batch_size: number of grids of a prior without conditions; with conditions it is theirs.
-            code_shape: the grid; `config.code_shape` by default.
+            batch_size, code_shape, generator, progress_bar, conditions: as of `Prior.sample`.
             num_inference_steps: passes of the network, at most `num_timesteps`, which is the default.
             temperature: divides the logits of the codes; 0 takes the most probable ones, while which of them appear
                 first is still drawn.
@@ -271,17 +273,11 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
                 (https://arxiv.org/abs/2205.16007, section 3.2, r in eq. 11); None: codes appear anywhere.
             guidance_scale: classifier-free guidance of log-probabilities, in one pass; 1 is none. Needs the null
                 class, a null text, or a negative text.
-            generator: a generator on the CPU or the model's device, or one per grid, which makes each independent of
-                the others.
             known_codes: (batch, *grid) of any integer type, read where `known_mask` is True: these codes are kept, and
                 all others are drawn in their sight.
             known_mask: (batch, *grid) bool.
-            negative_encoder_hidden_states: (batch, length, cross_attention_dim), a text to guide away from.
-            negative_encoder_attention_mask: (batch, length) of it.
-            scheduler: a `DiscreteDiffusionScheduler` of as many states to take the steps with; by default that of the
-                config.
-            progress_bar: wraps the loop over steps.
-            conditions: those of `forward`, such as `class_labels` (batch,).
+            negative_encoder_hidden_states, negative_encoder_attention_mask: of a text to guide away from.
+            scheduler: a `DiscreteDiffusionScheduler` of as many states; that of the config by default.
 
         Returns:
             (batch, *grid) int64.
@@ -300,8 +296,8 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         code_shape = self._check_code_shape(code_shape)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        negative = negative_encoder_hidden_states, negative_encoder_attention_mask
         if guidance_scale != 1:
+            negative = negative_encoder_hidden_states, negative_encoder_attention_mask
             conditions = self.guidance_conditions(conditions, *negative)
 
         def keep(states: torch.Tensor) -> torch.Tensor:
@@ -309,19 +305,18 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
                 return states
             return torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), states)
 
-        def predict(states: torch.Tensor, time: int) -> torch.Tensor:
+        def step(states: torch.Tensor, time: int) -> torch.Tensor:
             log_codes = self.predict_guided(states, time, conditions, guidance_scale)
-            return narrow(log_codes, temperature, top_k, top_p, truncation_rate)
+            log_codes = narrow(log_codes, temperature, top_k, top_p, truncation_rate)  # (batch, *grid, codebook_size)
+            if purity_weight is not None and scheduler.previous(time) >= 0:
+                return step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
+            return scheduler.step(log_codes.movedim(-1, 1), time, states, generator)[0]
 
         states = keep(scheduler.start((batch_size, *code_shape), generator, self.device))
         times = scheduler.timesteps.tolist()
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             for time in times if progress_bar is None else progress_bar(times):
-                log_codes = predict(states, time)  # (batch, *grid, codebook_size)
-                if purity_weight is not None and scheduler.previous(time) >= 0:
-                    states = keep(step_by_purity(scheduler, log_codes, time, states, purity_weight, generator))
-                else:
-                    states = keep(scheduler.step(log_codes.movedim(-1, 1), time, states, generator)[0])
+                states = keep(step(states, time))
         return states
 
     def predict_guided(self, states: torch.Tensor, time: int, conditions: dict, guidance_scale: float) -> torch.Tensor:

@@ -133,8 +133,11 @@ class Transitions:
         total = weights.logsumexp(-1, keepdim=True)
         alpha, beta, gamma = self.log_rates(before, -1, log_codes)
         codes = torch.logaddexp(alpha + weights, beta + total) + ending_here(before)
-        zero = torch.tensor(log_zero, dtype=log_codes.dtype, device=log_codes.device)
-        mask = torch.logaddexp(gamma + total, (1 - gamma.exp()).log() + zero) + torch.where(masked, 0, zero)
+        mask = gamma + total
+        if log_zero == -torch.inf:
+            mask = mask.masked_fill(~masked, log_zero)
+        else:
+            mask = torch.logaddexp(mask, (1 - gamma.exp()).log() + log_zero) + log_zero * ~masked
         return torch.cat([codes, mask], dim=-1)
 
     def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
