@@ -14,7 +14,33 @@ from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Transitions
 from .conftest import FIXTURES, fixture
 
 LOG_ZERO = math.log(1e-30)  # what stands for the logarithm of 0 in the originals
+SMALL = {"codebook_size": 11, "code_shape": (3, 4), "hidden_size": 16, "num_layers": 2, "num_heads": 2,
+         "num_timesteps": 10}  # fmt: skip
+VARIANTS = {
+    "classes": {"num_classes": 3, "class_dropout_prob": 0.1},
+    "text, levels": {"cross_attention_dim": 6, "text_length": 5, "text_dropout_prob": 0.1, "null_text": "learned",
+                     "code_shape": (3, 3, 4), "num_levels": 3, "transition": "mask", "schedule": "cosine"},
+    "context": {"context_codebook_sizes": [5], "transition": "uniform", "mlp": "linear"},
+}  # fmt: skip
 KINDS = list(itertools.product(TRANSITIONS, SCHEDULES))
+
+
+def make_prior(variant, **options):
+    torch.manual_seed(0)
+    config = hf_vq.DiscreteDiffusionPriorConfig(**{**SMALL, **VARIANTS[variant], **options})
+    return hf_vq.DiscreteDiffusionPrior(config).eval()
+
+
+def make_codes(prior, batch_size):
+    """Codes and the conditions of a prior of `make_prior`."""
+    config, conditions = prior.config, {}
+    if config.num_classes:
+        conditions["class_labels"] = torch.arange(batch_size) % (config.num_classes + 1)
+    if config.cross_attention_dim:
+        conditions["encoder_hidden_states"] = torch.randn(batch_size, config.text_length, config.cross_attention_dim)
+    if config.context_codebook_sizes:
+        conditions["context_codes"] = (torch.randint(5, (batch_size, 2, 2)),)
+    return torch.randint(11, (batch_size, *config.code_shape)), conditions
 
 
 def matrix(transitions, time, since):
@@ -27,7 +53,7 @@ def matrix(transitions, time, since):
     return dense
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_steps_are_distributions_and_a_stride_is_the_product_of_its_steps(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     for since, time in itertools.combinations(range(-1, 8), 2):
@@ -40,7 +66,7 @@ def test_steps_are_distributions_and_a_stride_is_the_product_of_its_steps(transi
         torch.testing.assert_close(product, matrix(transitions, time, since), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     torch.manual_seed(0)
@@ -57,7 +83,7 @@ def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, sch
         torch.testing.assert_close(found.sum(-1), torch.ones(1, states.shape[1]).double(), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("transition, schedule", KINDS)
+@pytest.mark.parametrize(("transition", "schedule"), KINDS)
 def test_noise_is_drawn_as_the_matrix_says(transition, schedule):
     transitions = Transitions(5, 8, transition, schedule)
     codes = torch.full((1, 40_000), 3)
@@ -79,7 +105,8 @@ class Enumerable(hf_vq.DiscreteDiffusionPrior):
 
     def predict(self, states, timesteps, **conditions):
         moves = [matrix(self.transitions, int(time), -1)[:3] for time in timesteps]
-        likely = torch.stack([dense[self.grids, grid].log().sum(1) for dense, grid in zip(moves, states.flatten(1))])
+        pairs = zip(moves, states.flatten(1), strict=True)
+        likely = torch.stack([dense[self.grids, grid].log().sum(1) for dense, grid in pairs])
         weights = (likely + self.log_grids).softmax(1).nan_to_num(1 / 81)  # p(grid | states); some states cannot be
         codes = torch.einsum("bg,gpc->bpc", weights, torch.eye(3).double()[self.grids])
         return codes.clamp(min=1e-300).log().view(*states.shape, 3)

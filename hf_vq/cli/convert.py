@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
     )
     model = convert(**vars(options), require_license=True)
     parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in parts)
+    models = [part for part in parts if hasattr(part, "parameters")]  # a pipeline may have a tokenizer as well
+    words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in models)
     print(f"Wrote {options.out}: {words}.")
     for note in read_json(Path(options.out) / CONVERSION).get("notes", ()):
         print(note)

@@ -73,7 +73,7 @@ def _recognises(source):
     return codec.source.starts("encoder.down.0.block.0.") and source.has(*map(codec.name, names))
 
 
-@add_format("vqdiffusion-codec", ORIGIN, _recognises, notes=(PIXELS,))
+@add_format("vqdiffusion-codec", ORIGIN, _recognises, within=("vqdiffusion",), notes=(PIXELS,))
 def plan_codec(source: Source) -> Plan:
     codec = find_codec(source)
     found = [plan for name, plan in QUANTIZERS.items() if name in codec.source.tensors]

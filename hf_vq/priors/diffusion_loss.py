@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from hf_vq.processes import gather_rows
 from hf_vq.priors.transitions import Transitions
+from hf_vq.processes import gather_rows
 
 SEEN_ENOUGH = 10  # items of every time, before times are drawn by their loss
 
@@ -53,6 +53,9 @@ class TimestepSampler(nn.Module):
         num_timesteps: times.
         importance: False: all are as probable always.
     """
+
+    loss_history: torch.Tensor
+    loss_count: torch.Tensor
 
     def __init__(self, num_timesteps: int, importance: bool = True):
         super().__init__()

@@ -1,7 +1,6 @@
 """Discrete diffusion over codes: VQ-Diffusion's prior."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import prod
 from typing import Annotated, Any, cast
 
 import torch
@@ -57,7 +56,7 @@ class DiscreteDiffusionPriorConfig(ParallelPriorConfig):
     timestep_embedding: Annotated[str, OneOf(("learned", "sinusoidal"))] = "learned"
     auxiliary_loss_weight: Weight = 0.0005
     adaptive_auxiliary_loss: bool = True
-    mask_weight: tuple[Weight, Weight] | list[Weight] = (1.0, 1.0)
+    mask_weight: tuple[Weight, ...] | list[Weight] = (1.0, 1.0)
     importance_sampling: bool = True
     likelihood_timesteps: Timesteps = 16
 
@@ -108,6 +107,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         return_loss: bool = True,
         *,
         lengths: torch.Tensor | None = None,
+        context_codes: tuple[torch.Tensor, ...] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> PriorOutput:
@@ -122,6 +122,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
             lengths: (batch,) int64, real positions of each item along the first axis of space.
+            context_codes: grids (batch, height, width) of a hierarchy that are coarser, coarse to fine.
             encoder_hidden_states: (batch, length, cross_attention_dim), of a prior with text.
             encoder_attention_mask: (batch, length), 1 where these count.
 
@@ -137,6 +138,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             labels,
             lengths,
             class_labels=class_labels,
+            context_codes=context_codes,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
         )
@@ -187,9 +189,10 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         times: torch.Tensor,
         chances: torch.Tensor,
     ) -> torch.Tensor:
-        """Mean nats per real code: the terms of the bound at times (batch,) over the chances (batch,) of these times."""
+        """Mean nats per real code: terms of the bound at times (batch,), over the chances (batch,) of these times."""
         config, first = self.config, (times == 0).view(-1, *[1] * (codes.ndim - 1))
-        weights = torch.where(first, 1.0, torch.where(states == self.mask, *config.mask_weight)) * real
+        of_masks, of_others = config.mask_weight
+        weights = torch.where(states == self.mask, of_masks, of_others).masked_fill(first, 1.0) * real
         terms = (bound_terms(self.transitions, log_codes, codes, states, times) * weights).flatten(1).sum(1)
         if self.training:
             self.timesteps.update(times, terms)
@@ -259,8 +262,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         """Draw codes out of noise, all of them in every step.
 
         Args:
-            batch_size: number of grids of a prior without conditions; with conditions it is theirs.
-            code_shape: the grid; `config.code_shape` by default.
+            batch_size, code_shape, generator, progress_bar, conditions: as of `Prior.sample`.
             num_inference_steps: passes of the network, at most `num_timesteps`, which is the default.
             temperature: divides the logits of the codes; 0 takes the most probable ones, while which of them appear
                 first is still drawn.
@@ -271,17 +273,11 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
                 (https://arxiv.org/abs/2205.16007, section 3.2, r in eq. 11); None: codes appear anywhere.
             guidance_scale: classifier-free guidance of log-probabilities, in one pass; 1 is none. Needs the null
                 class, a null text, or a negative text.
-            generator: a generator on the CPU or the model's device, or one per grid, which makes each independent of
-                the others.
             known_codes: (batch, *grid) of any integer type, read where `known_mask` is True: these codes are kept, and
                 all others are drawn in their sight.
             known_mask: (batch, *grid) bool.
-            negative_encoder_hidden_states: (batch, length, cross_attention_dim), a text to guide away from.
-            negative_encoder_attention_mask: (batch, length) of it.
-            scheduler: a `DiscreteDiffusionScheduler` of as many states to take the steps with; by default that of the
-                config.
-            progress_bar: wraps the loop over steps.
-            conditions: those of `forward`, such as `class_labels` (batch,).
+            negative_encoder_hidden_states, negative_encoder_attention_mask: of a text to guide away from.
+            scheduler: a `DiscreteDiffusionScheduler` of as many states; that of the config by default.
 
         Returns:
             (batch, *grid) int64.
@@ -293,42 +289,51 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         """
         check_sampling_options(temperature, top_k, top_p, guidance_scale)
         scheduler = self.take_scheduler(scheduler, num_inference_steps)
-        purely = purity_weight is not None
-        if purely and scheduler.transitions.transition == "uniform":
-            raise ValueError(f"purity_weight={purity_weight} given, but a uniform transition has no mask to begin with")
+        if purity_weight is not None and scheduler.transitions.transition == "uniform":
+            raise ValueError(
+                f"purity_weight={purity_weight} given, but a uniform transition has no mask to begin with"
+            )
         code_shape = self._check_code_shape(code_shape)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        guided = guidance_scale != 1
-        if guided:
-            conditions = self.guidance_conditions(
-                conditions, negative_encoder_hidden_states, negative_encoder_attention_mask
-            )
+        if guidance_scale != 1:
+            negative = negative_encoder_hidden_states, negative_encoder_attention_mask
+            conditions = self.guidance_conditions(conditions, *negative)
 
         def keep(states: torch.Tensor) -> torch.Tensor:
             if known is None:
                 return states
-            mask = cast(torch.Tensor, known_mask).to(self.device).flatten(1)
-            return torch.where(mask, known.to(self.device).flatten(1), states)
+            return torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), states)
 
-        states = keep(scheduler.start((batch_size, prod(code_shape)), generator, self.device))
-        timesteps = scheduler.timesteps.tolist()
+        def step(states: torch.Tensor, time: int) -> torch.Tensor:
+            log_codes = self.predict_guided(states, time, conditions, guidance_scale)
+            log_codes = narrow(log_codes, temperature, top_k, top_p, truncation_rate)  # (batch, *grid, codebook_size)
+            if purity_weight is not None and scheduler.previous(time) >= 0:
+                return step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
+            return scheduler.step(log_codes.movedim(-1, 1), time, states, generator)[0]
+
+        states = keep(scheduler.start((batch_size, *code_shape), generator, self.device))
+        times = scheduler.timesteps.tolist()
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            for time in timesteps if progress_bar is None else progress_bar(timesteps):
-                grids = states.view(batch_size, *code_shape).repeat(1 + guided, *[1] * len(code_shape))
-                times = torch.full((len(grids),), time, device=self.device)
-                log_codes = self.predict(grids, times, **conditions).flatten(1, -2)
-                if not log_codes.sum().isfinite():
-                    raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-                if guided:
-                    log_codes = guide(*log_codes.chunk(2), guidance_scale).log_softmax(-1)
-                log_codes = narrow(log_codes, temperature, top_k, top_p, truncation_rate)
-                if purely and scheduler.previous(time) >= 0:
-                    states = step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
-                else:
-                    states = scheduler.step(log_codes.movedim(-1, 1), time, states, generator).prev_sample
-                states = keep(states)
-        return states.view(batch_size, *code_shape)
+            for time in times if progress_bar is None else progress_bar(times):
+                states = keep(step(states, time))
+        return states
+
+    def predict_guided(self, states: torch.Tensor, time: int, conditions: dict, guidance_scale: float) -> torch.Tensor:
+        """`predict` at one time; with guidance in one pass of twice the batch, as conditions then are.
+
+        Raises:
+            RuntimeError: the network gave logits that are not finite.
+        """
+        if guidance_scale != 1:
+            states = torch.cat([states, states])
+        log_codes = self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
+        if not log_codes.sum().isfinite():
+            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
+        if guidance_scale == 1:
+            return log_codes
+        conditional, unconditional = log_codes.chunk(2)
+        return guide(conditional, unconditional, guidance_scale).log_softmax(-1)
 
     def take_scheduler(self, scheduler: Any, num_inference_steps: int | None) -> DiscreteDiffusionScheduler:
         """A scheduler, set to that many steps; by default that of the config.

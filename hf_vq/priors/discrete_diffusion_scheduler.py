@@ -31,7 +31,7 @@ class DiscreteDiffusionSchedulerOutput(BaseOutput):
 
 
 class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
-    """Takes noise from codes (VQ-Diffusion, https://arxiv.org/abs/2111.14822, eq. 10 and 11), over any stretch of time.
+    """Takes noise from codes (VQ-Diffusion, https://arxiv.org/abs/2111.14822, eq. 10, 11), over any stretch of time.
 
     It reads the config of diffusers' `VQDiffusionScheduler` and with all steps draws what that draws. With fewer it
     spreads them evenly over the whole time, and each takes away what its stretch has added.
@@ -142,7 +142,9 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
         before, sample, transitions = self.previous(timestep), as_int64("sample", sample), self.transitions
         wanted = (len(sample), transitions.codebook_size, *sample.shape[1:])
         if tuple(model_output.shape) != wanted:
-            raise ValueError(f"model_output must be {wanted}, (batch, codes, positions), got {tuple(model_output.shape)}")
+            raise ValueError(
+                f"model_output must be {wanted}, (batch, codes, positions), got {tuple(model_output.shape)}"
+            )
         check_values("sample", sample, transitions.codebook_size + (transitions.transition != "uniform"))
         if model_output.isnan().any():
             raise ValueError("model_output must be log-probabilities, got NaN")

@@ -11,11 +11,11 @@ from transformers import initialization as init
 from hf_vq.networks.conditioned_transformer import ConditionedTransformer
 from hf_vq.networks.grid_embedding import GridEmbedding
 from hf_vq.networks.transformer import check_heads, init_weights
-from hf_vq.priors.conditions import Condition, class_condition
+from hf_vq.priors.conditions import Condition, ContextCondition, class_condition
 from hf_vq.priors.config import PriorConfig
-from hf_vq.priors.inputs import InputChecks
+from hf_vq.priors.inputs import InputChecks, at_own_lengths, first, map_tensors
 from hf_vq.priors.text_conditions import TextCondition, TextMaskCondition, fill_text
-from hf_vq.ranges import Chance, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
+from hf_vq.ranges import Chance, Codebook, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
 
 NULL_TEXTS = ("learned", "zero")
 
@@ -28,6 +28,7 @@ class ParallelPriorConfig(PriorConfig):
         code_shape: the largest grid, (levels, *space) of residual codes; every axis has learned positions.
         positions_per_axis: positions are sums of one vector an axis; False: each has one of its own, in raster order.
         num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
+        context_codebook_sizes: of the coarser grids of a hierarchy, coarse to fine.
         hidden_size: width, a multiple of `num_heads`.
         num_layers: transformer blocks.
         num_heads: heads of attention.
@@ -50,6 +51,7 @@ class ParallelPriorConfig(PriorConfig):
     code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = (16, 16)
     positions_per_axis: bool = True
     num_levels: Depth = 1
+    context_codebook_sizes: list[Codebook] | tuple[Codebook, ...] = ()
     hidden_size: Width = 512
     num_layers: Depth = 8
     num_heads: Depth = 8
@@ -75,9 +77,19 @@ class ParallelPriorConfig(PriorConfig):
                 f"{self.null_text!r} are of a prior with text, but cross_attention_dim is 0"
             )
         if self.null_text == "learned" and not self.text_length:
-            raise ValueError("text_length must be given for null_text='learned', which is a text of that length, got 0")
+            raise ValueError(
+                "text_length must be given for null_text='learned', which is a text of that length, got 0"
+            )
         if self.text_dropout_prob > 0 and self.null_text is None:
-            raise ValueError(f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None")
+            raise ValueError(
+                f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None"
+            )
+        self.context_codebook_sizes = list(self.context_codebook_sizes)
+        if self.context_codebook_sizes and len(self.code_shape) != 2:
+            raise ValueError(
+                f"context_codebook_sizes={self.context_codebook_sizes} need grids of two axes, got code_shape="
+                f"{self.code_shape}"
+            )
         if self.mlp == "conv" and len(self.code_shape) != 2:
             raise ValueError(f"mlp='conv' needs grids of two axes, got code_shape={self.code_shape}")
         if self.num_levels > 1 and (len(self.code_shape) < 2 or self.code_shape[0] != self.num_levels):
@@ -100,6 +112,9 @@ class ParallelNetwork(InputChecks):
         config = self.config
         self.embedding = GridEmbedding(
             config.codebook_size + 1, config.hidden_size, tuple(config.code_shape), config.positions_per_axis
+        )
+        self.context_embeddings = nn.ModuleList(
+            nn.Embedding(size, config.hidden_size) for size in config.context_codebook_sizes
         )
         self.transformer = ConditionedTransformer(
             config.num_layers,
@@ -144,7 +159,8 @@ class ParallelNetwork(InputChecks):
     def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         text = TextCondition(config.cross_attention_dim, config.text_length, config.text_dropout_prob)
-        return (class_condition(config), text, TextMaskCondition(config.cross_attention_dim > 0))
+        context = ContextCondition(config.context_codebook_sizes)
+        return (class_condition(config), context, text, TextMaskCondition(config.cross_attention_dim > 0))
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)
@@ -169,6 +185,7 @@ class ParallelNetwork(InputChecks):
         timesteps: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
+        context_codes: tuple[torch.Tensor, ...] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -178,7 +195,7 @@ class ParallelNetwork(InputChecks):
             states: (batch, *grid) int64, codes or `mask`.
             timesteps: (batch,) int64, of a network that knows them.
             padding_mask: (batch, *grid) bool, True = real; others are not looked at.
-            class_labels, encoder_hidden_states, encoder_attention_mask: checked conditions.
+            class_labels, context_codes, encoder_hidden_states, encoder_attention_mask: checked conditions.
 
         Returns:
             (batch, *grid, codebook_size).
@@ -188,9 +205,12 @@ class ParallelNetwork(InputChecks):
             encoder_hidden_states, encoder_attention_mask = fill_text(
                 encoder_hidden_states, encoder_attention_mask, null
             )
+        hidden, grid = self.embedding(states), tuple(states.shape[1:])
+        if context_codes is not None:
+            hidden = hidden + self.embed_context(context_codes, grid, padding_mask).flatten(1, -2)
         hidden = self.transformer(
-            self.embedding(states),
-            tuple(states.shape[1:]),
+            hidden,
+            grid,
             timesteps=timesteps,
             class_labels=class_labels,
             encoder_hidden_states=encoder_hidden_states,
@@ -198,7 +218,7 @@ class ParallelNetwork(InputChecks):
             padding_mask=None if padding_mask is None else padding_mask.flatten(1),
             implementation=self.config._attn_implementation,
         )
-        return self.head(self.norm(hidden)).unflatten(1, states.shape[1:])
+        return self.head(self.norm(hidden)).unflatten(1, grid)
 
     def check_inputs(
         self,
@@ -214,6 +234,32 @@ class ParallelNetwork(InputChecks):
                 raise ValueError("lengths given, but mlp='conv' would see the padding: give grids of one size")
             conditions["padding_mask"] = self.real_places(self.check_lengths(lengths, codes), codes)
         return codes, labels, conditions
+
+    def embed_context(
+        self, context_codes: tuple[torch.Tensor, ...], grid: tuple[int, ...], padding_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Features (batch, *grid, hidden_size) of the coarser codes; padded items have those of their own rows."""
+        height, width = grid
+        if padding_mask is None:
+            return self.spread_context(context_codes, grid)
+        lengths = padding_mask[:, :, 0].sum(1)
+
+        def of_rows(rows: torch.Tensor, length: int) -> torch.Tensor:
+            cut = tuple(codes[rows, : -(-length * codes.shape[1] // height)] for codes in context_codes)
+            return self.spread_context(cut, (length, width)).movedim(-1, 1)
+
+        return at_own_lengths(lengths, height, of_rows).movedim(1, -1)
+
+    def spread_context(self, context_codes: tuple[torch.Tensor, ...], grid: tuple[int, ...]) -> torch.Tensor:
+        """`embed_context` of whole items: every coarser code stands over the places that it covers."""
+        features = []
+        for embedding, codes in zip(self.context_embeddings, context_codes, strict=True):
+            rows, columns = (
+                torch.arange(size, device=codes.device) * own // size
+                for size, own in zip(grid, codes.shape[1:], strict=True)
+            )
+            features.append(embedding(codes[:, rows[:, None], columns]))
+        return torch.stack(features).sum(0)
 
     def guidance_conditions(
         self, conditions: dict, negative: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None
@@ -237,7 +283,7 @@ class ParallelNetwork(InputChecks):
         null = self.null_conditions(conditions)
         if negative is not None:
             texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
-            count = len(next(iter(conditions.values())))
+            count = len(first(next(iter(conditions.values()))))
             others = {name: value for name, value in conditions.items() if name not in texts}
             null.update(self.check_conditions({**others, **texts}, count))
             shapes = [tuple(of["encoder_hidden_states"].shape) for of in (conditions, null)]
@@ -246,7 +292,9 @@ class ParallelNetwork(InputChecks):
                     "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
                     f"these have one, got {shapes[1]} for {shapes[0]}"
                 )
-        return {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
+        return {
+            name: map_tensors(lambda *both: torch.cat(both), value, null[name]) for name, value in conditions.items()
+        }
 
 
 def seeded_uniforms(

@@ -14,15 +14,17 @@ def step_by_purity(
 
     Args:
         scheduler: a `DiscreteDiffusionScheduler`; how many masks a step leaves is what its noise leaves on average.
-        log_codes: (batch, positions, codebook_size).
+        log_codes: (batch, *grid, codebook_size).
         time: one of its `timesteps`.
-        states: (batch, positions) int64.
+        states: (batch, *grid) int64.
         weight: r of eq. 11: log-probabilities are multiplied by 1 + r purity.
         generator: one, or one per item.
 
     Returns:
-        (batch, positions) int64.
+        (batch, *grid) int64.
     """
+    grid = states.shape
+    states, log_codes = states.flatten(1), log_codes.flatten(1, -2)
     masked = states == scheduler.mask_class
     _, _, now = scheduler.transitions.rates(time)
     _, _, before = scheduler.transitions.rates(scheduler.previous(time))
@@ -35,4 +37,4 @@ def step_by_purity(
     keys = purity.log() + draw_gumbel(states.shape, generator, states.device)  # their order is a draw by purity
     ranks = keys.masked_fill(~masked, -torch.inf).argsort(1, descending=True).argsort(1)
     shown = masked & (ranks < (masked.sum(1) - left)[:, None])
-    return torch.where(shown, drawn, states)
+    return torch.where(shown, drawn, states).view(grid)

@@ -1,8 +1,8 @@
 """How codes turn into noise, and back: the transitions of discrete diffusion, in log space.
 
-Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first, where
-all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie along the
-last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
+Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first,
+where all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie
+along the last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
 """
 
 from math import pi
@@ -133,8 +133,11 @@ class Transitions:
         total = weights.logsumexp(-1, keepdim=True)
         alpha, beta, gamma = self.log_rates(before, -1, log_codes)
         codes = torch.logaddexp(alpha + weights, beta + total) + ending_here(before)
-        zero = torch.tensor(log_zero, dtype=log_codes.dtype, device=log_codes.device)
-        mask = torch.logaddexp(gamma + total, (1 - gamma.exp()).log() + zero) + torch.where(masked, 0, zero)
+        mask = gamma + total
+        if log_zero == -torch.inf:
+            mask = mask.masked_fill(~masked, log_zero)
+        else:
+            mask = torch.logaddexp(mask, (1 - gamma.exp()).log() + log_zero) + log_zero * ~masked
         return torch.cat([codes, mask], dim=-1)
 
     def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
