@@ -54,7 +54,7 @@ class Transitions:
         gamma_cum_end: Share = 0.99999,
     ):
         self.codebook_size, self.num_timesteps, self.transition = codebook_size, num_timesteps, transition
-        way = torch.linspace(0 if num_timesteps > 1 else 1, 1, num_timesteps, dtype=torch.float64)
+        way = torch.linspace(0 if num_timesteps > 1 else 1, 1, num_timesteps, dtype=torch.float64, device="cpu")
         if schedule == "cosine":
             way = (way * pi / 2).sin().square()
         alphas = alpha_cum_start + way * (alpha_cum_end - alpha_cum_start)
@@ -64,7 +64,7 @@ class Transitions:
         elif transition == "uniform":
             gammas = torch.zeros_like(gammas)
         check_cumulated(alphas, gammas)
-        clean = torch.ones(1, dtype=torch.float64)
+        clean = torch.ones(1, dtype=torch.float64, device="cpu")  # also where a model is made on the meta device
         self.alphas = torch.cat([alphas, clean])  # by time; the last is that of -1
         self.gammas = torch.cat([gammas, 1 - clean])
 
