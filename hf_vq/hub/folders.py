@@ -32,8 +32,9 @@ from hf_vq.saved import (
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
+SCHEDULER = "scheduler_config.json"  # how a pipeline's prior takes its steps
 MODEL_FILES = (
-    CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
+    CONFIG, "generation_config.json", PROCESSOR, SCHEDULER, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
 CONVERSION = "conversion.json"  # where converted weights come from
 EVALUATION = "evaluation.json"  # what `hf-vq evaluate` found
@@ -132,7 +133,9 @@ def _read_pipeline(path: Path) -> ModelFolder:
     for component, (library, class_name) in _components(path, index).items():
         if not (path / component).is_dir():
             raise ValueError(f"{path}: {INDEX} names {component}, a {class_name}, but there is no folder {component}")
-        if library == SHIM:
+        if library == SHIM and (path / component / SCHEDULER).is_file():
+            files = _find(path / component, (SCHEDULER, f"{SHIM}.py"))
+        elif library == SHIM:
             folder.components[component] = _read_model(path / component)
             files = folder.components[component].files
         else:

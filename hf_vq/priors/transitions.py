@@ -64,7 +64,7 @@ class Transitions:
         elif transition == "uniform":
             gammas = torch.zeros_like(gammas)
         check_cumulated(alphas, gammas)
-        clean = torch.ones(1, dtype=torch.float64, device="cpu")  # also where a model is made on the meta device
+        clean = alphas.new_ones(1)  # where they are, also while transformers makes models on no device
         self.alphas = torch.cat([alphas, clean])  # by time; the last is that of -1
         self.gammas = torch.cat([gammas, 1 - clean])
 
