@@ -4,6 +4,7 @@ from hf_vq.converters import (  # each registers its formats
     dalle,
     diffusers,
     diffusers_vq_diffusion,
+    diffusers_vq_diffusion_pipeline,
     keras,
     llamagen,
     llamagen_gpt,
