@@ -11,9 +11,11 @@ from diffusers import DiffusionPipeline, Transformer2DModel
 import hf_vq
 import hf_vq_cli
 from hf_vq.converters import convert
+from hf_vq.converters.files import read_file
 
 from .conftest import FIXTURES, fixture
 from .original_networks import vq_diffusion
+from .test_vq_diffusion_codec import wrapped
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 STOCK, ORIGINAL = FIXTURES / "diffusers_vqdiffusion_pipeline", FIXTURES / "vqdiffusion_original"
@@ -271,3 +273,134 @@ def test_every_kind_of_the_originals_priors_converts(variant, tmp_path):
     assert torch.equal(prior.timesteps.loss_count, tensors["Lt_count"])
     assert (prior.config.dropout, prior.config.attention_dropout) == (0.2, 0.1)
     assert (prior.config.auxiliary_loss_weight, list(prior.config.mask_weight)) == (1e-3, [0.5, 1])
+
+
+def original(steps=7, **options):
+    """Tensors and config of a small prior of the original's, of texts unless options say otherwise."""
+    states, times = torch.randint(12, (2, 16)), torch.tensor([1, 5])
+    condition = torch.randn(2, 4, 10) if options.get("kind") != "class" else torch.tensor([0, 1])
+    options = {"kind": "text", "grid": (4, 4), "tables": (4, 4), "layers": 1, "steps": steps, **options}
+    tensors, config, expected = vq_diffusion(codes=states, times=times, condition=condition, **options)
+    return (
+        tensors,
+        config,
+        lambda prior: torch.testing.assert_close(
+            predict(
+                prior, states, times, **({"encoder_hidden_states": condition} if options["kind"] == "text" else {})
+            ),
+            expected,
+            **CLOSE,
+        ),
+    )
+
+
+def test_the_averages_that_its_authors_sample_with_are_taken_and_a_bare_file_is_too(tmp_path):
+    tensors, config, check = original()
+    raw = {name: one + 0.1 * name.startswith("transformer.") for name, one in tensors.items()}
+    others = {"clip_grad_norm": {"last_epoch": 1}, "optimizer_and_scheduler": {"none": {"start": 3}}}
+    check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors, **others)))
+    check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config, prefix="")))
+    del tensors["transformer.blocks.0.attn1.proj.bias"]
+    with pytest.raises(ValueError, match=r"ema lacks 'transformer\.blocks\.0\.attn1\.proj\.bias'"):
+        hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors))
+
+
+def test_a_learned_null_is_kept_and_an_encoder_of_conditions_is_told_to_be_left_out(tmp_path):
+    tensors, config, check = original()
+    tensors |= {
+        "empty_text_embed": torch.randn(4, 10, dtype=torch.float64),
+        "condition_emb.ln_final.bias": torch.ones(3),
+    }
+    with pytest.warns(
+        UserWarning, match=r"left out is transformer\.condition_emb\.\*, the encoder of texts or classes"
+    ):
+        prior = hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config))
+    check(prior)
+    torch.testing.assert_close(prior.null_text, tensors["empty_text_embed"].float())
+    prior.sample(encoder_hidden_states=torch.randn(1, 4, 10), guidance_scale=2.0, num_inference_steps=1)
+
+
+@pytest.mark.parametrize("kind", ["text", "none"])
+def test_a_whole_model_becomes_a_pipeline_of_its_codec_and_prior(kind, tmp_path):
+    codec = FIXTURES / "vqdiffusion_patchvqgan"
+    theirs = read_file(codec / "vqvae.pth").content["model"]
+    tensors, config, check = original(size=len(theirs["quantize.embedding"]), kind=kind)
+    told = yaml.safe_load((codec / "config.yaml").read_text())["model"]
+    config["model"]["params"]["content_codec_config"] = told
+    whole = {f"transformer.{name}": one for name, one in tensors.items()} | wrapped(theirs, "content_codec.")
+    path = save(tmp_path, whole, config, prefix="")
+    kept = convert(path, tmp_path / "out")
+    assert type(kept) is (hf_vq.VQTextToImagePipeline if kind == "text" else hf_vq.VQPipeline)
+    pipe = type(kept).from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    check(pipe.prior)
+    codes = fixture("vqdiffusion_patchvqgan")[0]["in.tokens"].view(2, 4, 4)
+    alone = hf_vq.VQModel.from_single_file(path, format="vqdiffusion-codec")
+    assert torch.equal(pipe.autoencoder.detokenize(codes), alone.detokenize(codes))
+    given = {"prompt_embeds": torch.randn(1, 4, 10), "guidance_scale": 1.0} if kind == "text" else {}
+    assert pipe(**given, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
+
+
+def test_a_codec_of_other_codes_is_told_to_be_left_out(tmp_path):
+    theirs = read_file(FIXTURES / "vqdiffusion_patchvqgan/vqvae.pth").content["model"]
+    for content, words in (
+        (wrapped(theirs, "content_codec."), "it has 40 codes, and no tensor says which 11 of them the prior knows"),
+        ({"content_codec.model.weight": torch.ones(1)}, "it is of no known kind"),
+    ):
+        tensors, config, check = original()
+        whole = {f"transformer.{name}": one for name, one in tensors.items()} | content
+        with pytest.warns(UserWarning, match=rf"left out is content_codec\.\*, the image codec: {words}"):
+            check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, whole, config, prefix="")))
+
+
+def test_what_the_originals_files_cannot_be_is_named(tmp_path):
+    def network(**changes):
+        return lambda tensors, told: told["transformer_config"]["params"].update(changes)
+
+    def forget(name):
+        return lambda tensors, told: told["transformer_config"]["params"].pop(name)
+
+    def put(name, change):
+        return lambda tensors, told: tensors.update({name: change(tensors[name].clone())})
+
+    def sooner(buffer):
+        return buffer.roll(1)
+
+    cases = {
+        r"transformer_config\.params\.n_head is missing": forget("n_head"),
+        r"transformer_config\.params\.block_activate is missing": forget("block_activate"),
+        "block_activate is 'RELU': only GELU and GELU2": network(block_activate="RELU"),
+        "n_layer is 3 in the config, but the weights say 1": network(n_layer=3),
+        "condition_dim is 12": network(condition_dim=12),
+        "content_seq_len is 15": network(content_seq_len=15),
+        "mlp_hidden_times is 4, but the MLPs in the weights are 48 wide": network(mlp_hidden_times=4),
+        "timestep_type is 'adalayernorm_abs', but .* learned": network(timestep_type="adalayernorm_abs"),
+        "hidden_size must be a multiple of num_heads=3": network(n_head=3),
+        "alpha_init_type is 'cos'": lambda tensors, told: told.update(alpha_init_type="cos"),
+        "diffusion_step is 100": lambda tensors, told: told.update(diffusion_step=100),
+        "num_embed is 12": lambda tensors, told: told["content_emb_config"]["params"].update(num_embed=12),
+        r"log_1_min_cumprod_ct must have shape \(8,\)": put("log_1_min_cumprod_ct", lambda one: one[:-1]),
+        r"has tensors that .* no place for: transformer\.more": lambda tensors, told: tensors.update(
+            more=torch.ones(1)
+        ),
+    }
+    for name in original()[0]:
+        if name.startswith("log_"):
+            cases[rf"{name}\[0\] is .*, but in the schedule 'alpha1' of 7 steps and 11 codes"] = put(name, sooner)
+    for words, change in cases.items():
+        tensors, config, _ = original()
+        change(tensors, config["model"]["params"]["diffusion_config"]["params"])
+        with pytest.raises(ValueError, match=words):
+            hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"block_activate is missing.*give config"):
+        hf_vq.DiscreteDiffusionPrior.from_single_file(tmp_path / "model.pth")
+    for words, changes, told in (
+        ("class_type is 'adainsnorm'", {}, {"class_type": "adainsnorm"}),
+        ("mlp_type is conv_mlp, which sees 16 codes in 4 rows", {"grid": (4, 4), "tables": (2, 8), "conv": True}, {}),
+        (r"content_seq_len=16 is no grid of the 3 x 9 positions", {"tables": (3, 9)}, {"content_seq_len": 15}),
+    ):
+        tensors, config, _ = original(kind="class" if "class_type" in told else "none", rows=3, **changes)
+        config["model"]["params"]["diffusion_config"]["params"]["transformer_config"]["params"].update(told)
+        with pytest.raises(ValueError, match=words):
+            hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config))

@@ -15,7 +15,7 @@ AUTOENCODER, TRANSFORMER = "vqvae", "transformer"
 NULL_TEXT = "learned_classifier_free_sampling_embeddings"
 NULL_CHANCE = 0.1  # how often the authors of VQ-Diffusion leave a text out, where they learn what stands for it
 NOISE = ("alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end")
-TEXT_PARTS = {  # of transformers: what each must be
+TEXT_PARTS: dict[str, Any] = {  # of transformers: what each must be
     "text_encoder": transformers.PreTrainedModel,
     "tokenizer": transformers.PreTrainedTokenizerBase,
 }
@@ -73,9 +73,9 @@ def _read_scheduler(source):
 def _load_text_part(source, name):
     """Text encoder or tokenizer, by the class of transformers that the index names."""
     folder, (library, class_name) = source.path / name, source.config["model_index"].get(name, (None, None))
-    found = getattr(transformers, str(class_name), None)
-    kind = TEXT_PARTS[name]
-    if library != "transformers" or not (isinstance(found, type) and issubclass(found, kind)):
+    found: Any = getattr(transformers, str(class_name), None)
+    kind, is_class = TEXT_PARTS[name], isinstance(found, type)
+    if library != "transformers" or not is_class or not issubclass(found, kind):
         raise ValueError(f"{name} is {library}.{class_name}: it must be a {kind.__name__} of transformers")
     if not folder.is_dir():
         raise ValueError(f"{source.path} lacks the folder {name!r} of its pipeline")

@@ -1,5 +1,6 @@
 """microsoft/VQ-Diffusion's priors over codes, of texts, classes or nothing, alone or beside an image codec."""
 
+import functools
 import warnings
 from math import isqrt, prod
 from typing import Any
@@ -14,7 +15,7 @@ from hf_vq.converters.taming import model_config
 from hf_vq.converters.vq_diffusion_codec import CODEC, ORIGIN, QUANTIZERS, find_codec, plan_codec
 from hf_vq.converters.vq_diffusion_schedule import SCHEDULE, check_schedule
 from hf_vq.networks.conditioned_layers import SinusoidalEmbedding
-from hf_vq.pipelines import VQPipeline
+from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline
 from hf_vq.priors import DiscreteDiffusionPrior, DiscreteDiffusionPriorConfig
 
 OUTER = "transformer."  # what diffuses, in a whole model
@@ -51,8 +52,8 @@ def plan_vq_diffusion(source: Source) -> Plan | PipelinePlan:
     prior = _plan_prior(source, prefix)
     if source.starts(prefix + CONDITION):
         warnings.warn(
-            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes: the prior takes its "
-            "output as encoder_hidden_states",
+            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes: what it gives is what "
+            "the prior takes as encoder_hidden_states; a VQTextToImagePipeline can have text_encoder and tokenizer",
             stacklevel=2,
         )
     if not (prefix and source.starts(CODEC)):
@@ -65,10 +66,18 @@ def plan_vq_diffusion(source: Source) -> Plan | PipelinePlan:
             codes = autoencoder.build().codebook_size
         if codes == size:
             ours = [name for name in autoencoder.ignored if name.startswith(CODEC)]
-            return PipelinePlan(VQPipeline, {"autoencoder": autoencoder, "prior": prior}, (*ours, *prior.ignored))
+            parts = {"autoencoder": autoencoder, "prior": prior}
+            return PipelinePlan(_choose_pipeline(source, prefix), parts, (*ours, *prior.ignored))
         problem = f"has {codes} codes, and no tensor says which {size} of them the prior knows"
     warnings.warn(f"{source.path}: left out is {CODEC}*, the image codec: it {problem}", stacklevel=2)
     return Plan(prior.build, prior.weight, (*prior.ignored, CODEC))
+
+
+def _choose_pipeline(source, prefix):
+    """What makes a pipeline of autoencoder and prior; one of texts has no text encoder yet."""
+    if f"{prefix}{BLOCKS}0.attn2.key.weight" in source.tensors:
+        return functools.partial(VQTextToImagePipeline, normalize_text_embeddings=True)
+    return VQPipeline
 
 
 def _plan_prior(source, prefix):
@@ -77,6 +86,9 @@ def _plan_prior(source, prefix):
     tensors, told = inner.tensors, _read_told(source)
     network = told["transformer_config"]
     states, width = shape_of(tensors, f"{CODES}emb.weight", 2)
+    activation = get_told(network, SECTION, "block_activate")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{SECTION}block_activate is {activation!r}: only {' and '.join(ACTIVATIONS)} are supported")
     block, layers = f"{BLOCKS}0.", count(tensors, BLOCKS[:-1])
     convolutional = inner.has(f"{block}mlp.conv1.weight")
     expand = f"{block}mlp.{'conv1' if convolutional else '0'}.weight"
@@ -94,7 +106,7 @@ def _plan_prior(source, prefix):
         num_heads=get_told(network, SECTION, "n_head"),
         intermediate_size=intermediate,
         mlp="conv" if convolutional else "linear",
-        activation=ACTIVATIONS[get_told(network, SECTION, "block_activate")],
+        activation=ACTIVATIONS[activation],
         timestep_embedding="learned" if learned else "sinusoidal",
         dropout=network.get("resid_pdrop", 0.0),
         attention_dropout=network.get("attn_pdrop", 0.0),
