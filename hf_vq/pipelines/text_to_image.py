@@ -161,7 +161,7 @@ class VQTextToImagePipeline(PicturesPipeline):
         """
         texts = read_texts("prompt", prompt, prompt_embeds, prompt_attention_mask, self.text_condition)
         negative = self._read_negative(
-            negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, len(texts), guidance_scale
+            negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, texts, guidance_scale
         )
         words, tokens = self._tokenize(truncate_prompt, texts, negative)
         keywords |= {
@@ -195,17 +195,17 @@ class VQTextToImagePipeline(PicturesPipeline):
         self.prior.take_scheduler(self.scheduler, num_inference_steps)
         return {} if self.scheduler is None else {"scheduler": self.scheduler}
 
-    def _read_negative(self, prompt, embeds, mask, number, guidance_scale):
+    def _read_negative(self, prompt, embeds, mask, texts, guidance_scale):
         """The Texts to guide away from; none where there is no guidance, or the prior learned what no text is."""
         if guidance_scale == 1 and (prompt is not None or embeds is not None):
             raise ValueError("negative_prompt given, but guidance_scale=1 guides away from nothing")
         if guidance_scale != 1 and prompt is None and embeds is None and self.text_condition.dropout_prob == 0:
-            if self.text_encoder is None:
+            if self.text_encoder is None and not texts.prompts:
                 raise ValueError(
                     f"guidance_scale={guidance_scale} needs negative_prompt_embeds: the prior learned none for no text"
                 )
             prompt = ""
-        return read_texts("negative_prompt", prompt, embeds, mask, self.text_condition, number)
+        return read_texts("negative_prompt", prompt, embeds, mask, self.text_condition, len(texts))
 
     def _tokenize(self, truncate, *several):
         """All different texts of Texts, and their tokens."""
