@@ -398,7 +398,7 @@ def test_what_the_originals_files_cannot_be_is_named(tmp_path):
     for words, changes, told in (
         ("class_type is 'adainsnorm'", {}, {"class_type": "adainsnorm"}),
         ("mlp_type is conv_mlp, which sees 16 codes in 4 rows", {"grid": (4, 4), "tables": (2, 8), "conv": True}, {}),
-        (r"content_seq_len=16 is no grid of the 3 x 9 positions", {"tables": (3, 9)}, {"content_seq_len": 15}),
+        (r"content_seq_len=15 is no grid of the 3 x 9 positions", {"tables": (3, 9)}, {"content_seq_len": 15}),
     ):
         tensors, config, _ = original(kind="class" if "class_type" in told else "none", rows=3, **changes)
         config["model"]["params"]["diffusion_config"]["params"]["transformer_config"]["params"].update(told)
