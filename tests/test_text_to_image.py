@@ -1,5 +1,6 @@
 """Facts about pictures of texts: VQ-Diffusion's numbers, guidance, any text encoder, and what is refused."""
 
+import accelerate
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -39,7 +40,7 @@ def build(text_encoder=None, scheduler=True, normalize=True, mask_padding=False,
         )
     )  # fmt: skip
     torch.nn.init.normal_(prior.head.weight)  # of texts, codes differ
-    scheduler = DiscreteDiffusionScheduler(13, 6) if scheduler else None
+    scheduler = DiscreteDiffusionScheduler(num_vec_classes=13, num_train_timesteps=6) if scheduler else None
     pipe = Pipeline(
         autoencoder.eval(), prior.eval(), text_encoder.eval(), tokenizer, scheduler, normalize, mask_padding
     )
@@ -113,6 +114,19 @@ def test_guidance_goes_away_from_the_negative_text_or_from_what_no_text_is():
     assert torch.equal(draw(unlearned), draw(unlearned, negative_prompt=""))
     zero = build(null_text="zero")
     assert torch.equal(draw(zero), draw(zero, negative_prompt_embeds=torch.zeros_like(null)))
+
+
+def test_another_scheduler_takes_other_steps_and_offloaded_weights_take_the_same():
+    pipe = build()
+    codes = draw(pipe)
+    models = pipe.model_cpu_offload_seq.split("->")
+    assert {*models, "tokenizer", "scheduler"} == set(pipe.components)
+    for name in models:
+        accelerate.cpu_offload(getattr(pipe, name), torch.device("cpu"), offload_buffers=True)
+    assert torch.equal(draw(pipe), codes)
+    for scheduler in (pipe.scheduler, pipe.prior.config.make_scheduler()):
+        pipe.scheduler = DiscreteDiffusionScheduler.from_config(scheduler.config, schedule="cosine")
+        assert not torch.equal(draw(pipe), codes)
 
 
 def test_completion_sees_all_kept_codes():
