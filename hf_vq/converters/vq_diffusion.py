@@ -52,7 +52,7 @@ def plan_vq_diffusion(source: Source) -> Plan | PipelinePlan:
     prior = _plan_prior(source, prefix)
     if source.starts(prefix + CONDITION):
         warnings.warn(
-            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes, whose output the prior "
+            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes, whose output a prior "
             "takes as encoder_hidden_states (of CLIP's: states of length 1, of texts padded with token 0)",
             stacklevel=2,
         )
