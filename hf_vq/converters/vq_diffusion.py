@@ -52,8 +52,8 @@ def plan_vq_diffusion(source: Source) -> Plan | PipelinePlan:
     prior = _plan_prior(source, prefix)
     if source.starts(prefix + CONDITION):
         warnings.warn(
-            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes: what it gives is what "
-            "the prior takes as encoder_hidden_states; a VQTextToImagePipeline can have text_encoder and tokenizer",
+            f"{source.path}: left out is {prefix}{CONDITION}*, the encoder of texts or classes, whose output a prior "
+            "takes as encoder_hidden_states (of CLIP's: states of length 1, of texts padded with token 0)",
             stacklevel=2,
         )
     if not (prefix and source.starts(CODEC)):
