@@ -4,7 +4,7 @@ Every filter keeps logits as logits, so that they compose; `sample_codes` is the
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -91,12 +91,57 @@ def draw_uniforms(
     if isinstance(generator, torch.Generator) or generator is None:
         source = device if generator is None else generator.device
         return torch.rand(num_draws, batch_size, generator=generator, device=source).to(device)
-    if len(generator) != batch_size:
+    check_generators(generator, batch_size)
+    return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
+
+
+def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int) -> None:
+    """Raise a `ValueError` for a list of generators that does not have one per item."""
+    if isinstance(generator, Sequence) and len(generator) != batch_size:
         raise ValueError(
             f"generator must be one, or one per item: got {len(generator)} for {batch_size} items, "
             f"{reprlib.repr(list(generator))}"
         )
-    return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
+
+
+def draw_noise(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device,
+    fill: Callable,
+) -> torch.Tensor:
+    """Random numbers (batch, ...) float32, with the rules for generators of `draw_uniforms`.
+
+    Args:
+        shape: batch first.
+        generator: see `draw_uniforms`.
+        device: where the numbers are needed.
+        fill: a method of tensors that fills them, such as `torch.Tensor.uniform_`.
+    """
+    if isinstance(generator, torch.Generator) or generator is None:
+        source = device if generator is None else generator.device
+        return fill(torch.empty(*shape, dtype=torch.float32, device=source), generator=generator).to(device)
+    check_generators(generator, shape[0])
+    return torch.cat([draw_noise((1, *shape[1:]), one, device, fill) for one in generator])
+
+
+def draw_by_race(
+    probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> torch.Tensor:
+    """Draw a code for every distribution: each code runs an exponential time over its probability, the first wins.
+
+    On a CPU this draws what `torch.multinomial` does; but a code of probability 0 does not run at all.
+
+    Args:
+        probabilities: (batch, ..., codebook_size) float32.
+        generator: see `draw_uniforms`.
+
+    Returns:
+        (batch, ...) int64.
+    """
+    times = draw_noise(probabilities.shape, generator, probabilities.device, torch.Tensor.exponential_)
+    torch.div(probabilities, times, out=times)  # in place: there is one for every code of every position
+    return times.masked_fill_(probabilities == 0, -1.0).argmax(dim=-1)
 
 
 def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -138,9 +183,19 @@ def sample_codes(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
+    return draw_codes(narrow_logits(logits, temperature, top_k, top_p), uniforms)
+
+
+def narrow_logits(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """Logits (..., codebook_size) of what is left to draw from: temperature, then top-k, then top-p; options as there.
+
+    At temperature 0 the most probable code alone is left.
+    """
+    if temperature == 0:
+        return keep_top_k(logits, 1)
     logits = apply_temperature(logits, temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    if top_p is not None and top_p < 1:
-        logits = keep_top_p(logits, top_p)
-    return draw_codes(logits, uniforms)
+    return logits if top_p is None or top_p >= 1 else keep_top_p(logits, top_p)
