@@ -11,33 +11,51 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from hf_vq.arguments import checked
 from hf_vq.ranges import Chance, Depth, OneOf, Width
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda inputs: inputs * torch.sigmoid(1.702 * inputs)}
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda inputs: F.gelu(inputs, approximate="tanh"),
+    "quick_gelu": lambda inputs: inputs * torch.sigmoid(1.702 * inputs),
+}
 IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, implementation: str, dropout: float = 0.0
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    implementation: str,
+    dropout: float = 0.0,
+    *,
+    causal: bool = True,
+    key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention, or that of one query to all keys.
+    """Attention of queries to keys.
 
     Args:
-        queries: (batch, heads, positions, head_dim), either one position or as many as keys.
+        queries: (batch, heads, positions, head_dim); causal ones are one position, or as many as keys.
         keys, values: (batch, heads, key_positions, head_dim).
         implementation: "sdpa" (torch's fused kernels) or "eager" (two products and a softmax in float32).
         dropout: of the attention weights.
+        causal: no position sees a later one; a single query sees all keys either way.
+        key_mask: (batch, key_positions) bool, True = real; others are not seen, and where no key is real the result
+            is 0. Not together with `causal`.
 
     Returns:
         (batch, heads, positions, head_dim).
     """
-    causal = queries.shape[-2] > 1
+    causal = causal and queries.shape[-2] > 1
+    mask = None if key_mask is None else key_mask[:, None, None]  # (batch, 1, 1, key_positions)
     if implementation == "sdpa":
-        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=causal)
+        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout_p=dropout, is_causal=causal)
     scores = queries @ keys.transpose(-2, -1) * queries.shape[-1] ** -0.5
     if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-    return F.dropout(weights, dropout) @ values
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite: of a row with no key no NaN
+    weights = scores.softmax(dim=-1, dtype=torch.float32)
+    if key_mask is not None:
+        weights = weights.masked_fill(~mask, 0.0)  # type: ignore[operator]
+    return F.dropout(weights.to(values.dtype), dropout) @ values
 
 
 class KeyValueCache:
@@ -118,7 +136,7 @@ class Transformer(nn.Module):
         dropout: of what attention and MLP add.
         attention_dropout: of the attention weights.
         attention_bias, mlp_bias: whether the linear layers of attention and MLP have biases.
-        activation: "gelu" (exact) or "quick_gelu", x sigmoid(1.702 x).
+        activation: "gelu" (exact), "gelu_tanh" (its approximation by tanh) or "quick_gelu", x sigmoid(1.702 x).
 
     Raises:
         ValueError: an argument out of its range, named with its value.
@@ -160,8 +178,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: an unknown implementation, or positions that the cache cannot take.
         """
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
+        check_implementation(implementation)
         positions = hidden.shape[1]
         if cache is not None and (cache.filled + positions > cache.length or (cache.filled and positions > 1)):
             raise ValueError(
@@ -173,6 +190,12 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.filled += positions
         return hidden
+
+
+def check_implementation(implementation: str) -> None:
+    """Raise a `ValueError` for an implementation of attention that `attend` does not know."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
 
 
 def check_heads(hidden_size: int, num_heads: int, kind: str = "") -> None:
@@ -188,9 +211,11 @@ def check_heads(hidden_size: int, num_heads: int, kind: str = "") -> None:
 
 @torch.no_grad()
 def init_weights(module: nn.Module) -> None:
-    """GPT-2's initial weights of one module: normal of deviation 0.02, zero biases."""
+    """GPT-2's initial weights of one module: normal of deviation 0.02, zero biases; torch's own of convolutions."""
     if isinstance(module, nn.Linear | nn.Embedding):
         init.normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        init.kaiming_uniform_(module.weight, a=5**0.5)
     elif isinstance(module, nn.LayerNorm):
         init.ones_(module.weight)
     bias = getattr(module, "bias", None)
