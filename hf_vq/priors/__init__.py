@@ -6,6 +6,8 @@ from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
 from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
 from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
+from hf_vq.priors.masked import MaskedPrior, MaskedPriorConfig
+from hf_vq.priors.masked_scheduler import MaskedScheduler
 from hf_vq.priors.mixture_wavenet import MixtureWaveNet, MixtureWaveNetConfig
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -22,6 +24,9 @@ __all__ = [
     "GPTPriorConfig",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
+    "MaskedPrior",
+    "MaskedPriorConfig",
+    "MaskedScheduler",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "PRIORS",

@@ -34,8 +34,8 @@ class MaskedSchedulerOutput(BaseOutput):
     """What a step gives.
 
     Attributes:
-        prev_sample: codes as they were given, and the mask where a code is not yet chosen: what the network reads next.
-        pred_original_sample: a code everywhere, kept or not.
+        prev_sample: codes, and the mask where none is chosen yet: what the network reads next.
+        pred_original_sample: a code everywhere, chosen or not.
     """
 
     prev_sample: torch.Tensor
@@ -59,8 +59,9 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
-    timesteps: torch.Tensor | None = None
-    temperatures: torch.Tensor | None = None
+    config: Any
+    timesteps: Any = None  # `set_timesteps` makes tensors of them
+    temperatures: Any = None
 
     @register_to_config
     @checked
@@ -95,7 +96,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         *,
         draw_logits: torch.Tensor | None = None,
-    ) -> MaskedSchedulerOutput | tuple:
+    ) -> Any:
         """Draw codes where places are masked, and mask those again that the network is least sure of.
 
         Args:
@@ -209,7 +210,6 @@ def decode_masked(
     timesteps = scheduler.timesteps.tolist() if unknown.any() else []
     for timestep in timesteps if progress_bar is None else progress_bar(timesteps):
         logits = predict(codes)
-        codes = scheduler.step(
-            logits, timestep, codes, unknown, generator, draw_logits=None if narrow is None else narrow(logits)
-        ).prev_sample
+        narrowed = None if narrow is None else narrow(logits)
+        codes, _ = scheduler.step(logits, timestep, codes, unknown, generator, False, draw_logits=narrowed)
     return codes
