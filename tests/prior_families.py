@@ -7,7 +7,15 @@ import torch
 
 from hf_vq.priors import AutoregressivePrior, PixelCNN, PixelCNNConfig, PixelSNAIL, PixelSNAILConfig
 
-from . import test_gpt, test_pixelsnail, test_priors, test_rq_transformer, test_transformer_prior, test_wavenet
+from . import (
+    test_discrete_diffusion,
+    test_gpt,
+    test_pixelsnail,
+    test_priors,
+    test_rq_transformer,
+    test_transformer_prior,
+    test_wavenet,
+)
 from .tiny_priors import RasterConvPrior, RasterConvPriorConfig
 
 
@@ -77,6 +85,11 @@ class Forgetful(RasterConvPrior):
     start_sampling = AutoregressivePrior.start_sampling
 
 
+def diffusion(variant, batch_size=4):
+    prior = test_discrete_diffusion.make_prior(variant)
+    return prior, *test_discrete_diffusion.make_codes(prior, batch_size)
+
+
 def of_original_size(prior_class, config, batch_size):
     torch.manual_seed(0)
     prior = prior_class(config).eval()
@@ -132,6 +145,7 @@ FAMILIES = Made(
         "gpt": VARIANTS["gpt classes"],
         **{name: VARIANTS[name] for name in ("rq classes", "rq prompts", "pixelsnail top with classes")},
         **{name: VARIANTS[name] for name in ("pixelsnail bottom with classes", "pixelcnn gated", "pixelcnn plain")},
+        **{f"diffusion {name}": partial(diffusion, name) for name in ("classes", "text, levels", "context")},
         "wavenet codes": VARIANTS["wavenet upsampled"],
         "wavenet waveforms": VARIANTS["waveforms upsampled"],
     }

@@ -170,7 +170,11 @@ def test_sinusoidal_timesteps_modulate_a_plain_norm():
 )
 def test_every_parameter_learns(options):
     transformer, given = make_transformer(**options).train(), inputs(batch_size=5)
-    sizes = {"timesteps": "num_timesteps", "class_labels": "num_classes", "encoder_hidden_states": "cross_attention_dim"}
+    sizes = {
+        "timesteps": "num_timesteps",
+        "class_labels": "num_classes",
+        "encoder_hidden_states": "cross_attention_dim",
+    }
     given = {name: one for name, one in given.items() if name not in sizes or getattr(transformer, sizes[name])}
     transformer(**given).square().sum().backward()
     assert [name for name, one in transformer.named_parameters() if not one.grad.abs().sum() > 0] == []

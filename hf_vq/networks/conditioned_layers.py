@@ -78,7 +78,7 @@ class Attention(nn.Module):
         hidden: torch.Tensor,
         implementation: str,
         context: torch.Tensor | None = None,
-        context_mask: torch.Tensor | None = None,
+        key_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         keys_values = self.key_value(hidden if context is None else context).chunk(2, dim=-1)
         queries, keys, values = (
@@ -86,7 +86,7 @@ class Attention(nn.Module):
             for part in (self.query(hidden), *keys_values)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(queries, keys, values, implementation, dropout, causal=False, key_mask=context_mask)
+        mixed = attend(queries, keys, values, implementation, dropout, causal=False, key_mask=key_mask)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 

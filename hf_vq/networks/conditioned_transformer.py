@@ -59,8 +59,10 @@ class ConditionedBlock(GradientCheckpointingLayer):
         class_labels: torch.Tensor | None = None,
         context: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = hidden + self._drop(self.attention(_normed(self.norm, hidden, timesteps), implementation))
+        normed = _normed(self.norm, hidden, timesteps)
+        hidden = hidden + self._drop(self.attention(normed, implementation, key_mask=padding_mask))
         if context is not None:
             normed = _normed(self.cross_norm, hidden, timesteps)
             hidden = hidden + self._drop(self.cross_attention(normed, implementation, context, context_mask))
@@ -156,6 +158,7 @@ class ConditionedTransformer(nn.Module):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
         implementation: str = "sdpa",
     ) -> torch.Tensor:
         """Each position from all of them.
@@ -167,6 +170,7 @@ class ConditionedTransformer(nn.Module):
             class_labels: (batch,) integers in [0, num_classes), where there are classes.
             encoder_hidden_states: (batch, length, cross_attention_dim), the text, where blocks look at one.
             encoder_attention_mask: (batch, length) bool, True = real; None: all are. The others have no influence.
+            padding_mask: (batch, positions) bool, True = real; None: all are. No position sees the others.
             implementation: "sdpa" or "eager", see `attend`.
 
         Returns:
@@ -188,7 +192,7 @@ class ConditionedTransformer(nn.Module):
             _check_condition("encoder_attention_mask", text_mask, text is not None, (batch_size, length))
             text_mask = text_mask.bool()
         for block in self.blocks:
-            hidden = block(hidden, tuple(grid), implementation, timesteps, class_labels, text, text_mask)
+            hidden = block(hidden, tuple(grid), implementation, timesteps, class_labels, text, text_mask, padding_mask)
         return hidden
 
     def _check(self, hidden, grid):

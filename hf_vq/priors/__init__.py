@@ -4,6 +4,8 @@ from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.delayed_transformer import DelayedTransformerPrior, DelayedTransformerPriorConfig
+from hf_vq.priors.discrete_diffusion import DiscreteDiffusionPrior, DiscreteDiffusionPriorConfig
+from hf_vq.priors.discrete_diffusion_scheduler import DiscreteDiffusionScheduler
 from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
 from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
 from hf_vq.priors.masked import MaskedPrior, MaskedPriorConfig
@@ -20,6 +22,9 @@ __all__ = [
     "AutoregressivePrior",
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
+    "DiscreteDiffusionPrior",
+    "DiscreteDiffusionPriorConfig",
+    "DiscreteDiffusionScheduler",
     "GPTPrior",
     "GPTPriorConfig",
     "LlamaGenPrior",

@@ -1,7 +1,8 @@
 """Priors that predict all codes of a grid at once, from states of which some are codes: their config and network."""
 
+import zlib
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -10,11 +11,11 @@ from transformers import initialization as init
 from hf_vq.networks.conditioned_transformer import ConditionedTransformer
 from hf_vq.networks.grid_embedding import GridEmbedding
 from hf_vq.networks.transformer import check_heads, init_weights
-from hf_vq.priors.base import Prior
-from hf_vq.priors.conditions import Condition
+from hf_vq.priors.conditions import Condition, ContextCondition, class_condition
 from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.inputs import InputChecks, at_own_lengths, first, map_tensors
 from hf_vq.priors.text_conditions import TextCondition, TextMaskCondition, fill_text
-from hf_vq.ranges import Chance, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
+from hf_vq.ranges import Chance, Codebook, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
 
 NULL_TEXTS = ("learned", "zero")
 
@@ -25,7 +26,9 @@ class ParallelPriorConfig(PriorConfig):
     Args:
         codebook_size, num_classes, class_dropout_prob: see `PriorConfig`.
         code_shape: the largest grid, (levels, *space) of residual codes; every axis has learned positions.
+        positions_per_axis: positions are sums of one vector an axis; False: each has one of its own, in raster order.
         num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
+        context_codebook_sizes: of the coarser grids of a hierarchy, coarse to fine.
         hidden_size: width, a multiple of `num_heads`.
         num_layers: transformer blocks.
         num_heads: heads of attention.
@@ -46,7 +49,9 @@ class ParallelPriorConfig(PriorConfig):
     """
 
     code_shape: Annotated[tuple[Side, ...] | list[Side], NotEmpty()] | None = (16, 16)
+    positions_per_axis: bool = True
     num_levels: Depth = 1
+    context_codebook_sizes: list[Codebook] | tuple[Codebook, ...] = ()
     hidden_size: Width = 512
     num_layers: Depth = 8
     num_heads: Depth = 8
@@ -72,19 +77,30 @@ class ParallelPriorConfig(PriorConfig):
                 f"{self.null_text!r} are of a prior with text, but cross_attention_dim is 0"
             )
         if self.null_text == "learned" and not self.text_length:
-            raise ValueError("text_length must be given for null_text='learned', which is a text of that length, got 0")
+            raise ValueError(
+                "text_length must be given for null_text='learned', which is a text of that length, got 0"
+            )
         if self.text_dropout_prob > 0 and self.null_text is None:
-            raise ValueError(f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None")
+            raise ValueError(
+                f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None"
+            )
+        self.context_codebook_sizes = list(self.context_codebook_sizes)
+        if self.context_codebook_sizes and len(self.code_shape) != 2:
+            raise ValueError(
+                f"context_codebook_sizes={self.context_codebook_sizes} need grids of two axes, got code_shape="
+                f"{self.code_shape}"
+            )
         if self.mlp == "conv" and len(self.code_shape) != 2:
             raise ValueError(f"mlp='conv' needs grids of two axes, got code_shape={self.code_shape}")
         if self.num_levels > 1 and (len(self.code_shape) < 2 or self.code_shape[0] != self.num_levels):
             raise ValueError(f"code_shape must begin with num_levels={self.num_levels}, got {self.code_shape}")
 
 
-class ParallelPrior(Prior):
+class ParallelNetwork(InputChecks):
     """A bidirectional transformer over grids of states: codes, and one that is none, the mask.
 
-    A subclass says what its states are and draws codes. `run_network` gives logits of all codes from the states.
+    It stands before `Prior` among the bases. A prior with it says what its states are and draws codes; `run_network`
+    gives logits of all codes from the states.
     """
 
     supports_gradient_checkpointing = True
@@ -94,7 +110,12 @@ class ParallelPrior(Prior):
     def build(self, num_timesteps: int = 0, timestep_embedding: str = "learned") -> None:
         """Make the modules; called by the constructor of a subclass, before `post_init`."""
         config = self.config
-        self.embedding = GridEmbedding(config.codebook_size + 1, config.hidden_size, tuple(config.code_shape))
+        self.embedding = GridEmbedding(
+            config.codebook_size + 1, config.hidden_size, tuple(config.code_shape), config.positions_per_axis
+        )
+        self.context_embeddings = nn.ModuleList(
+            nn.Embedding(size, config.hidden_size) for size in config.context_codebook_sizes
+        )
         self.transformer = ConditionedTransformer(
             config.num_layers,
             config.hidden_size,
@@ -138,7 +159,8 @@ class ParallelPrior(Prior):
     def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         text = TextCondition(config.cross_attention_dim, config.text_length, config.text_dropout_prob)
-        return (*super().make_conditions(), text, TextMaskCondition(config.cross_attention_dim > 0))
+        context = ContextCondition(config.context_codebook_sizes)
+        return (class_condition(config), context, text, TextMaskCondition(config.cross_attention_dim > 0))
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)
@@ -163,6 +185,7 @@ class ParallelPrior(Prior):
         timesteps: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
+        context_codes: tuple[torch.Tensor, ...] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -172,7 +195,7 @@ class ParallelPrior(Prior):
             states: (batch, *grid) int64, codes or `mask`.
             timesteps: (batch,) int64, of a network that knows them.
             padding_mask: (batch, *grid) bool, True = real; others are not looked at.
-            class_labels, encoder_hidden_states, encoder_attention_mask: checked conditions.
+            class_labels, context_codes, encoder_hidden_states, encoder_attention_mask: checked conditions.
 
         Returns:
             (batch, *grid, codebook_size).
@@ -182,9 +205,12 @@ class ParallelPrior(Prior):
             encoder_hidden_states, encoder_attention_mask = fill_text(
                 encoder_hidden_states, encoder_attention_mask, null
             )
+        hidden, grid = self.embedding(states), tuple(states.shape[1:])
+        if context_codes is not None:
+            hidden = hidden + self.embed_context(context_codes, grid, padding_mask).flatten(1, -2)
         hidden = self.transformer(
-            self.embedding(states),
-            tuple(states.shape[1:]),
+            hidden,
+            grid,
             timesteps=timesteps,
             class_labels=class_labels,
             encoder_hidden_states=encoder_hidden_states,
@@ -192,14 +218,58 @@ class ParallelPrior(Prior):
             padding_mask=None if padding_mask is None else padding_mask.flatten(1),
             implementation=self.config._attn_implementation,
         )
-        return self.head(self.norm(hidden)).unflatten(1, states.shape[1:])
+        return self.head(self.norm(hidden)).unflatten(1, grid)
 
-    def guidance_conditions(self, conditions: dict, negative: torch.Tensor | None = None) -> dict:
+    def check_inputs(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+        **conditions: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict]:
+        """As of `InputChecks`; among the conditions is a `padding_mask` (batch, *grid), True = real, given lengths."""
+        codes, labels, conditions = super().check_inputs(codes, labels, lengths, **conditions)
+        if lengths is not None:
+            if self.config.mlp == "conv":
+                raise ValueError("lengths given, but mlp='conv' would see the padding: give grids of one size")
+            conditions["padding_mask"] = self.real_places(self.check_lengths(lengths, codes), codes)
+        return codes, labels, conditions
+
+    def embed_context(
+        self, context_codes: tuple[torch.Tensor, ...], grid: tuple[int, ...], padding_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Features (batch, *grid, hidden_size) of the coarser codes; padded items have those of their own rows."""
+        height, width = grid
+        if padding_mask is None:
+            return self.spread_context(context_codes, grid)
+        lengths = padding_mask[:, :, 0].sum(1)
+
+        def of_rows(rows: torch.Tensor, length: int) -> torch.Tensor:
+            cut = tuple(codes[rows, : -(-length * codes.shape[1] // height)] for codes in context_codes)
+            return self.spread_context(cut, (length, width)).movedim(-1, 1)
+
+        return at_own_lengths(lengths, height, of_rows).movedim(1, -1)
+
+    def spread_context(self, context_codes: tuple[torch.Tensor, ...], grid: tuple[int, ...]) -> torch.Tensor:
+        """`embed_context` of whole items: every coarser code stands over the places that it covers."""
+        features = []
+        for embedding, codes in zip(self.context_embeddings, context_codes, strict=True):
+            rows, columns = (
+                torch.arange(size, device=codes.device) * own // size
+                for size, own in zip(grid, codes.shape[1:], strict=True)
+            )
+            features.append(embedding(codes[:, rows[:, None], columns]))
+        return torch.stack(features).sum(0)
+
+    def guidance_conditions(
+        self, conditions: dict, negative: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None
+    ) -> dict:
         """Checked conditions twice: as they are, then with what guidance compares with.
 
         Args:
             conditions: checked.
             negative: (batch, length, width), a text to guide away from instead of none.
+            negative_mask: (batch, length) of it.
 
         Raises:
             ValueError: there is nothing to guide away from, or the text does not fit.
@@ -212,12 +282,39 @@ class ParallelPrior(Prior):
             )
         null = self.null_conditions(conditions)
         if negative is not None:
-            text = conditions.get("encoder_hidden_states")
-            if text is None or tuple(negative.shape) != tuple(text.shape):
-                shape = None if text is None else tuple(text.shape)
+            texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
+            count = len(first(next(iter(conditions.values()))))
+            others = {name: value for name, value in conditions.items() if name not in texts}
+            null.update(self.check_conditions({**others, **texts}, count))
+            shapes = [tuple(of["encoder_hidden_states"].shape) for of in (conditions, null)]
+            if shapes[0] != shapes[1] or conditions.keys() != null.keys():
                 raise ValueError(
-                    "negative_encoder_hidden_states must be of the shape of encoder_hidden_states, "
-                    f"{shape}, got {tuple(negative.shape)}"
+                    "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
+                    f"these have one, got {shapes[1]} for {shapes[0]}"
                 )
-            null["encoder_hidden_states"] = self._to_model(negative)
-        return {name: torch.cat([value, null[name]]) for name, value in conditions.items()}
+        return {
+            name: map_tensors(lambda *both: torch.cat(both), value, null[name]) for name, value in conditions.items()
+        }
+
+
+def seeded_uniforms(
+    codes: torch.Tensor, padding_mask: torch.Tensor | None, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform numbers that depend on the real codes of each item alone, not on its batch or padding.
+
+    Args:
+        codes: (batch, *grid) int64.
+        padding_mask: (batch, *grid) bool, True = real; None: all.
+        count: how often.
+
+    Returns:
+        choices (count, batch) and noise (count, 2, batch, *grid), float32 in [0, 1); 0 in padding.
+    """
+    choices = torch.empty(count, len(codes))
+    noise = torch.zeros(count, 2, *codes.shape)
+    real = torch.ones(codes.shape, dtype=torch.bool) if padding_mask is None else padding_mask.cpu()
+    for item, (grid, mask) in enumerate(zip(codes.cpu(), real, strict=True)):
+        generator = torch.Generator().manual_seed(zlib.crc32(grid[mask].numpy().tobytes()))
+        choices[:, item] = torch.rand(count, generator=generator)
+        noise[:, :, item, mask] = torch.rand(count, 2, int(mask.sum()), generator=generator)
+    return choices.to(codes.device), noise.to(codes.device)

@@ -107,7 +107,7 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
 def draw_noise(
     shape: Sequence[int],
     generator: torch.Generator | Sequence[torch.Generator] | None,
-    device: torch.device,
+    device: torch.device | str | None,
     fill: Callable,
 ) -> torch.Tensor:
     """Random numbers (batch, ...) float32, with the rules for generators of `draw_uniforms`.
@@ -142,6 +142,24 @@ def draw_by_race(
     times = draw_noise(probabilities.shape, generator, probabilities.device, torch.Tensor.exponential_)
     torch.div(probabilities, times, out=times)  # in place: there is one for every code of every position
     return times.masked_fill_(probabilities == 0, -1.0).argmax(dim=-1)
+
+
+def truncate(log_probs: torch.Tensor, rate: float) -> torch.Tensor:
+    """VQ-Diffusion's truncation (https://arxiv.org/abs/2111.14822, section 5.1): `keep_top_p` of log-probabilities.
+
+    What stays keeps its probability: the sum is then below 1, and a step leaves more masks.
+    """
+    return torch.where(keep_top_p(log_probs, rate) > -torch.inf, log_probs, -torch.inf)
+
+
+def draw_gumbel(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device | str | None,
+) -> torch.Tensor:
+    """Gumbel noise (batch, ...) in float32, whose argmax with logits is a draw; generators as of `draw_uniforms`."""
+    uniforms = draw_noise(shape, generator, device, torch.Tensor.uniform_)
+    return -torch.log(-torch.log(uniforms + 1e-30) + 1e-30)  # the smallest keep 0 and 1 finite
 
 
 def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,9 @@ class TextCondition(Condition):
         value = torch.as_tensor(value)
         if not value.is_floating_point():
             raise ValueError(f"encoder_hidden_states must be floats, got {value.dtype}")
-        fits = value.ndim == 3 and value.numel() and self.length in (0, value.shape[1]) and value.shape[2] == self.width
+        fits = (
+            value.ndim == 3 and value.numel() and self.length in (0, value.shape[1]) and value.shape[2] == self.width
+        )
         if not fits or batch_size not in (None, len(value)):
             wanted = f"({batch_size or 'batch'}, {self.length or 'length'}, {self.width})"
             raise ValueError(f"encoder_hidden_states must be {wanted}, got {tuple(value.shape)}")

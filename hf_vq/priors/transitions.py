@@ -1,8 +1,8 @@
 """How codes turn into noise, and back: the transitions of discrete diffusion, in log space.
 
-Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first, where
-all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie along the
-last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
+Times are whole numbers: 0 after the first step of noise, `num_timesteps` - 1 after the last, -1 before the first,
+where all is clean. A state is a code in [0, codebook_size), or the mask, which is codebook_size. Distributions lie
+along the last axis, of codes or of states: (batch, *grid, codebook_size) or (batch, *grid, codebook_size + 1).
 """
 
 from math import pi
@@ -54,11 +54,11 @@ class Transitions:
         gamma_cum_end: Share = 0.99999,
     ):
         self.codebook_size, self.num_timesteps, self.transition = codebook_size, num_timesteps, transition
-        way = torch.linspace(0, 1, num_timesteps, dtype=torch.float64) if num_timesteps > 1 else torch.ones(1).double()
+        way = torch.linspace(0 if num_timesteps > 1 else 1, 1, num_timesteps, dtype=torch.float64)
         if schedule == "cosine":
             way = (way * pi / 2).sin().square()
-        alphas = torch.lerp(torch.tensor(alpha_cum_start).double(), torch.tensor(alpha_cum_end).double(), way)
-        gammas = torch.lerp(torch.tensor(gamma_cum_start).double(), torch.tensor(gamma_cum_end).double(), way)
+        alphas = alpha_cum_start + way * (alpha_cum_end - alpha_cum_start)
+        gammas = gamma_cum_start + way * (gamma_cum_end - gamma_cum_start)
         if transition == "mask":
             alphas = 1 - gammas
         elif transition == "uniform":
@@ -87,25 +87,14 @@ class Transitions:
         shape = [-1] + [1] * (like.ndim - 1)
         return tuple(rate.log().to(like.device, like.dtype).view(shape) for rate in self.rates(time, since))
 
-    def noise(self, codes: torch.Tensor, time: Time, generator: torch.Generator | None = None) -> torch.Tensor:
-        """States (batch, *grid) that were drawn from codes (batch, *grid) after the step of a time."""
-        device = codes.device if generator is None else generator.device
-        uniforms = torch.rand(codes.shape, generator=generator, device=device).to(codes.device)
-        drawn = torch.randint(self.codebook_size, codes.shape, generator=generator, device=device).to(codes.device)
-        _, beta, gamma = (rate.to(codes.device).view([-1] + [1] * (codes.ndim - 1)) for rate in self.rates(time))
-        states = torch.where(uniforms < gamma + self.codebook_size * beta, drawn, codes)
-        return torch.where(uniforms < gamma, self.mask, states)
-
-    def log_transition(self, states: torch.Tensor, time: Time, since: Time = -1) -> torch.Tensor:
-        """Logarithm of q(x_time | x_since), (batch, *grid, codebook_size + 1) float32, for states at `since`."""
-        whole = torch.zeros(*states.shape, self.codebook_size + 1, device=states.device)
-        alpha, beta, gamma = self.log_rates(time, since, whole)
-        logs = whole + beta
-        logs[..., -1:] = gamma.expand_as(logs[..., -1:])
-        logs = logs.scatter(-1, states[..., None], torch.logaddexp(alpha, beta).expand(*states.shape, 1))
-        from_mask = torch.full_like(logs, -torch.inf)
-        from_mask[..., -1] = 0
-        return torch.where((states == self.mask)[..., None], from_mask, logs)
+    def noise(self, codes: torch.Tensor, time: Time, uniforms: torch.Tensor) -> torch.Tensor:
+        """States (batch, *grid) after the step of a time, from codes and uniform numbers (2, batch, *grid)."""
+        shape = [-1] + [1] * (codes.ndim - 1)
+        _, beta, gamma = (rate.to(codes.device).view(shape) for rate in self.rates(time))
+        chance, choice = uniforms
+        others = (choice * self.codebook_size).long().clamp(max=self.codebook_size - 1)  # rounding may lift it
+        states = torch.where(chance < gamma + self.codebook_size * beta, others, codes)
+        return torch.where(chance < gamma, self.mask, states)
 
     def log_posterior(
         self,
@@ -144,8 +133,11 @@ class Transitions:
         total = weights.logsumexp(-1, keepdim=True)
         alpha, beta, gamma = self.log_rates(before, -1, log_codes)
         codes = torch.logaddexp(alpha + weights, beta + total) + ending_here(before)
-        zero = torch.tensor(log_zero, dtype=log_codes.dtype, device=log_codes.device)
-        mask = torch.logaddexp(gamma + total, (1 - gamma.exp()).log() + zero) + torch.where(masked, 0, zero)
+        mask = gamma + total
+        if log_zero == -torch.inf:
+            mask = mask.masked_fill(~masked, log_zero)
+        else:
+            mask = torch.logaddexp(mask, (1 - gamma.exp()).log() + log_zero) + log_zero * ~masked
         return torch.cat([codes, mask], dim=-1)
 
     def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -156,12 +148,16 @@ class Transitions:
         certain = certain.scatter(-1, states[..., None].clamp(max=self.codebook_size - 1), 0.0)
         return torch.where((states == self.mask)[..., None], log_codes, certain)
 
-    def log_end(self, device: torch.device) -> torch.Tensor:
-        """Logarithm of what all codes become in the end, (codebook_size + 1,): what generation starts from."""
-        gamma = self.gammas[-2]
-        ends = torch.full((self.codebook_size + 1,), ((1 - gamma) / self.codebook_size).log().item(), device=device)
-        ends[-1] = gamma.log()
-        return ends
+    def end_nats(self) -> torch.Tensor:
+        """Nats, float64, of KL(q(x_end | code) || p(x_end)), the same for every code.
+
+        p(x_end), what generation starts from, is the mask where there is one, and else any code.
+        """
+        alpha, beta, gamma = self.rates(self.num_timesteps - 1)
+        even = (1 - gamma) / self.codebook_size
+        own = torch.special.xlogy(alpha + beta, (alpha + beta) / even.clamp(min=torch.finfo(even.dtype).tiny))
+        others = torch.special.xlogy(beta, beta / even.clamp(min=torch.finfo(even.dtype).tiny))
+        return own + (self.codebook_size - 1) * others
 
 
 def check_cumulated(alphas: torch.Tensor, gammas: torch.Tensor) -> None:
