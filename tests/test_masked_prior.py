@@ -1,6 +1,6 @@
 """MaskedPrior: what is masked, its loss and its bound, decoding in sight of known codes, training."""
 
-import json
+import shutil
 
 import pytest
 import torch
@@ -8,21 +8,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hf_vq
-from hf_vq import MaskedPrior, MaskedPriorConfig, VQPipeline
+from hf_vq import VQVAE, MaskedPrior, MaskedPriorConfig, VQPipeline
 from hf_vq.priors.sampling import guide
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 from .conftest import compile_whole
-from .tiny_codecs import PictureCodec
 from .tiny_models import Codes
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 VARIANTS = {
     "plain": {},
     "classes": {"num_classes": 3, "class_dropout_prob": 0.2},
-    "text": {"num_classes": 3, "class_dropout_prob": 0.2, "cross_attention_dim": 6, "text_length": 5,
-             "text_dropout_prob": 0.2, "null_text": "learned"},
-    "residual": {"code_shape": (3, 2, 4), "num_levels": 3, "num_classes": 3},
+    "text, levels": {"code_shape": (3, 2, 4), "num_levels": 3, "cross_attention_dim": 6, "text_length": 5,
+                     "text_dropout_prob": 0.2, "null_text": "learned", "num_classes": 3, "class_dropout_prob": 0.2},
+    "context": {"context_codebook_sizes": [5]},
     "sequence": {"code_shape": (12,), "masking_schedule": "linear", "likelihood_steps": None},
     "levels of clips": {"code_shape": (2, 3, 2, 2), "num_levels": 2, "activation": "geglu"},
 }  # fmt: skip
@@ -46,6 +45,8 @@ def make_inputs(prior, batch_size=4):
         conditions["class_labels"] = torch.arange(batch_size) % config.num_classes
     if config.cross_attention_dim:
         conditions["encoder_hidden_states"] = torch.randn(batch_size, config.text_length, config.cross_attention_dim)
+    if config.context_codebook_sizes:
+        conditions["context_codes"] = (torch.randint(5, (batch_size, 2, 2)),)
     return torch.randint(config.codebook_size, (batch_size, *config.code_shape)), conditions
 
 
@@ -85,7 +86,9 @@ def test_logits_see_what_is_not_masked_and_nothing_else():
     logits = prior.run_network(states, **conditions)
     for place in range(12):  # each code that is there moves all logits, before and after it
         changed = states.clone()
-        changed.view(4, -1)[:, place] = torch.where(hidden.view(4, -1)[:, place], prior.mask, codes.view(4, -1)[:, place] ^ 1)
+        changed.view(4, -1)[:, place] = torch.where(
+            hidden.view(4, -1)[:, place], prior.mask, codes.view(4, -1)[:, place] ^ 1
+        )
         moved = (prior.run_network(changed, **conditions) != logits).any(-1)
         assert moved.all() if not hidden.view(4, -1)[0, place] else not moved.any()
 
@@ -126,7 +129,7 @@ def test_every_parameter_learns(variant):
 def test_gradient_checkpointing_gives_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
-        prior = make_prior("text", dropout=0.3, attention_dropout=0.3).train()
+        prior = make_prior("text, levels", dropout=0.3, attention_dropout=0.3).train()
         codes, conditions = make_inputs(prior)
         if checkpointing:
             prior.gradient_checkpointing_enable()
@@ -189,7 +192,7 @@ def test_log_prob_is_the_product_along_its_order():
 
 @torch.no_grad()
 def test_one_greedy_step_is_the_argmax_of_guided_logits_in_one_pass():
-    prior = make_prior("text")
+    prior = make_prior("text, levels")
     codes, conditions = make_inputs(prior)
     mask = torch.rand(codes.shape) < 0.5
     states = codes.masked_fill(~mask, prior.mask)
@@ -255,7 +258,7 @@ def test_steps_are_passes_of_the_network():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 @torch.no_grad()
 def test_half_precision_stays_near(dtype, tolerance):
-    prior = make_prior("text")
+    prior = make_prior("text, levels")
     codes, conditions = make_inputs(prior)
     expected = prior(codes, **conditions)
     prior = prior.to(dtype)
@@ -267,9 +270,9 @@ def test_half_precision_stays_near(dtype, tolerance):
 
 @torch.no_grad()
 def test_attention_implementations_agree():
-    prior = make_prior("text")
+    prior = make_prior("text, levels")
     codes, conditions = make_inputs(prior)
-    lengths = torch.tensor([3, 1, 2, 3])
+    lengths = torch.tensor([2, 1, 2, 1])
     expected = prior(codes, lengths=lengths, **conditions).logits
     prior.set_attn_implementation("eager")
     real = prior.real_places(lengths, codes)
@@ -292,9 +295,9 @@ def train(folder, steps, **options):
 
 
 def test_training_learns_and_resumes_to_the_bit(tmp_path):
-    train(tmp_path / "parts", 4, save_steps=4)
-    report = train(tmp_path / "parts", 100, save_steps=0, resume_from_checkpoint=True)
-    whole = train(tmp_path / "whole", 100, save_strategy="no")
+    whole = train(tmp_path / "whole", 140, save_steps=132)
+    shutil.copytree(tmp_path / "whole/checkpoint-132", tmp_path / "parts/checkpoint-132")
+    report = train(tmp_path / "parts", 140, save_steps=132, resume_from_checkpoint=True)
     weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -303,17 +306,19 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path):
 
     prior = hf_vq.AutoVQPrior.from_pretrained(tmp_path / "whole")
     assert type(prior) is MaskedPrior
-    drawn = prior.sample(class_labels=torch.arange(100) % 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(100) % 2
+    drawn = prior.sample(class_labels=labels, guidance_scale=2.0, generator=torch.Generator().manual_seed(0))
     assert (drawn == drawn[:, :1]).float().mean() > 0.9  # rows repeat the first one
-    assert (drawn[:, 0, 0] // 2 == torch.arange(100) % 2).float().mean() > 0.9  # and the class tells its first code
+    assert (drawn[:, 0, 0] // 2 == labels).float().mean() > 0.9  # and the class tells its first code
 
     torch.manual_seed(0)
-    codec = PictureCodec(1, (2, 2), 8, codebook_dim=4).eval()
+    codec = VQVAE(in_channels=1, hidden_channels=8, codebook_size=8, codebook_dim=4, stage_channels=(8,)).eval()
     codec.initialize_codebook(torch.rand(8, 1, 8, 8) * 2 - 1)
     pipe = VQPipeline(codec, prior)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipeline")
     pipe = VQPipeline.from_pretrained(tmp_path / "pipeline")
+    assert type(pipe.prior) is MaskedPrior
     pipe.set_progress_bar_config(disable=True)
     image, white = torch.rand(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
     white[..., :4, :] = 1  # the upper half is new, in sight of the lower one
@@ -325,7 +330,6 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path):
     mask[:, :2] = False
     options = {name: value for name, value in calls.items() if name != "output_type"}
     assert torch.equal(codes, prior.sample(class_labels=[1], known_codes=known, known_mask=mask, **options))
-    assert json.loads((tmp_path / "pipeline/model_index.json").read_text())["prior"] == ["hf_vq", "MaskedPrior"]
 
 
 def test_halves_of_a_batch_give_its_loss_whatever_is_masked():
@@ -341,6 +345,7 @@ def test_halves_of_a_batch_give_its_loss_whatever_is_masked():
 # What is refused
 
 IMAGE, TEXT = torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(2, 5, 6)
+LEVELS = torch.zeros(2, 3, 2, 4, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -358,12 +363,12 @@ IMAGE, TEXT = torch.zeros(2, 3, 4, dtype=torch.int64), torch.zeros(2, 5, 6)
         ("at most config.code_shape", "plain", lambda prior: prior.sample(1, (4, 4))),
         ("guidance_scale", "plain", lambda prior: prior.sample(1, guidance_scale=2.0)),
         ("got 3 for 2 items", "plain", lambda prior: prior.sample(2, generator=[torch.Generator()] * 3)),
-        ("encoder_hidden_states missing", "text", lambda prior: prior(IMAGE, class_labels=[0, 1])),
-        (r"encoder_hidden_states must be \(2, 5, 6\), got \(2, 5, 7\)", "text",
-         lambda prior: prior(IMAGE, class_labels=[0, 1], encoder_hidden_states=torch.zeros(2, 5, 7))),
+        ("encoder_hidden_states missing", "text, levels", lambda prior: prior(LEVELS, class_labels=[0, 1])),
+        (r"encoder_hidden_states must be \(2, 5, 6\), got \(2, 5, 7\)", "text, levels",
+         lambda prior: prior(LEVELS, class_labels=[0, 1], encoder_hidden_states=torch.zeros(2, 5, 7))),
         ("encoder_hidden_states given", "classes",
          lambda prior: prior(IMAGE, class_labels=[0, 1], encoder_hidden_states=TEXT)),
-        ("must have 3 levels", "residual", lambda prior: prior.sample(class_labels=[0], code_shape=(2, 2, 2))),
+        ("must have 3 levels", "text, levels", lambda prior: prior.sample(class_labels=[0], code_shape=(2, 2, 2))),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_clear_error(match, variant, call):

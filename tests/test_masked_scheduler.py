@@ -1,4 +1,4 @@
-"""MaskedScheduler: stock AmusedScheduler's numbers, what stock does wrong, and the loop that drives stock's network."""
+"""MaskedScheduler: stock AmusedScheduler's numbers, what that does wrong, and the loop that drives stock's network."""
 
 import pytest
 import torch
@@ -170,6 +170,8 @@ def test_bad_input_is_told_by_name():
     with pytest.raises(ValueError, match="num_inference_steps must be an integer between 1 and 1048576, got 0"):
         scheduler.set_timesteps(0)
     scheduler.set_timesteps(4)
+    tight = MaskedScheduler(7)
+    tight.set_timesteps(4)
     for match, call in (
         ("timestep must be one of the 4 of timesteps, 3 to 0, got 4", lambda: scheduler.step(logits, 4, sample)),
         (r"model_output must be \(batch, codes, \*grid\) for a sample of shape \(2, 4, 4\), got \(2, 16, 40\)",
@@ -182,7 +184,5 @@ def test_bad_input_is_told_by_name():
         ("masking_schedule must be one of", lambda: MaskedScheduler(MASK, "square")),
         ("mask_token_id must be an integer at least 0, got -1", lambda: MaskedScheduler(-1)),
     ):  # fmt: skip
-        tight = MaskedScheduler(7)
-        tight.set_timesteps(4)
         with pytest.raises(ValueError, match=match):
             call()

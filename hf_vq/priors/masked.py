@@ -81,6 +81,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         return_loss: bool = True,
         *,
         lengths: torch.Tensor | None = None,
+        context_codes: Sequence[torch.Tensor] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
     ) -> PriorOutput:
@@ -96,6 +97,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
             return_loss: compute the loss.
             lengths: (batch,) int64, real positions of each item along the first axis of space; what is beyond is
                 neither masked nor seen.
+            context_codes: the coarser grids, coarse to fine, each (batch, its height, its width) int64.
             encoder_hidden_states: (batch, length, cross_attention_dim), of a prior with text.
             encoder_attention_mask: (batch, length), 1 where these count.
 
@@ -111,6 +113,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
             labels,
             lengths,
             class_labels=class_labels,
+            context_codes=context_codes,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
         )
