@@ -267,32 +267,47 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
         check_generators(generator, batch_size)
-        guided = guidance_scale != 1
-        if guided:
+        if guidance_scale != 1:
             conditions = self.guidance_conditions(
                 conditions, negative_encoder_hidden_states, negative_encoder_attention_mask
             )
         codes = torch.full((batch_size, *code_shape), self.mask, device=self.device)
         if known is not None:
             codes = torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), codes)
-
-        def predict(codes: torch.Tensor) -> torch.Tensor:
-            grids = codes.view(batch_size, *code_shape).repeat(1 + guided, *[1] * len(code_shape))
-            logits = self.run_network(grids, **conditions).flatten(1, -2)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            if not logits.sum().isfinite():
-                raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-            if not guided:
-                return logits
-            conditional, unconditional = logits.chunk(2)
-            return guide(conditional, unconditional, guidance_scale)
-
         narrow = None
         if temperature != 1 or top_k is not None or top_p is not None:
             narrow = functools.partial(narrow_logits, temperature=temperature, top_k=top_k, top_p=top_p)
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            codes = decode_masked(predict, codes.flatten(1), scheduler, generator, progress_bar, narrow)
+            codes = decode_masked(
+                lambda states: self.guided_logits(states.view_as(codes), guidance_scale, conditions).flatten(1, -2),
+                codes.flatten(1),
+                scheduler,
+                generator,
+                progress_bar,
+                narrow,
+            )
         return codes.view(batch_size, *code_shape)
+
+    def guided_logits(self, states: torch.Tensor, guidance_scale: float, conditions: dict) -> torch.Tensor:
+        """Logits (batch, *grid, codebook_size) of states (batch, *grid), at least float32.
+
+        Args:
+            states: codes or `mask`.
+            guidance_scale: other than 1, the conditions come twice, the second time those that are compared with.
+            conditions: checked ones.
+
+        Raises:
+            RuntimeError: logits that are not finite.
+        """
+        guided = guidance_scale != 1
+        logits = self.run_network(states.repeat(1 + guided, *[1] * (states.ndim - 1)), **conditions)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if not logits.sum().isfinite():
+            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
+        if not guided:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return guide(conditional, unconditional, guidance_scale)
 
     def make_scheduler(
         self, num_inference_steps: int | None, code_shape: tuple[int, ...], choice_temperature: float
