@@ -157,3 +157,4 @@ FAMILIES = Made(
         "wavenet waveforms": VARIANTS["waveforms upsampled"],
     }
 )
+AUTOREGRESSIVE = [name for name in FAMILIES if not name.startswith(("diffusion", "masked"))]

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from hf_vq.priors.sampling import truncate
 from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Transitions
 
 from .conftest import FIXTURES, fixture
+from .processes import in_two_processes
 
 LOG_ZERO = math.log(1e-30)  # what stands for the logarithm of 0 in the originals
 SMALL = {"codebook_size": 11, "code_shape": (3, 4), "hidden_size": 16, "num_layers": 2, "num_heads": 2,
@@ -196,3 +198,187 @@ def test_the_scheduler_reads_stocks_config_and_takes_its_steps():
                 log_codes.movedim(1, -1), states, time, time - 1, log_zero=LOG_ZERO
             )
             torch.testing.assert_close(found.movedim(-1, 1), tensors[f"out.q_posterior_t{time}"], rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("codes", "steps", "ends"), [
+    (3, 2, {}), (7, 25, {"alpha_cum_end": 0.1, "gamma_cum_end": 0.85}), (40, 100, {"gamma_cum_start": 1e-4}),
+])  # fmt: skip
+def test_all_steps_are_stocks_and_fewer_steps_end_where_all_do(codes, steps, ends):
+    config = {"num_vec_classes": codes + 1, "num_train_timesteps": steps, "alpha_cum_start": 0.9998, **ends}
+    stock, ours = diffusers.VQDiffusionScheduler(**config), hf_vq.DiscreteDiffusionScheduler(**config)
+    assert torch.equal(ours.timesteps, stock.timesteps)
+    states = {each: torch.full((2, 6), codes) for each in (stock, ours)}
+    generators = {each: torch.Generator().manual_seed(1) for each in states}
+    log_codes = torch.randn(2, codes, 6, generator=torch.Generator().manual_seed(2)).log_softmax(1)
+    for time in ours.timesteps:
+        for each in states:
+            states[each] = each.step(log_codes, time, states[each], generators[each]).prev_sample
+        assert torch.equal(*states.values())
+    for count in {1, 2, steps - 1, steps} - {0}:
+        ours.set_timesteps(count)
+        assert len(ours.timesteps) == count
+        assert (ours.timesteps.diff() < 0).all()
+        assert (ours.timesteps[0], ours.previous(ours.timesteps[-1])) == (steps - 1, -1)
+    assert (ours.step(log_codes, ours.timesteps[-1], states[ours], generators[ours])[0] < codes).all()
+    assert type(ours).from_config(stock.config).config["num_vec_classes"] == codes + 1
+
+
+@torch.no_grad()
+def test_few_steps_draw_what_many_draw_where_codes_do_not_depend_on_each_other():
+    transitions = Transitions(4, 50)
+    log_codes = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 30_000, 4)
+    for count in (1, 3, 50):
+        scheduler = hf_vq.DiscreteDiffusionScheduler(5, 50)
+        scheduler.set_timesteps(count)
+        generator = torch.Generator().manual_seed(count)
+        states = scheduler.start(log_codes.shape[:2], generator)
+        for time in scheduler.timesteps:
+            certain = torch.where((states == 4)[..., None], log_codes, carried(states, 4))
+            states = scheduler.step(certain.movedim(-1, 1), time, states, generator)[0]
+        shares = states[0].bincount(minlength=4) / states.shape[1]
+        torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.015, rtol=0)
+    assert transitions.mask == 4
+
+
+def carried(states, codes):
+    """Log-probabilities that are certain of states that are codes."""
+    return torch.full((*states.shape, codes), -30.0).scatter(-1, states[..., None].clamp(max=codes - 1), 0.0)
+
+
+@torch.no_grad()
+def test_known_codes_stay_and_all_others_see_them():
+    prior, seen = make_prior("classes"), []
+    codes, conditions = make_codes(prior, 4)
+    known = torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    known[2], known[3] = True, False
+    predict = prior.predict
+    prior.predict = lambda states, *inputs, **options: (seen.append(states), predict(states, *inputs, **options))[1]
+    for options in ({}, {"purity_weight": 2.0}, {"guidance_scale": 2.0}):
+        seen.clear()
+        drawn = prior.sample(**conditions, known_codes=codes, known_mask=known, num_inference_steps=4, **options)
+        assert torch.equal(drawn[known], codes[known])
+        assert len(seen) == 4
+        assert all(torch.equal(states[:4][known], codes[known]) for states in seen)  # from the first step on
+        assert (drawn < 11).all()
+
+
+@torch.no_grad()
+def test_guidance_is_one_pass_of_both_and_purity_and_truncation_are_what_they_say():
+    prior = make_prior("text, levels")
+    codes, conditions = make_codes(prior, 2)
+    states, null = codes.masked_fill(codes > 5, prior.mask), prior.null_text.expand(2, -1, -1)
+    with_text = prior.predict(states, torch.full((2,), 4), **conditions)
+    without = prior.predict(states, torch.full((2,), 4), encoder_hidden_states=null)
+    both = prior.predict_guided(states, 4, prior.guidance_conditions(conditions), 3.0)
+    expected = (without + 3 * (with_text - without)).log_softmax(-1)
+    torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
+    negative = torch.randn(2, 5, 6)
+    away = prior.predict_guided(states, 4, prior.guidance_conditions(conditions, negative), 0.0)
+    torch.testing.assert_close(away, prior.predict(states, torch.full((2,), 4), encoder_hidden_states=negative))
+    for wrong in (negative[:, :4], negative / 0, negative.repeat(2, 1, 1)):
+        with pytest.raises(ValueError, match="negative_encoder_hidden_states must be"):
+            prior.sample(**conditions, guidance_scale=2.0, negative_encoder_hidden_states=wrong)
+    kept = truncate(with_text, 0.5).exp()
+    assert ((kept.sum(-1) <= 1) & (kept.amax(-1) > 0)).all()
+    first_seen = purity_order(prior, conditions)
+    assert first_seen[0] > first_seen[-1]  # the certain ones first
+
+
+def purity_order(prior, conditions):
+    """Mean certainty of the codes that appear in each of five steps; which places are certain is fixed."""
+    certainty = torch.linspace(0, 6, 36).view(3, 3, 4)
+    logits = torch.zeros(2, 3, 3, 4, 11)
+    logits[..., 0] = certainty
+    seen, states = [], []
+    prior.predict = lambda now, *inputs, **options: (states.append(now), logits.log_softmax(-1))[1]
+    drawn = prior.sample(
+        **conditions, purity_weight=1.0, num_inference_steps=5, generator=torch.Generator().manual_seed(0)
+    )
+    for before, after in itertools.pairwise([*states, drawn]):
+        shown = (before == prior.mask) & (after != prior.mask)
+        seen.append(certainty.expand(2, -1, -1, -1)[shown].mean())
+    return seen
+
+
+BAD = {
+    "num_inference_steps must be at most num_train_timesteps=10": {"num_inference_steps": 11},
+    "num_inference_steps must be an integer": {"num_inference_steps": 2.5},
+    "truncation_rate must be": {"truncation_rate": 0.0},
+    "purity_weight must be": {"purity_weight": -1.0},
+    "known_codes and known_mask go together": {"known_codes": torch.zeros(4, 3, 4, dtype=torch.int64)},
+    "code_shape must be a grid of at most": {"code_shape": (3, 5)},
+    r"known_codes must be in \[0, 11\), got 11": {
+        "known_codes": torch.full((4, 3, 4), 11), "known_mask": torch.ones(4, 3, 4, dtype=torch.bool)
+    },
+    "scheduler must be a DiscreteDiffusionScheduler": {"scheduler": diffusers.VQDiffusionScheduler(12)},
+    "scheduler must have num_vec_classes=12 and num_train_timesteps=10": {
+        "scheduler": hf_vq.DiscreteDiffusionScheduler(12, 9)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_sampling_cannot_do_is_named_before_any_work(message):
+    prior = make_prior("classes")
+    prior.predict = None
+    with pytest.raises(ValueError, match=message):
+        prior.sample(**make_codes(prior, 4)[1], **BAD[message])
+
+
+def test_numbers_that_are_none_end_in_an_error():
+    prior = make_prior("classes")
+    prior.head.weight.data[0] = math.nan
+    with pytest.raises(RuntimeError, match="logits that are not finite"):
+        prior.sample(**make_codes(prior, 2)[1])
+    scheduler = hf_vq.DiscreteDiffusionScheduler(5, 4)
+    with pytest.raises(ValueError, match="model_output must be log-probabilities, got NaN"):
+        scheduler.step(torch.full((1, 4, 2), math.nan), 3, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"timestep must be one of \[3, 2, 1, 0\], got 4"):
+        scheduler.step(torch.zeros(1, 4, 2), 4, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"sample must be in \[0, 5\), got 5"):
+        scheduler.step(torch.zeros(1, 4, 2), 3, torch.full((1, 2), 5))
+    for wrong, message in (
+        ({"alpha_cum_end": 1.0}, "the cumulated alpha must fall"),
+        ({"gamma_cum_end": 0.0}, "the cumulated 1 - gamma must fall"),
+        ({"alpha_cum_end": 0.5}, "a share that grows"),
+        ({"gamma_cum_start": 0.5}, "must not be above 1 together"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hf_vq.DiscreteDiffusionScheduler(5, 10, **wrong)
+
+
+def learn(rank, folder):
+    """Writes the loss of a share of a batch, and what is remembered of it; rank None is all of the batch."""
+    prior, share = (
+        make_prior("classes", class_dropout_prob=0.0).train(),
+        slice(rank, None, None if rank is None else 2),
+    )
+    codes, labels = torch.randint(11, (8, 3, 4)), torch.arange(8) % 3
+    times, uniforms = torch.arange(8) % 5, torch.rand(2, *codes.shape)
+    states = prior.transitions.noise(codes, times, uniforms)[share]
+    log_codes = prior.predict(states, times[share], class_labels=labels[share])
+    real = torch.ones_like(states, dtype=torch.bool)
+    loss = prior.compute_loss(log_codes, codes[share], real, states, times[share], torch.full((len(states),), 0.1))
+    torch.save((loss.detach(), *prior.timesteps.state_dict().values()), folder / f"{rank}.pt")
+
+
+def test_two_processes_learn_and_remember_what_one_does_of_the_whole_batch(tmp_path):
+    in_two_processes(learn, tmp_path)
+    learn(None, tmp_path)
+    halves, whole = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], torch.load(tmp_path / "None.pt")
+    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, whole[0])
+    for each in halves:
+        torch.testing.assert_close(each[1:], whole[1:])
+
+
+def test_half_precision_and_the_gradient_of_everything():
+    for variant in VARIANTS:
+        prior = make_prior(variant, null_text=None, text_dropout_prob=0.0)
+        codes, conditions = make_codes(prior, 4)
+        exact = prior(codes, **conditions)
+        prior.to(torch.bfloat16)
+        half = prior(codes, **conditions)
+        assert half.logits.dtype == torch.float32
+        torch.testing.assert_close(half.loss, exact.loss, rtol=0.02, atol=0)
+        prior.float().train()(codes, **conditions).loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in prior.parameters())

@@ -94,7 +94,7 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f"got {num_inference_steps}"
             )
         self.num_inference_steps = num_inference_steps
-        times = torch.linspace(most - 1, -1, num_inference_steps + 1, dtype=torch.float64).round().long()
+        times = torch.linspace(most - 1, -1, num_inference_steps + 1, dtype=torch.float64, device="cpu").round().long()
         self.timesteps = times[:-1].to(device)
         self._before = dict(zip(times[:-1].tolist(), times[1:].tolist(), strict=True))
 

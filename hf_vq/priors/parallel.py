@@ -285,12 +285,15 @@ class ParallelNetwork(InputChecks):
             texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
             count = len(first(next(iter(conditions.values()))))
             others = {name: value for name, value in conditions.items() if name not in texts}
-            null.update(self.check_conditions({**others, **texts}, count))
-            shapes = [tuple(of["encoder_hidden_states"].shape) for of in (conditions, null)]
+            try:
+                null.update(self.check_conditions({**others, **texts}, count))
+            except ValueError as error:
+                raise ValueError(f"negative_{error}") from error
+            shapes = [conditions["encoder_hidden_states"].shape, null["encoder_hidden_states"].shape]
             if shapes[0] != shapes[1] or conditions.keys() != null.keys():
                 raise ValueError(
                     "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
-                    f"these have one, got {shapes[1]} for {shapes[0]}"
+                    f"these have one, got {tuple(shapes[1])} for {tuple(shapes[0])}"
                 )
         return {
             name: map_tensors(lambda *both: torch.cat(both), value, null[name]) for name, value in conditions.items()

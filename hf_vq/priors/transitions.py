@@ -6,7 +6,7 @@ along the last axis, of codes or of states: (batch, *grid, codebook_size) or (ba
 """
 
 from math import pi
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -54,7 +54,8 @@ class Transitions:
         gamma_cum_end: Share = 0.99999,
     ):
         self.codebook_size, self.num_timesteps, self.transition = codebook_size, num_timesteps, transition
-        way = torch.linspace(0 if num_timesteps > 1 else 1, 1, num_timesteps, dtype=torch.float64)
+        plain: Any = {"dtype": torch.float64, "device": "cpu"}  # also where a model is made without its weights
+        way = torch.linspace(0 if num_timesteps > 1 else 1, 1, num_timesteps, **plain)
         if schedule == "cosine":
             way = (way * pi / 2).sin().square()
         alphas = alpha_cum_start + way * (alpha_cum_end - alpha_cum_start)
@@ -64,7 +65,7 @@ class Transitions:
         elif transition == "uniform":
             gammas = torch.zeros_like(gammas)
         check_cumulated(alphas, gammas)
-        clean = torch.ones(1, dtype=torch.float64)
+        clean = torch.ones(1, **plain)
         self.alphas = torch.cat([alphas, clean])  # by time; the last is that of -1
         self.gammas = torch.cat([gammas, 1 - clean])
 

@@ -38,6 +38,7 @@ PRIORS = {
     "RQTransformer": {"hidden_size": 16, "num_spatial_layers": 1, "num_depth_layers": 1, "num_spatial_heads": 2,
                       "num_depth_heads": 2},
     "DelayedTransformerPrior": LLAMA,
+    "DiscreteDiffusionPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_timesteps": 8},
     "MaskedPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
     "WaveNet": {"num_layers": 2, "num_cycles": 1, "residual_channels": 4, "gate_channels": 4, "skip_channels": 4},
 }  # fmt: skip
