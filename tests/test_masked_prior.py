@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hf_vq
-from hf_vq import VQVAE, MaskedPrior, MaskedPriorConfig, VQPipeline
+from hf_vq import VQVAE, MaskedPrior, MaskedPriorConfig, VQPipeline, VQVAE2Pipeline
 from hf_vq.priors.sampling import guide
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from . import test_hierarchical_pipelines
 from .conftest import compile_whole
 from .tiny_models import Codes
 
@@ -330,6 +331,27 @@ def test_training_learns_and_resumes_to_the_bit(tmp_path):
     mask[:, :2] = False
     options = {name: value for name, value in calls.items() if name != "output_type"}
     assert torch.equal(codes, prior.sample(class_labels=[1], known_codes=known, known_mask=mask, **options))
+
+
+@torch.no_grad()
+def test_priors_of_a_hierarchy_complete_pictures_in_sight_of_all_that_is_kept():
+    top = make_prior("plain", codebook_size=10, code_shape=(4, 4), num_classes=3)
+    bottom = make_prior("context", codebook_size=12, code_shape=(8, 8), context_codebook_sizes=[10])
+    pipe = VQVAE2Pipeline(test_hierarchical_pipelines.autoencoder(), top, bottom)
+    pipe.set_progress_bar_config(disable=True)
+    image, white = torch.rand(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    white[..., :4, :] = 1
+    known = pipe.autoencoder.tokenize(image * 2 - 1)
+    options = {"num_inference_steps": [1, 2], "temperature": 0.0, "choice_temperature": 0.0}
+    coarse, fine = pipe(class_labels=[2], image=image, mask_image=white, **options, output_type="codes").images
+    states = known[0].clone()
+    states[:, :1] = top.mask
+    logits = top.run_network(states, class_labels=torch.tensor([2]))
+    assert torch.equal(coarse, torch.cat([logits[:, :1].argmax(-1), known[0][:, 1:]], dim=1))
+    mask = torch.ones_like(fine, dtype=torch.bool)
+    mask[:, :2] = False
+    options["num_inference_steps"] = 2
+    assert torch.equal(fine, bottom.sample(context_codes=(coarse,), known_codes=known[1], known_mask=mask, **options))
 
 
 def test_halves_of_a_batch_give_its_loss_whatever_is_masked():

@@ -50,6 +50,9 @@ class SampleOptions:
     top_k: Size | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
     top_p: TopP | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
     guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
+    num_inference_steps: Samples | None = field(
+        default=None, metadata={"help": "of priors that draw many codes at once: passes of the network"}
+    )
     batch_size: Samples = field(default=64, metadata={"help": "samples drawn at once"})
     seed: Seed = field(default=0, metadata={"help": "of the random generator"})
     device: str | None = field(
@@ -80,6 +83,8 @@ def run(options: SampleOptions) -> None:
     labels = [label for label in classes for _ in range(options.num)]
     pipeline = load_pipeline(folder)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
+    if options.num_inference_steps is not None:
+        sampling["num_inference_steps"] = options.num_inference_steps
     check_sampling(pipeline, sampling)
     samples = draw(
         pipeline.to(device),

@@ -1,6 +1,5 @@
 """MaskedPrior: MaskGIT's prior, which learns to fill masked codes and draws a grid in a few steps."""
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Annotated, Any, cast
@@ -16,7 +15,7 @@ from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.masked_scheduler import SCHEDULES, MaskedScheduler, decode_masked, lowest, mask_ratio
 from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, seeded_uniforms
-from hf_vq.priors.sampling import check_generators, check_sampling_options, guide, narrow_logits
+from hf_vq.priors.sampling import check_generators, check_sampling_options, draw_uniforms, guide, sample_codes
 from hf_vq.ranges import Chance, OneOf, Samples, Seed, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
@@ -274,18 +273,16 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         codes = torch.full((batch_size, *code_shape), self.mask, device=self.device)
         if known is not None:
             codes = torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), codes)
-        narrow = None
-        if temperature != 1 or top_k is not None or top_p is not None:
-            narrow = functools.partial(narrow_logits, temperature=temperature, top_k=top_k, top_p=top_p)
+
+        def predict(states: torch.Tensor) -> torch.Tensor:
+            return self.guided_logits(states.view(batch_size, *code_shape), guidance_scale, conditions).flatten(1, -2)
+
+        def draw(logits: torch.Tensor) -> torch.Tensor:
+            uniforms = draw_uniforms(logits.shape[1], batch_size, generator, self.device).T.flatten()
+            return sample_codes(logits.flatten(0, 1), uniforms, temperature, top_k, top_p).view(batch_size, -1)
+
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
-            codes = decode_masked(
-                lambda states: self.guided_logits(states.view_as(codes), guidance_scale, conditions).flatten(1, -2),
-                codes.flatten(1),
-                scheduler,
-                generator,
-                progress_bar,
-                narrow,
-            )
+            codes = decode_masked(predict, codes.flatten(1), scheduler, generator, progress_bar, draw)
         return codes.view(batch_size, *code_shape)
 
     def guided_logits(self, states: torch.Tensor, guidance_scale: float, conditions: dict) -> torch.Tensor:

@@ -95,7 +95,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         return_dict: bool = True,
         *,
-        draw_logits: torch.Tensor | None = None,
+        drawn: torch.Tensor | None = None,
     ) -> Any:
         """Draw codes where places are masked, and mask those again that the network is least sure of.
 
@@ -106,7 +106,8 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
             starting_mask_ratio: share of places that was masked before the first step; (batch,), or one for all.
             generator: None, one generator, or one for each item, which makes it independent of the batch.
             return_dict: False gives a tuple.
-            draw_logits: logits to draw from instead of `model_output`, which then says how sure codes are alone.
+            drawn: (batch, *grid) int64, codes that were drawn otherwise; `model_output` then says alone how sure the
+                network is of them.
 
         Returns:
             `MaskedSchedulerOutput` of (batch, *grid) int64.
@@ -116,14 +117,15 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
                 code, or logits that are NaN or give no distribution.
         """
         index = self._index(timestep)
-        logits = self._positions_first("model_output", model_output, sample)
+        logits = self._positions_first(model_output, sample)
         codes = sample.flatten(1)
         masked = codes == self.config.mask_token_id
-        probabilities = _softmax("model_output", logits)
-        drawn_from = probabilities
-        if draw_logits is not None:
-            drawn_from = _softmax("draw_logits", self._positions_first("draw_logits", draw_logits, sample))
-        original = torch.where(masked, draw_by_race(drawn_from, generator), codes)
+        probabilities = logits.float().softmax(dim=-1)
+        if probabilities.isnan().any():
+            raise ValueError("model_output must give a distribution of codes everywhere, got logits that do not")
+        if drawn is None:
+            drawn = draw_by_race(probabilities, generator)
+        original = torch.where(masked, drawn.flatten(1), codes)
         previous = original
         if index + 1 < len(self.timesteps):
             ratio = mask_ratio(torch.tensor(index + 1) / len(self.timesteps), self.config.masking_schedule)
@@ -157,7 +159,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"timestep must be one of the {last + 1} of timesteps, {last} to 0, got {int(timestep)}")
         return last - int(timestep)
 
-    def _positions_first(self, name, logits, sample):
+    def _positions_first(self, logits, sample):
         """Logits as (batch, positions, codes)."""
         if sample.ndim < 2 or sample.is_floating_point():
             raise ValueError(f"sample must be integers (batch, *grid), got {sample.dtype} {tuple(sample.shape)}")
@@ -166,21 +168,14 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         if not fits:
             wanted = "(batch, positions, codes)" if axis == 2 else "(batch, codes, *grid)"
             raise ValueError(
-                f"{name} must be {wanted} for a sample of shape {tuple(sample.shape)}, got {tuple(logits.shape)}"
+                f"model_output must be {wanted} for a sample of shape {tuple(sample.shape)}, got {tuple(logits.shape)}"
             )
         if self.config.mask_token_id < logits.shape[axis]:
             raise ValueError(
-                f"mask_token_id={self.config.mask_token_id} is one of the {logits.shape[axis]} codes of {name}: the "
-                "mask must be none of them"
+                f"mask_token_id={self.config.mask_token_id} is one of the {logits.shape[axis]} codes of model_output: "
+                "the mask must be none of them"
             )
         return logits.movedim(axis, -1).flatten(1, -2)
-
-
-def _softmax(name, logits):
-    probabilities = logits.float().softmax(dim=-1)
-    if probabilities.isnan().any():
-        raise ValueError(f"{name} must give a distribution of codes everywhere, got logits that are not finite")
-    return probabilities
 
 
 def decode_masked(
@@ -189,7 +184,7 @@ def decode_masked(
     scheduler: MaskedScheduler,
     generator: Generators = None,
     progress_bar: Callable[[Iterable], Iterable] | None = None,
-    narrow: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    draw: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Fill the masked places of grids, in all steps of a scheduler.
 
@@ -199,7 +194,7 @@ def decode_masked(
         scheduler: after its `set_timesteps`.
         generator: see `MaskedScheduler.step`.
         progress_bar: wraps the loop over steps.
-        narrow: from logits to those that codes are drawn from, such as of fewer codes.
+        draw: from these logits to codes (batch, *grid), instead of the scheduler's way.
 
     Returns:
         (batch, *grid) int64 without masks.
@@ -210,6 +205,6 @@ def decode_masked(
     timesteps = scheduler.timesteps.tolist() if unknown.any() else []
     for timestep in timesteps if progress_bar is None else progress_bar(timesteps):
         logits = predict(codes)
-        narrowed = None if narrow is None else narrow(logits)
-        codes, _ = scheduler.step(logits, timestep, codes, unknown, generator, False, draw_logits=narrowed)
+        drawn = None if draw is None else draw(logits)
+        codes, _ = scheduler.step(logits, timestep, codes, unknown, generator, False, drawn=drawn)
     return codes

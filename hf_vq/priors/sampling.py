@@ -201,19 +201,9 @@ def sample_codes(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    return draw_codes(narrow_logits(logits, temperature, top_k, top_p), uniforms)
-
-
-def narrow_logits(
-    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> torch.Tensor:
-    """Logits (..., codebook_size) of what is left to draw from: temperature, then top-k, then top-p; options as there.
-
-    At temperature 0 the most probable code alone is left.
-    """
-    if temperature == 0:
-        return keep_top_k(logits, 1)
     logits = apply_temperature(logits, temperature)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    return logits if top_p is None or top_p >= 1 else keep_top_p(logits, top_p)
+    if top_p is not None and top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    return draw_codes(logits, uniforms)

@@ -128,6 +128,8 @@ def test_every_prior_trains_samples_is_evaluated_by_the_command_line(
     if precision == "fp32":
         if autoencoder:
             sampled = ("--num", "1", "--output", tmp_path / "samples.png")
+            if "num_inference_steps" in registry.PRIORS[name].sampling_options:
+                sampled += ("--num_inference_steps", "3")
             assert run("sample", output / "pipeline", *sampled) == 0
         evaluated = ("--codes", road / "codes", "--output", tmp_path / "evaluation.json")
         assert run("evaluate", output, *evaluated) == 0
