@@ -7,7 +7,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel, CLIPTextConfig, C
 
 import hf_vq
 import hf_vq_cli
-from hf_vq import DiscreteDiffusionPrior, DiscreteDiffusionPriorConfig, DiscreteDiffusionScheduler
+from hf_vq import (
+    DiscreteDiffusionPrior,
+    DiscreteDiffusionPriorConfig,
+    DiscreteDiffusionScheduler,
+    MaskedPrior,
+    MaskedPriorConfig,
+)
 from hf_vq import VQTextToImagePipeline as Pipeline
 from hf_vq.converters import convert
 
@@ -162,6 +168,27 @@ def test_any_text_encoder_reads_and_masked_padding_changes_nothing(name, length)
     embeds[mask == 0] = 7.0
     given = draw(pipe, None, prompt_embeds=embeds[:1], prompt_attention_mask=mask[:1], guidance_scale=2.0)
     assert torch.equal(given, codes)
+
+
+def test_a_masked_prior_of_texts_and_classes_draws_and_completes():
+    pipe = build()
+    config = MaskedPriorConfig(
+        codebook_size=12, code_shape=(4, 4), hidden_size=16, num_layers=1, num_heads=2, num_classes=3,
+        cross_attention_dim=16, text_length=12, text_dropout_prob=0.1, null_text="learned",
+    )  # fmt: skip
+    prior = MaskedPrior(config).eval()
+    with pytest.raises(ValueError, match="scheduler given, but prior, a MaskedPrior, does not take one"):
+        Pipeline(**pipe.components | {"prior": prior})
+    other = Pipeline(pipe.autoencoder, prior, pipe.text_encoder, pipe.tokenizer, class_names=["ant", "bee", "cat"])
+    other.set_progress_bar_config(disable=True)
+    image, mask = torch.rand(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    request = {"class_labels": ["bee", 2], "num_inference_steps": 3, "image": image, "mask_image": mask}
+    codes = draw(other, num_images_per_prompt=2, negative_prompt="a cat", **request)
+    kept = pipe.autoencoder.tokenize(image * 2 - 1)[:, :, 2:]
+    assert torch.equal(codes[:, :, 2:], kept.expand(4, -1, -1))
+    with pytest.raises(ValueError, match="conditions must be of one number of samples"):
+        draw(other, "a cat", **request)
 
 
 LONG = "the red dog and a cat and the blue dog"
