@@ -108,6 +108,7 @@ PIXELSNAIL = {
     "num_attention_heads": 4, "dropout": 0.2,
 }  # fmt: skip
 GPT = {**COMMON, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "block_size": 15}
+MASKED = {**COMMON, "hidden_size": 12, "num_layers": 2, "num_heads": 3}
 RQ = {
     "codebook_size": 11, "num_levels": 3, "block_size": 8, "hidden_size": 12, "num_spatial_layers": 2,
     "num_spatial_heads": 3, "num_depth_layers": 1, "num_depth_heads": 2, "code_vector_dim": 5, "code_shape": (3, 2, 3),
@@ -156,6 +157,14 @@ PRIORS = [
     ("GPTPrior", _made(hf_vq.GPTPrior, **GPT, **CLASSES)),
     ("GPTPrior shared start", _made(hf_vq.GPTPrior, **GPT, shared_start=True, start_token=12)),
     ("LlamaGenPrior", _made(hf_vq.LlamaGenPrior, **LLAMA, **CLASSES, num_key_value_heads=2)),
+    ("MaskedPrior", _made(hf_vq.MaskedPrior, **MASKED, **CLASSES, dropout=0.2)),
+    (
+        "MaskedPrior text",
+        _made(
+            hf_vq.MaskedPrior, **MASKED, cross_attention_dim=5, text_length=4, text_dropout_prob=0.3,
+            null_text="learned", context_codebook_sizes=(7,),
+        ),
+    ),
     ("RQTransformer classes", _rq(**CLASSES)),
     ("RQTransformer prompts", _rq(prompt_vocab_size=7, prompt_length=4)),
     ("RQTransformer embeddings", _made(
@@ -184,6 +193,9 @@ def make_conditions(prior, batch_size, code_shape=None):
     if getattr(config, "local_channels", 0):
         frames = shape[0] if prior.upsampler is None else prior.upsampler.num_frames(shape[0])
         made["local_features"] = torch.randn(batch_size, config.local_channels, frames)
+    width = getattr(config, "cross_attention_dim", 0)
+    if width:
+        made["encoder_hidden_states"] = torch.randn(batch_size, config.text_length, width)
     sizes = getattr(config, "context_codebook_sizes", None) or ()
     if sizes:
         grids = [tuple(-(-side // 2**step) for side in shape) for step in range(len(sizes), 0, -1)]

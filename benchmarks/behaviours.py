@@ -178,9 +178,10 @@ def drawn(model, codes, conditions):
         return found | {"completed": sample(known_values=codes, known_mask=mask)}
     found |= {"completed": sample(known_codes=codes, known_mask=mask), "top": sample(top_k=4, top_p=0.8)}
     if any(
-        getattr(model.config, f"{kind}_dropout_prob", 0) for kind in ("class", "prompt")
+        getattr(model.config, f"{kind}_dropout_prob", 0) for kind in ("class", "prompt", "text")
     ):  # a null to guide away from
-        found["guided"] = sample(guidance_scale=2.0, guidance_steps=5)
+        steps = {"guidance_steps": 5} if "guidance_steps" in model.sampling_options else {}
+        found["guided"] = sample(guidance_scale=2.0, **steps)
     return found
 
 

@@ -13,6 +13,7 @@ import torch
 from behaviour_models import (
     GPT,
     LLAMA,
+    MASKED,
     PIXELCNN,
     PIXELSNAIL,
     RQ,
@@ -58,6 +59,7 @@ SMALL_PRIORS = {
     "DelayedTransformerPrior": {**LLAMA, "num_levels": 2, "code_shape": (2, 3, 4)},
     "GPTPrior": GPT,
     "LlamaGenPrior": {**LLAMA, "num_classes": 3},
+    "MaskedPrior": MASKED,
     "MixtureWaveNet": {**WAVENET, "num_mixtures": 3},
     "PixelCNN": PIXELCNN,
     "PixelSNAIL": PIXELSNAIL,

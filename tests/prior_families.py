@@ -10,6 +10,7 @@ from hf_vq.priors import AutoregressivePrior, PixelCNN, PixelCNNConfig, PixelSNA
 from . import (
     test_discrete_diffusion,
     test_gpt,
+    test_masked_prior,
     test_pixelsnail,
     test_priors,
     test_rq_transformer,
@@ -90,6 +91,11 @@ def diffusion(variant, batch_size=4):
     return prior, *test_discrete_diffusion.make_codes(prior, batch_size)
 
 
+def masked(variant, batch_size=4):
+    prior = test_masked_prior.make_prior(variant)
+    return prior, *test_masked_prior.make_inputs(prior, batch_size)
+
+
 def of_original_size(prior_class, config, batch_size):
     torch.manual_seed(0)
     prior = prior_class(config).eval()
@@ -146,7 +152,9 @@ FAMILIES = Made(
         **{name: VARIANTS[name] for name in ("rq classes", "rq prompts", "pixelsnail top with classes")},
         **{name: VARIANTS[name] for name in ("pixelsnail bottom with classes", "pixelcnn gated", "pixelcnn plain")},
         **{f"diffusion {name}": partial(diffusion, name) for name in ("classes", "text, levels", "context")},
+        **{f"masked {name}": partial(masked, name) for name in ("classes", "text, levels", "context")},
         "wavenet codes": VARIANTS["wavenet upsampled"],
         "wavenet waveforms": VARIANTS["waveforms upsampled"],
     }
 )
+AUTOREGRESSIVE = [name for name in FAMILIES if not name.startswith(("diffusion", "masked"))]

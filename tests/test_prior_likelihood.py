@@ -18,7 +18,7 @@ from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from hf_vq.training.prior_trainer import PriorTrainer
 
 from .contracts.toy_masked_prior import ToyMaskedPrior, ToyMaskedPriorConfig
-from .prior_families import FAMILIES
+from .prior_families import AUTOREGRESSIVE, FAMILIES
 from .tiny_models import Codes, Images, tiny_prior
 
 
@@ -131,7 +131,7 @@ def test_a_copy_that_begins_as_nothing_is_found_after_training(tmp_path):
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_no_family_is_accused_in_low_precision(name, dtype):
@@ -228,7 +228,7 @@ def test_logits_that_are_no_numbers_are_refused_by_name(value):
         prior.log_prob(Codes(4).codes)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @torch.no_grad()
 def test_no_family_is_accused_beside_a_masked_code_or_at_any_step(name, dtype):

@@ -195,16 +195,23 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_a_bad_request_is_named_before_any_work(message):
+@pytest.fixture(scope="module")
+def idle():
     pipe = build()
     pipe.text_encoder.forward = None  # what is called works
+    return pipe
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_request_is_named_before_any_work(message, idle):
     with pytest.raises(ValueError, match=message):
-        pipe(**BAD[message])
+        idle(**BAD[message])
 
 
-def test_long_texts_are_cut_when_asked():
+def test_long_texts_are_cut_when_asked_and_none_are_none():
     pipe = build()
+    with pytest.raises(ValueError, match=r"prompt must be a string or a list of at least one, got \[\]"):
+        pipe.encode_prompt([])
     assert torch.equal(draw(pipe, LONG + " a", truncate_prompt=True), draw(pipe, LONG))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
-from hf_vq.pipelines.texts import TextReader, Texts, read_texts
+from hf_vq.pipelines.texts import TextReader, Texts, as_prompts, read_texts
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
@@ -102,7 +102,7 @@ class VQTextToImagePipeline(PicturesPipeline):
         Returns:
             (texts, length, width) floats, and with `mask_padding` (texts, length) int64, else None.
         """
-        texts = Texts([prompt] if isinstance(prompt, str) else list(prompt))
+        texts = Texts(as_prompts("prompt", prompt, may_be_empty=True))
         (found,) = self._encode(*self._tokenize(truncate_prompt, texts), texts)
         return cast(torch.Tensor, found.embeds), found.mask
 

@@ -149,21 +149,22 @@ def read_texts(
     if embeds is not None:
         _check_embeds(name, embeds, mask, condition, number)
     elif prompt is not None:
-        return Texts(as_prompts(name, prompt, number))
+        prompts = as_prompts(name, prompt, may_be_empty=number is not None)
+        if number is not None and len(prompts) not in (1, number):
+            raise ValueError(f"{name} must be one, or one for each of {number} prompts, got {len(prompts)}")
+        return Texts(prompts)
     elif number is None:
         raise ValueError(f"{name} is missing: give it, or {name}_embeds")
     return Texts([], embeds, mask)
 
 
-def as_prompts(name: str, prompt: Any, number: int | None = None) -> list[str]:
-    """A text or several as a list; arguments and errors as of `read_texts`."""
+def as_prompts(name: str, prompt: Any, may_be_empty: bool) -> list[str]:
+    """A text or several as a list; a ValueError that begins with a name where they are none, or one is empty."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(one, str) for one in prompts):
         raise ValueError(f"{name} must be a string or a list of at least one, got {prompt!r:.80}")
-    if number is None and not all(one.strip() for one in prompts):
+    if not may_be_empty and not all(one.strip() for one in prompts):
         raise ValueError(f"{name} must not be empty, got {prompt!r:.80}")
-    if number is not None and len(prompts) not in (1, number):
-        raise ValueError(f"{name} must be one, or one for each of {number} prompts, got {len(prompts)}")
     return list(prompts)
 
 

@@ -71,7 +71,8 @@ class VQPipeline(PicturesPipeline):
             image: a picture to complete (PIL, array or tensor, floats in [0, 1] or integers, or several; see
                 `hf_vq.modalities.image_inputs`): one for all images, one for each class label or prompt, or one each.
             mask_image: white where something new is to be drawn, as in diffusers; codes that stand for no white pixel
-                are kept. Codes are drawn in raster order: what is kept below and to the right is not yet known.
+                are kept. A prior that draws codes in raster order does not yet know what is kept below and to the
+                right; `MaskedPrior` and `DiscreteDiffusionPrior` see all that is kept.
             num_images_per_prompt: images of each class label, prompt and other condition, in a row.
             height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
             temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the

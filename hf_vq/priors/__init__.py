@@ -8,6 +8,8 @@ from hf_vq.priors.discrete_diffusion import DiscreteDiffusionPrior, DiscreteDiff
 from hf_vq.priors.discrete_diffusion_scheduler import DiscreteDiffusionScheduler
 from hf_vq.priors.gpt import GPTPrior, GPTPriorConfig
 from hf_vq.priors.llamagen import LlamaGenPrior, LlamaGenPriorConfig
+from hf_vq.priors.masked import MaskedPrior, MaskedPriorConfig
+from hf_vq.priors.masked_scheduler import MaskedScheduler
 from hf_vq.priors.mixture_wavenet import MixtureWaveNet, MixtureWaveNetConfig
 from hf_vq.priors.pixelcnn import PixelCNN, PixelCNNConfig
 from hf_vq.priors.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -27,6 +29,9 @@ __all__ = [
     "GPTPriorConfig",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
+    "MaskedPrior",
+    "MaskedPriorConfig",
+    "MaskedScheduler",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "PRIORS",

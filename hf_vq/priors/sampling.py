@@ -4,7 +4,7 @@ Every filter keeps logits as logits, so that they compose; `sample_codes` is the
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -95,6 +95,55 @@ def draw_uniforms(
     return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
 
 
+def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int) -> None:
+    """Raise a `ValueError` for a list of generators that does not have one per item."""
+    if isinstance(generator, Sequence) and len(generator) != batch_size:
+        raise ValueError(
+            f"generator must be one, or one per item: got {len(generator)} for {batch_size} items, "
+            f"{reprlib.repr(list(generator))}"
+        )
+
+
+def draw_noise(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device | str | None,
+    fill: Callable,
+) -> torch.Tensor:
+    """Random numbers (batch, ...) float32, with the rules for generators of `draw_uniforms`.
+
+    Args:
+        shape: batch first.
+        generator: see `draw_uniforms`.
+        device: where the numbers are needed.
+        fill: a method of tensors that fills them, such as `torch.Tensor.uniform_`.
+    """
+    if isinstance(generator, torch.Generator) or generator is None:
+        source = device if generator is None else generator.device
+        return fill(torch.empty(*shape, dtype=torch.float32, device=source), generator=generator).to(device)
+    check_generators(generator, shape[0])
+    return torch.cat([draw_noise((1, *shape[1:]), one, device, fill) for one in generator])
+
+
+def draw_by_race(
+    probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> torch.Tensor:
+    """Draw a code for every distribution: each code runs an exponential time over its probability, the first wins.
+
+    On a CPU this draws what `torch.multinomial` does; but a code of probability 0 does not run at all.
+
+    Args:
+        probabilities: (batch, ..., codebook_size) float32.
+        generator: see `draw_uniforms`.
+
+    Returns:
+        (batch, ...) int64.
+    """
+    times = draw_noise(probabilities.shape, generator, probabilities.device, torch.Tensor.exponential_)
+    torch.div(probabilities, times, out=times)  # in place: there is one for every code of every position
+    return times.masked_fill_(probabilities == 0, -1.0).argmax(dim=-1)
+
+
 def truncate(log_probs: torch.Tensor, rate: float) -> torch.Tensor:
     """VQ-Diffusion's truncation (https://arxiv.org/abs/2111.14822, section 5.1): `keep_top_p` of log-probabilities.
 
@@ -109,21 +158,8 @@ def draw_gumbel(
     device: torch.device | str | None,
 ) -> torch.Tensor:
     """Gumbel noise (batch, ...) in float32, whose argmax with logits is a draw; generators as of `draw_uniforms`."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        check_generators(generator, shape[0])
-        return torch.cat([draw_gumbel((1, *shape[1:]), one, device) for one in generator])
-    source = device if generator is None else generator.device
-    uniforms = torch.rand(tuple(shape), generator=generator, device=source).to(device)
+    uniforms = draw_noise(shape, generator, device, torch.Tensor.uniform_)
     return -torch.log(-torch.log(uniforms + 1e-30) + 1e-30)  # the smallest keep 0 and 1 finite
-
-
-def check_generators(generators: Sequence[torch.Generator], batch_size: int) -> None:
-    """Raise a ValueError unless there is one generator per item."""
-    if len(generators) != batch_size:
-        raise ValueError(
-            f"generator must be one, or one per item: got {len(generators)} for {batch_size} items, "
-            f"{reprlib.repr(list(generators))}"
-        )
 
 
 def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

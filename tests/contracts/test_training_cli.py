@@ -39,6 +39,7 @@ PRIORS = {
                       "num_depth_heads": 2},
     "DelayedTransformerPrior": LLAMA,
     "DiscreteDiffusionPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_timesteps": 8},
+    "MaskedPrior": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
     "WaveNet": {"num_layers": 2, "num_cycles": 1, "residual_channels": 4, "gate_channels": 4, "skip_channels": 4},
 }  # fmt: skip
 ROADS = {"RQTransformer": "RQVAE", "DelayedTransformerPrior": "RQVAE", "WaveNet": "SignalCodec"}
@@ -127,6 +128,8 @@ def test_every_prior_trains_samples_is_evaluated_by_the_command_line(
     if precision == "fp32":
         if autoencoder:
             sampled = ("--num", "1", "--output", tmp_path / "samples.png")
+            if "num_inference_steps" in registry.PRIORS[name].sampling_options:
+                sampled += ("--num_inference_steps", "3")
             assert run("sample", output / "pipeline", *sampled) == 0
         evaluated = ("--codes", road / "codes", "--output", tmp_path / "evaluation.json")
         assert run("evaluate", output, *evaluated) == 0
