@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from transformers import PreTrainedModel
 
 from hf_vq.auto import AutoVQModel, AutoVQPrior, know_registered_classes
@@ -10,7 +10,7 @@ from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, 
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
 from hf_vq.modalities import ImageProcessor
-from hf_vq.pipelines import VQPipeline, VQVAE2Pipeline
+from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
     AutoregressivePrior,
@@ -88,11 +88,13 @@ __all__ = [
     "TransformerPrior",
     "TransformerPriorConfig",
     "register",
+    "SchedulerMixin",  # the same
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",
     "VQModel",
     "VQPipeline",
+    "VQTextToImagePipeline",
     "VQVAE",
     "VQVAE2",
     "VQVAE2Pipeline",

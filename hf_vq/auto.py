@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -101,4 +101,6 @@ def know_registered_classes() -> None:
     subscribe("autoencoder", _know_autoencoder)
     subscribe("prior", _know_prior)
     verbs = ["save_pretrained", "from_pretrained"]
-    LOADABLE_CLASSES.setdefault("hf_vq", {base.__name__: verbs for base in (ModelMixin, PreTrainedModel)})
+    LOADABLE_CLASSES.setdefault(
+        "hf_vq", {base.__name__: verbs for base in (ModelMixin, PreTrainedModel, SchedulerMixin)}
+    )

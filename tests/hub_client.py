@@ -282,6 +282,27 @@ def load_stock_pipeline(work):
     return f"{type(pipe).__module__.split('.')[0]}.{type(pipe).__name__}"
 
 
+def load_text_pipeline(fixture):
+    """Pictures of texts by stock with trust, then by our class without it, from a repository and saved again."""
+    wanted = load_file(Path(fixture) / "io.safetensors")["out.final_codes"]
+    call = json.loads((Path(fixture) / "meta.json").read_text())["call"]
+    options = {name: call[name] for name in ("prompt", "num_inference_steps", "guidance_scale", "truncation_rate")}
+
+    def check(pipe):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(call["generator_seed"])
+        same(pipe(**options, generator=generator, output_type="codes").images, wanted)
+
+    assert "hf_vq" not in sys.modules
+    pipe = DiffusionPipeline.from_pretrained("me/texts", trust_remote_code=True)
+    check(pipe)
+    with complaints() as found:
+        ours = type(pipe).from_pretrained("me/texts")
+    check(ours)
+    assert found == []
+    return {name: type(part).__module__.split(".")[0] for name, part in pipe.components.items()}
+
+
 def without_hf_vq():
     """What a user reads when hf_vq is not installed, by entry point."""
 

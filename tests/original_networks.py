@@ -1,6 +1,8 @@
 """Forwards of original projects in plain tensors, under the names of their checkpoints, written from their papers and
 configs: what the converters' tests compare with at sizes that no fixture has."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -253,3 +255,107 @@ def rosinality(channel, layers, inner, dim, size):
         net.transposed(f"dec.blocks.{layers + 2}", stack("dec", net.conv("dec.blocks.0", x, channel), 1), channel // 2)
     )
     return net, None, image, (top_codes, bottom_codes), net.transposed(f"dec.blocks.{layers + 4}", x, 3)
+
+
+# VQ-Diffusion
+
+
+def vq_diffusion(
+    kind, codes, times, condition, grid, tables, *, size=11, width=16, heads=4, layers=2, steps=7, hidden=48,
+    gelu2=True, conv=False, absolute=False, parameter=False, rows=None, class_absolute=False,
+):  # fmt: skip
+    """Log-probabilities (batch, size, positions) by microsoft's prior of texts, classes or nothing, and its file.
+
+    Codes are (batch, positions); `tables` is the grid of the positions, `grid` that of the codes; a text is
+    (batch, length, dim), a class (batch,) below `rows`, or `rows`, which it does not know.
+    """
+    net = Net(7)
+    root, positions = "transformer.", codes.shape[1]
+    x = net.draw(f"{root}content_emb.emb.weight", size + 1, width)[codes]
+    if parameter:
+        sides = [net.draw(f"{root}content_emb.{n}_emb", 1, s, width)[0] for n, s in zip(AXES, tables, strict=True)]
+    else:
+        sides = [net.draw(f"{root}content_emb.{n}_emb.weight", s, width) for n, s in zip(AXES, tables, strict=True)]
+    x = x + (sides[0][:, None] + sides[1]).flatten(0, 1)[:positions]
+
+    def sinusoids(numbers, most):
+        rates = torch.exp(torch.arange(width // 2) * (-math.log(10_000) / (width // 2 - 1)))
+        angles = (numbers / most * 4000)[:, None] * rates  # in float32, as there: sines of large angles differ
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def modulated(name, x, numbers, most, absolute):
+        if absolute:
+            features = sinusoids(numbers, most)
+        else:
+            table = net.draw(f"{name}.emb.weight", most, width)
+            features = torch.cat([table, table.mean(0, keepdim=True)])[numbers]
+        scale, shift = net.linear(f"{name}.linear", F.silu(features), 2 * width)[:, None].chunk(2, dim=-1)
+        return F.layer_norm(x, (width,)) * (1 + scale) + shift
+
+    def attend(name, x, context):
+        query, key, value = (
+            net.linear(f"{name}.{part}", of, width).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part, of in (("query", x), ("key", context), ("value", context))
+        )
+        weights = (query @ key.transpose(2, 3) * (width // heads) ** -0.5).softmax(dim=-1)
+        return net.linear(f"{name}.proj", (weights @ value).transpose(1, 2).flatten(2), width)
+
+    activation = (lambda x: x * torch.sigmoid(1.702 * x)) if gelu2 else F.gelu
+    for layer in range(layers):
+        name = f"{root}blocks.{layer}"
+        normed = modulated(f"{name}.ln1", x, times, steps, absolute)
+        x = x + attend(f"{name}.attn{'1' * (kind == 'text')}", normed, normed)
+        if kind == "text":
+            x = x + attend(f"{name}.attn2", modulated(f"{name}.ln1_1", x, times, steps, absolute), condition)
+            net.tensors[f"{name}.attn2.mask"] = torch.ones(1, 1, positions, positions).tril()
+        classes = kind == "class"
+        normed = (
+            modulated(f"{name}.ln2", x, condition, rows, class_absolute) if classes else net.norm(f"{name}.ln2", x)
+        )
+        if conv:
+            image = normed.transpose(1, 2).unflatten(2, grid)
+            image = net.conv(f"{name}.mlp.conv2", activation(net.conv(f"{name}.mlp.conv1", image, hidden)), width)
+            x = x + image.flatten(2).transpose(1, 2)
+        else:
+            x = x + net.linear(f"{name}.mlp.2", activation(net.linear(f"{name}.mlp.0", normed, hidden)), width)
+    logits = net.linear(f"{root}to_logits.1", net.norm(f"{root}to_logits.0", x), size)
+    net.tensors |= vq_diffusion_schedule(steps, size)
+    net.tensors |= {"Lt_history": torch.rand(steps), "Lt_count": torch.arange(steps) * 1.0}
+    target = {"text": "Text2Image", "class": "Condition2Image", "none": "UnCondition2Image"}[kind]
+    params = {
+        "attn_type": {"text": "selfcross", "class": "selfcondition", "none": "self"}[kind], "n_layer": layers,
+        "content_seq_len": positions, "content_spatial_size": [*grid], "n_embd": width, "n_head": heads,
+        "block_activate": "GELU2" if gelu2 else "GELU", "mlp_hidden_times": hidden / width,
+        "timestep_type": "adalayernorm_abs" if absolute else "adalayernorm", "attn_pdrop": 0.1, "resid_pdrop": 0.2,
+    }  # fmt: skip
+    if kind == "text":
+        params |= {"condition_seq_len": condition.shape[1], "condition_dim": condition.shape[2]}
+    if kind == "class":
+        params |= {"class_type": "adalayernorm_abs" if class_absolute else "adalayernorm", "class_number": rows}
+    places = {"num_embed": size, "spatial_size": [*tables], "embed_dim": width}
+    config = {
+        "diffusion_step": steps, "alpha_init_type": "alpha1", "auxiliary_loss_weight": 1e-3, "mask_weight": [0.5, 1],
+        "transformer_config": {"target": f"some.{target}Transformer", "params": params},
+        "content_emb_config": {"target": "some.DalleMaskImageEmbedding", "params": places},
+    }  # fmt: skip
+    told = {"diffusion_config": {"target": "some.DiffusionTransformer", "params": config}}
+    return net.tensors, {"model": {"target": "some.DALLE", "params": told}}, logits.log_softmax(-1).transpose(1, 2)
+
+
+AXES = ("height", "width")
+
+
+def vq_diffusion_schedule(steps, size):
+    """The eight buffers: alpha and gamma from 1 to 0 and back in even steps, cumulated and of each step."""
+    way = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    alpha, gamma = 0.99999 + way * (0.000009 - 0.99999), 0.000009 + way * (0.99999 - 0.000009)
+    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    step_alpha = alpha / torch.cat([one, alpha[:-1]])
+    step_gamma = 1 - (1 - gamma) / (1 - torch.cat([zero, gamma[:-1]]))
+    alpha, gamma = torch.cat([alpha, one]), torch.cat([gamma, zero])
+    found = {
+        "log_at": step_alpha, "log_bt": (1 - step_alpha - step_gamma) / size, "log_ct": step_gamma,
+        "log_1_min_ct": 1 - step_gamma, "log_cumprod_at": alpha, "log_cumprod_bt": (1 - alpha - gamma) / size,
+        "log_cumprod_ct": gamma, "log_1_min_cumprod_ct": 1 - gamma,
+    }  # fmt: skip
+    return {name: rate.log().float() for name, rate in found.items()}

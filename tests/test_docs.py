@@ -41,7 +41,7 @@ def commands(text):
 
 @pytest.fixture
 def page_folder(tmp_path, monkeypatch):
-    """A working folder with pictures, a checkpoint of taming-transformers and a pipeline of two classes."""
+    """A working folder with pictures, checkpoints of taming-transformers and diffusers, and a pipeline of two classes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
@@ -51,6 +51,7 @@ def page_folder(tmp_path, monkeypatch):
         Image.fromarray(noise.integers(0, 256, (80, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     for name in ("last.ckpt", "config.yaml"):
         shutil.copy(FIXTURES / "taming_vqgan" / name, tmp_path)
+    shutil.copytree(FIXTURES / "diffusers_vqdiffusion_pipeline", tmp_path / "vq-diffusion")
     torch.manual_seed(0)
     model = hf_vq.VQVAE(1, 8, stage_channels=(8,), num_residual_layers=0, codebook_size=8, codebook_dim=4)
     model.initialize_codebook(torch.rand(8, 1, 8, 8) * 2 - 1)

@@ -145,6 +145,23 @@ def test_stock_pipeline_loads_with_trust_where_hf_vq_was_never_imported(client):
     assert client("load_stock_pipeline", work=str(client.work)) == "hf_vq.VQPipeline"
 
 
+def test_a_pipeline_of_texts_travels_with_all_its_parts(client, hub):
+    fixture = FIXTURES / "diffusers_vqdiffusion_pipeline"
+    convert(fixture, client.work / "texts", license="mit")
+    code, _, errors = client.push("texts", "me/texts")
+    assert code == 0, errors
+    assert {"scheduler/hf_vq_remote.py", "tokenizer/tokenizer.json", "text_encoder/model.safetensors"} <= set(
+        hub.files("me/texts")
+    )
+    ours, stock = dict.fromkeys(("autoencoder", "prior", "scheduler"), "hf_vq"), ("text_encoder", "tokenizer")
+    assert client("load_text_pipeline", fixture=str(fixture)) == ours | dict.fromkeys(stock, "transformers")
+    card = client("read_card", repo_id="me/texts")
+    assert card["data"]["pipeline_tag"] == "text-to-image"
+    assert "`CLIPTextModel` (text_encoder)" in card["text"]
+    assert client("run_card", repo_id="me/texts", folder=str(client.work)) == 2
+    assert (client.work / "sample.png").is_file()
+
+
 def test_words_for_those_who_lack_hf_vq_or_trust(client):
     words = client("without_hf_vq")
     for name in ("AutoModel", "prior", "pipeline"):

@@ -1,12 +1,15 @@
 """`hf-vq convert`: a checkpoint of another project in, a folder of ours out."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.converters import FORMATS, convert
+from hf_vq.hub import CONVERSION
+from hf_vq.saved import read_json
 
 MANUAL = Manual(
     "convert",
@@ -52,5 +55,8 @@ def main(argv: list[str]) -> None:
     )
     model = convert(**vars(options), require_license=True)
     parts = model.components.values() if isinstance(model, DiffusionPipeline) else [model]
-    words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in parts)
+    models = [part for part in parts if hasattr(part, "parameters")]  # a pipeline may have a tokenizer as well
+    words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in models)
     print(f"Wrote {options.out}: {words}.")
+    for note in read_json(Path(options.out) / CONVERSION).get("notes", ()):
+        print(note)

@@ -19,7 +19,7 @@ from hf_vq.data.folders import check_shards
 from hf_vq.data.shards import code_splits, count_grids
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.registry import MODALITIES, modality_of
-from hf_vq.saved import CONFIG, config_kind, read_json, weight_files
+from hf_vq.saved import CONFIG, config_kind, read_index, read_json, weight_files
 from hf_vq.training.checkpoints import MANIFEST
 
 MANUAL = Manual(
@@ -80,12 +80,24 @@ def describe(name: str, sizes: Any = None, modality: str | None = None) -> dict[
     if kind == "pipeline":
         parts = pipeline_folders(folder)
         known = modality_of(read_json(parts["autoencoder"] / CONFIG).get("_class_name"))
-        return {**facts, **{part: _describe_model(path, sizes, known) for part, path in parts.items()}}
+        described = {part: _describe_model(path, sizes, known) for part, path in parts.items()}
+        return {**facts, **described, **_describe_others(folder, parts)}
     if (folder / MANIFEST).is_file():
         facts["step"] = read_json(folder / MANIFEST)["step"]  # of the training whose checkpoint it is
     sized = [each for each in MODALITIES.values() if sizes is not None and each.space_of(sizes) is not None]
     known = MODALITIES.get(modality or "", sized[0] if len(sized) == 1 else None)
     return {**facts, **_describe_model(folder, sizes, known)}
+
+
+def _describe_others(folder, models):
+    """Classes of a pipeline's components that are no models of ours, and the weights of those that have any."""
+    facts = {}
+    for part, value in read_index(folder).items():
+        if part not in models and part[0] != "_" and isinstance(value, list) and value[0] is not None:
+            weights = _describe_weights(folder / part)
+            numbers = {"parameters": _count(folder / part), **weights} if weights["weights"] else {}
+            facts[part] = {"class": value[1], **numbers}
+    return facts
 
 
 def _describe_model(folder, sizes, modality):
@@ -143,7 +155,7 @@ def _describe_prior(folder, config, modality):
     bits, shape = math.log2(config["codebook_size"]), config.get("code_shape")
     return {
         "class": name.rpartition(".")[2].removesuffix("Config"),
-        "parameters": sum(math.prod(shape) for _, shape in _tensors(folder).values()),
+        "parameters": _count(folder),
         "codebook_size": config["codebook_size"],
         "num_classes": config.get("num_classes") or 0,
         "code_shape": shape,
@@ -159,6 +171,11 @@ def _describe_weights(folder):
         "weights_bytes": sum(path.stat().st_size for path in files),
         "weights_dtypes": sorted({dtype for dtype, _ in _tensors(folder).values()}),
     }
+
+
+def _count(folder):
+    """Numbers in the weights of a folder."""
+    return sum(math.prod(shape) for _, shape in _tensors(folder).values())
 
 
 def _tensors(folder):

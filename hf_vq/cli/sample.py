@@ -20,11 +20,11 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.data_options import SUFFIXES
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
-from hf_vq.hub import PRIOR_SECTION
+from hf_vq.hub import PRIOR_SECTION, takes_prompts
 from hf_vq.pipelines.base import split_keywords
 from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Samples, Seed, Size, TopP, Weight
-from hf_vq.saved import CONFIG, read_index, read_json
+from hf_vq.saved import CONFIG, read_index, read_json, saved_name
 
 MANUAL = Manual(
     "sample",
@@ -45,13 +45,23 @@ class SampleOptions:
     classes: list[str] | None = field(
         default=None, metadata={"help": "class labels or names, such as 0,1,2; default all"}
     )
-    num: Size = field(default=8, metadata={"help": "samples per class, or in all where there are no classes"})
+    prompt: list[str] | None = field(
+        default=None, metadata={"help": "of a pipeline of texts: what to draw, or several: a row for each"}
+    )
+    negative_prompt: str | None = field(default=None, metadata={"help": "text to guide away from; default: none"})
+    truncate_prompt: bool = field(default=False, metadata={"help": "cut prompts that are too long"})
+    num: Size = field(default=8, metadata={"help": "samples per class or prompt, or in all where there are none"})
     temperature: Weight = field(default=1.0, metadata={"help": "below 1: fewer surprises; 0: the likeliest codes"})
     top_k: Size | None = field(default=None, metadata={"help": "draw from the k likeliest codes only"})
     top_p: TopP | None = field(default=None, metadata={"help": "draw from the likeliest codes of this mass only"})
-    guidance_scale: float = field(default=1.0, metadata={"help": "above 1: closer to the class"})
-    num_inference_steps: Samples | None = field(
-        default=None, metadata={"help": "of priors that draw many codes at once: passes of the network"}
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "above 1: closer to the class or text; default: 1, of texts the pipeline's"}
+    )
+    num_inference_steps: Size | None = field(
+        default=None, metadata={"help": "of a prior that draws all codes at once: passes of its network"}
+    )
+    truncation_rate: TopP = field(
+        default=1.0, metadata={"help": "of such a prior: draw from the likeliest codes of this mass, as they are"}
     )
     batch_size: Samples = field(default=64, metadata={"help": "samples drawn at once"})
     seed: Seed = field(default=0, metadata={"help": "of the random generator"})
@@ -80,22 +90,23 @@ def run(options: SampleOptions) -> None:
     class_names = [names[str(label)] for label in range(len(names))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
-    labels = [label for label in classes for _ in range(options.num)]
+    conditions = read_conditions(options, read_index(folder), classes)
     pipeline = load_pipeline(folder)
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "guidance_scale")}
-    if options.num_inference_steps is not None:
-        sampling["num_inference_steps"] = options.num_inference_steps
+    names = ("temperature", "top_k", "top_p", "guidance_scale", "num_inference_steps", "truncation_rate")
+    sampling = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     check_sampling(pipeline, sampling)
+    if "prompt" in conditions:
+        sampling |= {name: getattr(options, name) for name in ("negative_prompt", "truncate_prompt")}
     samples = draw(
         pipeline.to(device),
-        labels or None,
+        conditions,
         options.num,
         options.batch_size,
         torch.Generator().manual_seed(options.seed),
         **sampling,
     )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    modality.save_samples(options.output, samples, columns=min(options.num, 8) if not labels else options.num)
+    modality.save_samples(options.output, samples, columns=options.num if conditions else min(options.num, 8))
     print(f"Wrote {len(samples)} {modality.plural} to {options.output}.")
 
 
@@ -124,15 +135,44 @@ def check_sampling(pipeline: Any, sampling: dict[str, Any]) -> None:
                 raise ValueError(str(error)) from error
 
 
+def read_conditions(options: SampleOptions, index: dict[str, Any], classes: Sequence[int]) -> dict[str, list]:
+    """What each sample is to show, as arguments of the pipeline; {} where there is nothing to say.
+
+    Raises:
+        ValueError: no prompt for a pipeline of texts, or one for another pipeline.
+    """
+    name = saved_name(index) or ""
+    if not takes_prompts(name):
+        if options.prompt is not None or options.negative_prompt is not None:
+            raise ValueError(f"prompt given, but a {name} draws nothing that a text says")
+        return {"class_labels": [label for label in classes for _ in range(options.num)]} if classes else {}
+    if not options.prompt:
+        raise ValueError(f"prompt is missing: a {name} draws what a text says, give --prompt")
+    prompts = [prompt for prompt in options.prompt for _ in range(options.num)]
+    if not classes:
+        return {"prompt": prompts}
+    if len(classes) not in (1, len(options.prompt)):
+        raise ValueError(
+            f"classes must be one, or one for each of {len(options.prompt)} prompts, got {len(classes)}: {classes}"
+        )
+    labels = [label for label in classes for _ in range(len(prompts) // len(classes))]
+    return {"prompt": prompts, "class_labels": labels}
+
+
 def draw(
-    pipeline: Any, labels: Sequence[int] | None, num: int, batch_size: int, generator: torch.Generator, **options: Any
+    pipeline: Any,
+    conditions: dict[str, list],
+    num: int,
+    batch_size: int,
+    generator: torch.Generator,
+    **options: Any,
 ) -> torch.Tensor:
     """Sample in batches from a pipeline.
 
     Args:
         pipeline: `VQPipeline` or another of ours.
-        labels: list of class labels, one per sample; None without classes.
-        num: number of samples without classes.
+        conditions: arguments of the pipeline with an item for each sample, such as `class_labels`; {}: none.
+        num: number of samples without conditions.
         batch_size: samples drawn at once.
         generator: random numbers of all batches.
         options: passed to the pipeline.
@@ -142,10 +182,11 @@ def draw(
     """
     if is_quiet():
         pipeline.set_progress_bar_config(disable=True)
-    total, batches = len(labels) if labels else num, []
+    total, batches = next(map(len, conditions.values()), num), []
     for start in range(0, total, batch_size):
         stop = min(start + batch_size, total)
-        condition = {"class_labels": labels[start:stop]} if labels else {"batch_size": stop - start}
+        condition: dict[str, Any] = {name: items[start:stop] for name, items in conditions.items()}
+        condition = condition or {"batch_size": stop - start}
         (codes,) = pipeline(**condition, generator=generator, output_type="codes", return_dict=False, **options)
         batches.append(pipeline.autoencoder.detokenize(codes).float().cpu())
     return torch.cat(batches)

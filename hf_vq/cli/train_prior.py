@@ -415,10 +415,10 @@ def save_samples(pipeline: Any, num: int, seed: int, folder: Path, bar: bool) ->
     """
     modality = find_modality(type(pipeline.autoencoder).__name__)
     classes = len(pipeline.config.class_names or ())
-    labels = sorted(index % classes for index in range(num)) if classes else None
+    conditions = {"class_labels": sorted(index % classes for index in range(num))} if classes else {}
     device = next(part.device for name, part in pipeline.components.items() if name.endswith("prior"))
     pipeline.set_progress_bar_config(disable=not bar)
-    samples = draw(pipeline.to(device), labels, num, 64, torch.Generator().manual_seed(seed))
+    samples = draw(pipeline.to(device), conditions, num, 64, torch.Generator().manual_seed(seed))
     file = folder / f"samples{modality.suffix}"
     modality.save_samples(file, samples, columns=8)
     return [file]

@@ -3,6 +3,8 @@
 from hf_vq.converters import (  # each registers its formats
     dalle,
     diffusers,
+    diffusers_vq_diffusion,
+    diffusers_vq_diffusion_pipeline,
     keras,
     llamagen,
     llamagen_gpt,
@@ -16,6 +18,8 @@ from hf_vq.converters import (  # each registers its formats
     taming,
     taming_gpt,
     vitvqgan,
+    vq_diffusion,
+    vq_diffusion_codec,
     wavenet_r9y9,
 )
 from hf_vq.converters.base import FORMATS

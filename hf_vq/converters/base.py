@@ -124,6 +124,7 @@ class Format:
         plan: from a Source to a Plan or a PipelinePlan; a ValueError names the key where config and weights disagree.
         takes_first_stage: whether the plan reads the Source's `first_stage`.
         within: names of the formats whose files hold such a model as a part, which may be asked for alone.
+        notes: what a user of the original must know of the model; sentences for the card.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Format:
     plan: Callable
     takes_first_stage: bool = False
     within: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def add_format(
@@ -140,11 +142,12 @@ def add_format(
     recognises: Callable[[Source], bool],
     takes_first_stage: bool = False,
     within: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Callable[[Callable], Callable]:
     """Function decorator: the plan of a format."""
 
     def add(plan):
-        FORMATS[name] = Format(name, origin, recognises, plan, takes_first_stage, within)
+        FORMATS[name] = Format(name, origin, recognises, plan, takes_first_stage, within, notes)
         return plan
 
     return add

@@ -12,7 +12,16 @@ from huggingface_hub import ModelCard
 from hf_vq.auto import AutoVQModel
 from hf_vq.converters.base import Format, Source, fill, pick_format
 from hf_vq.converters.sources import read_config, read_source
-from hf_vq.hub import CONVERSION, LICENSES_PAGE, check_license, describe, is_model_file, read_folder, write_card
+from hf_vq.hub import (
+    CONVERSION,
+    LICENSES_PAGE,
+    STOCK,
+    check_license,
+    describe,
+    is_model_file,
+    read_folder,
+    write_card,
+)
 from hf_vq.saved import INDEX, folder_kind
 from hf_vq.writing import writing
 
@@ -166,6 +175,8 @@ def convert(
         with writing(out):
             model.save_pretrained(folder)
         facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
+        if chosen.notes:
+            facts["notes"] = [*chosen.notes]
         if first_stage is not None:
             facts["first_stage"] = Path(first_stage).name
         (folder / CONVERSION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -192,7 +203,9 @@ def find_foreign(folder: Path) -> list[str]:
     parts, foreign = read_config(index), []
     for path in folder.iterdir():
         if path.name in parts and path.is_dir():
-            foreign += [f"{path.name}/{name}" for name in find_foreign(path)]
+            told = parts[path.name]
+            if not (isinstance(told, list) and told[0] in STOCK):  # whose components have files of their own
+                foreign += [f"{path.name}/{name}" for name in find_foreign(path)]
         elif path.name not in PIPELINE_FILES and not is_model_file(path.name):
             foreign.append(path.name)
     return foreign

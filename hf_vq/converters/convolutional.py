@@ -44,12 +44,15 @@ def original_name(name: str, num_stages: int) -> str:
     return name
 
 
-def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
-    """What the tensors say of the network, checked against `ddconfig`.
+def network_arguments(
+    tensors: dict[str, torch.Tensor], config: dict[str, Any], section: str = "ddconfig."
+) -> dict[str, Any]:
+    """What the tensors say of the network, checked against its section of the original's config.
 
     Args:
         tensors: the original state dict, names as taming's.
-        config: `ddconfig` of the original's config, or {}.
+        config: the section, such as taming's `ddconfig`, or {}. Sizes in it are of squares, or (height, width).
+        section: its name with a dot, for messages.
 
     Returns:
         dict of `in_channels`, `out_channels`, `widths` and `decoder_widths` (fine to coarse), `attention` (of each
@@ -72,19 +75,17 @@ def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) 
             raise ValueError(f"the norms have 32 groups, but a stage has {width} channels")
     out_channels = shape_of(tensors, "decoder.conv_out.weight", 4)[0]
     check_agrees(
-        config, "ddconfig.", in_channels=in_channels, out_ch=out_channels, ch=stem, num_res_blocks=layers,
+        config, section, in_channels=in_channels, out_ch=out_channels, ch=stem, num_res_blocks=layers,
         z_channels=latent_channels, double_z=False,
     )  # fmt: skip
     if "ch_mult" in config:
         check_agrees({"widths": [stem * factor for factor in config["ch_mult"]]}, "ch x ch_mult, ", widths=widths)
     if "attn_resolutions" in config and "resolution" in config and config.get("attn_type", "vanilla") != "none":
-        sides = {config["resolution"] // 2**stage for stage, there in enumerate(attention) if there}
-        told = {
-            side
-            for side in config["attn_resolutions"]
-            if side in {config["resolution"] // 2**i for i in range(stages)}
-        }
-        check_agrees({"attn_resolutions": sorted(told)}, "ddconfig.", attn_resolutions=sorted(sides))
+        sizes = [[side // 2**stage for side in _as_pair(config["resolution"])] for stage in range(stages)]
+        asked = [*map(_as_pair, config["attn_resolutions"])]
+        told = [size for size in sizes if size in asked]
+        found = [size for size, there in zip(sizes, attention, strict=True) if there]
+        check_agrees({"attn_resolutions": told}, section, attn_resolutions=found)
     return {
         "in_channels": in_channels,
         "out_channels": out_channels,
@@ -96,6 +97,11 @@ def network_arguments(tensors: dict[str, torch.Tensor], config: dict[str, Any]) 
         "latent_channels": latent_channels,
         "stem_channels": None if stem == widths[0] else stem,
     }
+
+
+def _as_pair(size):
+    """Height and width of a size that may be that of a square."""
+    return list(size) if isinstance(size, list | tuple) else [size, size]
 
 
 def _check_both(tensors, *names):

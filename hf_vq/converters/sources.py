@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+
 from hf_vq.converters.base import FORMATS, Config, Source
 from hf_vq.converters.files import find_tensors, read_file
 from hf_vq.registry import AUTOENCODERS
@@ -12,6 +14,9 @@ from hf_vq.saved import INDEX
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
 HALVES = ("encoder", "decoder")  # DALL-E's files
+PIPELINES = {  # of diffusers that are read, by class: the folders of their weights, beside the scheduler's
+    "VQDiffusionPipeline": ("vqvae", "transformer", "learned_classifier_free_sampling_embeddings"),
+}
 
 
 def read_source(path: str | Path, config: str | Path | None = None) -> Source:
@@ -42,11 +47,15 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Safe, and of what Python writes it knows tuples, which are lists here."""
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_yaml_seq)
     try:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has {path.stat().st_size:,} bytes")
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the config {path}: {error}") from error
     if not isinstance(content, dict):
@@ -70,8 +79,9 @@ def _read_files(path, files, config):
 
 
 def _read_folder(folder, config):
-    """The one checkpoint of a known format in a folder."""
-    _refuse_pipeline(folder)
+    """The one checkpoint of a known format in a folder, or a pipeline of one."""
+    if (folder / INDEX).is_file():
+        return _read_pipeline(folder, config)
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
     if not found:
         raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
@@ -91,11 +101,26 @@ def _read_folder(folder, config):
     raise ValueError(f"{folder} holds several files of weights, name one of them: {names}")
 
 
-def _refuse_pipeline(folder):
-    """A ValueError for the folder of a pipeline, which names the autoencoder in it."""
-    if not (folder / INDEX).is_file():
-        return
+def _read_pipeline(folder, config):
+    """The source of a known pipeline of diffusers: tensors and configs of its parts, under their names and a dot."""
     index = read_config(folder / INDEX)
+    if index.get("_class_name") not in PIPELINES:
+        _refuse_pipeline(folder, index)
+    if config is not None:
+        raise ValueError(f"config={str(config)!r} given, but {folder} is the folder of a pipeline, which has its own")
+    parts = PIPELINES[index["_class_name"]]
+    for name in (*parts, "scheduler"):
+        if not (folder / name).is_dir():
+            raise ValueError(f"{folder} lacks the folder {name!r} of its {index['_class_name']}")
+    sources = {name: _read_folder(folder / name, None) for name in parts}
+    told = {name: source.config for name, source in sources.items()}
+    told |= {"model_index": index, "scheduler": read_config(folder / "scheduler" / SCHEDULER_CONFIG_NAME)}
+    tensors = {f"{name}.{key}": one for name, source in sources.items() for key, one in source.tensors.items()}
+    return Source(folder, tensors, {}, Config(told), folder / INDEX)
+
+
+def _refuse_pipeline(folder, index):
+    """A ValueError for the folder of a pipeline, which names the autoencoder in it."""
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     found = [name for name, class_name in parts.items() if class_name in AUTOENCODERS] or [
         name for name in ("vqvae", "vqgan", "autoencoder", "movq") if name in parts

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from hf_vq.figures import figure_text, is_defined
 from hf_vq.hub.codes import describe_codes, write_codes_card
-from hf_vq.hub.folders import CONVERSION, EVALUATION, PICTURES, PROCESSOR, ModelFolder
+from hf_vq.hub.folders import CONVERSION, EVALUATION, PICTURES, PROCESSOR, ModelFolder, takes_prompts
 from hf_vq.saved import read_mapping
 
 AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
@@ -111,7 +111,8 @@ def describe(
         return describe_codes(folder, repo_id, license)
     measured = read_measurements(files or folder.files, dataset)
     modality = folder.modality
-    task = modality and modality.tasks.get(folder.kind)
+    kind = "pipeline of texts" if takes_prompts(folder.class_name) else folder.kind
+    task = modality and modality.tasks.get(kind)
     plural = modality.plural if modality else "samples"
     results = [
         EvalResult(
@@ -246,7 +247,11 @@ def _summary(folder):
     plural = modality.plural if modality else "samples"
     if folder.kind == "pipeline":
         parts = " ".join(_summary(part) for part in folder.components.values())
-        return f"A `{folder.class_name}` of hf_vq, which draws new {plural}. {parts}"
+        what = f"{plural} of what a text says" if takes_prompts(folder.class_name) else f"new {plural}"
+        others = ", ".join(f"`{class_name}` ({name})" for name, class_name in folder.others.items())
+        return f"A `{folder.class_name}` of hf_vq, which draws {what}. {parts}" + (
+            f" With {others}." if others else ""
+        )
     size = config.get("num_vq_embeddings", config.get("codebook_size"))  # transformers leaves out what is default
     codes = "codes" if size is None else f"codes out of {size}"
     if folder.kind == "autoencoder":
@@ -262,7 +267,9 @@ def _usage(folder, repo_id):
     modality = folder.modality
     if folder.kind == "pipeline":
         classes = any(part.config.get("num_classes") for part in folder.components.values())
-        call = f"pipe({'class_labels=[0]' if classes else 'batch_size=1'})"
+        request = "class_labels=[0]" if classes else "batch_size=1"
+        request = '"a red dog"' if takes_prompts(folder.class_name) else request
+        call = f"pipe({request})"
         return (
             f"from hf_vq import {folder.class_name}\n\n"
             f'pipe = {folder.class_name}.from_pretrained("{repo_id}")\n'

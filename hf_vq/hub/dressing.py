@@ -145,4 +145,6 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
             ours = isinstance(value, list) and value[0] not in STOCK and (value[0] == "hf_vq" or find_class(value[1]))
             if ours and not key.startswith("_"):
                 index[key] = [SHIM, value[1]]
+                if (folder / key).is_dir() and not (folder / key / f"{SHIM}.py").is_file():  # a scheduler's
+                    write_shim(folder / key, type(getattr(self, key)))
         Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

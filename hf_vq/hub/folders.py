@@ -32,8 +32,9 @@ from hf_vq.saved import (
 
 PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp")
 PROCESSOR = "preprocessor_config.json"  # how samples are prepared for the model
+SCHEDULER = "scheduler_config.json"  # how a pipeline's prior takes its steps
 MODEL_FILES = (
-    CONFIG, "generation_config.json", PROCESSOR, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
+    CONFIG, "generation_config.json", PROCESSOR, SCHEDULER, "*.safetensors", "*.safetensors.index*.json", f"{SHIM}.py"
 )  # fmt: skip
 CONVERSION = "conversion.json"  # where converted weights come from
 EVALUATION = "evaluation.json"  # what `hf-vq evaluate` found
@@ -50,7 +51,8 @@ class ModelFolder:
         class_name: of hf_vq; of codes that of their tokenizer.
         config: of the model, or the index of the pipeline; of codes what is true of all rows, and `splits`, the number
             of rows by name.
-        components: of a pipeline, ours only: ModelFolder by name.
+        components: of a pipeline, our models only: ModelFolder by name.
+        others: of a pipeline, the classes of its other components by name.
         files: what travels to the Hub, path by path in the repository; README.md aside.
     """
 
@@ -59,6 +61,7 @@ class ModelFolder:
     class_name: str
     config: dict
     components: dict[str, "ModelFolder"] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -108,6 +111,12 @@ def read_folder(path: str | Path) -> ModelFolder:
     return folder
 
 
+def takes_prompts(class_name: str) -> bool:
+    """Whether a registered pipeline of this name draws what a text says."""
+    known = PIPELINES.get(class_name)
+    return known is not None and "prompt" in inspect.signature(known.__call__).parameters
+
+
 def is_model_file(name: str) -> bool:
     """Whether a file of this name is part of the folder of a model."""
     return name == "README.md" or any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *RUN_FILES))
@@ -132,11 +141,16 @@ def _read_pipeline(path: Path) -> ModelFolder:
     for component, (library, class_name) in _components(path, index).items():
         if not (path / component).is_dir():
             raise ValueError(f"{path}: {INDEX} names {component}, a {class_name}, but there is no folder {component}")
-        if library == SHIM:
+        scheduler = (path / component / SCHEDULER).is_file()
+        if library == SHIM and not scheduler:
             folder.components[component] = _read_model(path / component)
             files = folder.components[component].files
         else:
-            files = _read_stock(path / component, library, class_name)
+            folder.others[component] = class_name
+            ours = library == SHIM
+            files = (
+                _find(path / component, MODEL_FILES) if ours else _read_stock(path / component, library, class_name)
+            )
         folder.files.update({f"{component}/{file}": found for file, found in files.items()})
     return folder
 

@@ -13,7 +13,7 @@ class Modality:
         name: of one sample, "image".
         plural: of several, "images".
         unit: of which a sample has many, "pixel": rates are in bits per unit and bits per sample.
-        tasks: the Hub's name of what a folder does, by its kind, "autoencoder" or "pipeline".
+        tasks: the Hub's name of what a folder does, by its kind: "autoencoder", "pipeline", or "pipeline of texts".
         example_space: a usual size, one number for each axis of space; for the example on a card.
         show_sample: Python for the card of a pipeline that draws one and writes it to a file; `{call}` is the call.
         embed: Markdown that shows a file of samples on a card; `{title}` and `{file}`.

@@ -113,7 +113,11 @@ IMAGE = Modality(
     name="image",
     plural="images",
     unit="pixel",
-    tasks={"autoencoder": "image-feature-extraction", "pipeline": "unconditional-image-generation"},
+    tasks={
+        "autoencoder": "image-feature-extraction",
+        "pipeline": "unconditional-image-generation",
+        "pipeline of texts": "text-to-image",
+    },
     example_space=(64, 64),
     show_sample='image = {call}.images[0]\nimage.save("sample.png")',
     embed="![{title}]({file})",

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -24,7 +24,7 @@ from hf_vq.registry import MODALITIES
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
 OPTION_DEFAULTS = {
     "temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0, "guidance_steps": None,
-    "known_codes": None, "known_mask": None,
+    "known_codes": None, "known_mask": None, "num_inference_steps": None, "truncation_rate": 1.0,
 }  # fmt: skip
 
 RANGED = ("temperature", "top_k", "top_p", "guidance_scale", "guidance_steps")  # of them, those that are numbers
@@ -48,7 +48,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
     """A pipeline of an autoencoder and priors over its codes; a subclass registers them and draws the codes."""
 
     registry_kind = "pipeline"
-    inference_verbs = ("__call__",)
+    inference_verbs: ClassVar[tuple[str, ...]] = ("__call__",)
     autoencoder: Any  # any of ours
     config: Any
 

@@ -71,7 +71,9 @@ class DiscreteDiffusionPriorConfig(ParallelPriorConfig):
         """The scheduler of this noise."""
         names = ("transition", "schedule", "alpha_cum_start", "alpha_cum_end", "gamma_cum_start", "gamma_cum_end")
         noise = {name: getattr(self, name) for name in names}
-        return DiscreteDiffusionScheduler(self.codebook_size + 1, self.num_timesteps, **noise)
+        return DiscreteDiffusionScheduler(
+            num_vec_classes=self.codebook_size + 1, num_train_timesteps=self.num_timesteps, **noise
+        )  # by name: diffusers' from_config takes what came by place for a default
 
 
 @register

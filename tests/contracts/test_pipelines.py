@@ -13,7 +13,7 @@ from hf_vq.cli.checks import load_pipeline
 from hf_vq.hub import read_folder
 from hf_vq.registry import PIPELINES, find_class
 
-from .. import test_hierarchical_pipelines, test_pipelines
+from .. import test_hierarchical_pipelines, test_pipelines, test_text_to_image
 from ..conftest import no_complaints
 from ..registering import register_for_now
 from ..tiny_codecs import CODECS, SignalCodec, make_codec
@@ -43,9 +43,11 @@ BUILD = {
     "VQVAE2Pipeline": lambda: test_hierarchical_pipelines.build(classes=0),
     "VQVAE2Pipeline with classes": test_hierarchical_pipelines.build,
     "VQVAE2Pipeline of three grids": lambda: test_hierarchical_pipelines.build(levels=3),
+    "VQTextToImagePipeline": test_text_to_image.build,
     "SignalPipeline": lambda: signals(0),
     "SignalPipeline with classes": lambda: signals(3),
 }
+OTHERS = ("text_encoder", "tokenizer", "scheduler")  # the first two of transformers
 every = pytest.mark.parametrize("name", BUILD)
 
 
@@ -58,6 +60,7 @@ def draw(pipe, *seeds, output_type="pt", rows=(1, 0), **options):
     """Samples or grids of codes of two items, or of some rows of three."""
     classes = pipe.config.class_names is not None
     request = {"class_labels": [["ant", 1, "cat"][row] for row in rows]} if classes else {"batch_size": len(rows)}
+    request = {"prompt": [["red dog", "a cat", "the"][row] for row in rows]} if of_texts(pipe) else request
     guidance = {"guidance_scale": 1.5} if classes else {}
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or (3,)]
     generators = generators if len(seeds) > 1 or len(rows) == 1 else generators[0]
@@ -65,8 +68,12 @@ def draw(pipe, *seeds, output_type="pt", rows=(1, 0), **options):
     return drawn
 
 
+def of_texts(pipe):
+    return "tokenizer" in pipe.components
+
+
 def priors_of(pipe):
-    return {name: part for name, part in pipe.components.items() if name != "autoencoder" and part is not None}
+    return {name: part for name, part in pipe.components.items() if name.endswith("prior") and part is not None}
 
 
 def test_every_registered_pipeline_is_tried():
@@ -86,7 +93,8 @@ def test_samples_are_what_the_drawn_codes_stand_for(name):
     if pipe.modality is not None:
         expected = (expected / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(samples, expected)
-    output = pipe(**({"class_labels": [0]} if pipe.config.class_names else {}))
+    one = {"prompt": "a cat"} if of_texts(pipe) else {}
+    output = pipe(**({"class_labels": [0]} if pipe.config.class_names else one))
     assert len(output) == len(output[0]) == 1
 
 
@@ -113,7 +121,7 @@ def test_a_folder_gives_the_same_samples_by_every_way_of_loading_it(name, tmp_pa
     assert all(
         index[part] == ["hf_vq_remote", type(model).__name__]
         for part, model in pipe.components.items()
-        if model is not None
+        if model is not None and part not in OTHERS[:2]
     )
     with no_complaints():
         loaded = type(pipe).from_pretrained(tmp_path)
@@ -121,6 +129,8 @@ def test_a_folder_gives_the_same_samples_by_every_way_of_loading_it(name, tmp_pa
         parts = type(pipe)(
             AutoVQModel.from_pretrained(tmp_path, subfolder="autoencoder"),
             **{part: AutoVQPrior.from_pretrained(tmp_path, subfolder=part) for part in priors_of(pipe)},
+            **{name: getattr(loaded, name) for name in OTHERS if name in loaded.components},
+            **({"normalize_text_embeddings": True} if of_texts(pipe) else {}),
             class_names=loaded.config.class_names,
         )
     assert loaded.config.class_names == pipe.config.class_names
@@ -136,22 +146,24 @@ def test_a_folder_gives_the_same_samples_by_every_way_of_loading_it(name, tmp_pa
     assert folder.components.keys() == {"autoencoder", *priors_of(pipe)}
     if pipe.modality is not None:
         rows = tmp_path / f"rows{pipe.modality.suffix}"
-        assert hf_vq_cli.main(["sample", str(tmp_path), "--output", str(rows), "--num", "2"]) == 0
+        prompt = ["--prompt", "a cat", "the dog"] if of_texts(pipe) else []
+        assert hf_vq_cli.main(["sample", str(tmp_path), "--output", str(rows), "--num", "2", *prompt]) == 0
         assert rows.stat().st_size > 0
 
 
 @every
 def test_labels_that_the_priors_do_not_have_are_refused(name):
     pipe = BUILD[name]()
+    request = {"prompt": "a cat"} if of_texts(pipe) else {"batch_size": 1}
     if pipe.config.class_names is None:
         with pytest.raises(ValueError, match=r"class_labels=\[0\] given, but the prior has no classes"):
-            pipe(class_labels=[0])
+            pipe(class_labels=[0], **({"prompt": "a cat"} if of_texts(pipe) else {}))
     else:
         with pytest.raises(ValueError, match="class_labels missing: the prior has 3 classes"):
             pipe()
         with pytest.raises(ValueError, match="'dog' is none of the class names"):
             pipe(class_labels=["dog"])
     with pytest.raises(ValueError, match=r"output_type must be one of \[.*'codes'\], got 'smell'"):
-        pipe(batch_size=1, output_type="smell")
+        pipe(**request, output_type="smell")
     with pytest.raises(TypeError, match="does not take 'mood'"):
         draw(pipe, mood=1)
