@@ -41,7 +41,7 @@ def commands(text):
 
 @pytest.fixture
 def page_folder(tmp_path, monkeypatch):
-    """A working folder with pictures, checkpoints of taming-transformers and diffusers, and a pipeline of two classes."""
+    """A working folder with pictures, checkpoints of taming-transformers and diffusers, a pipeline of two classes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
