@@ -73,7 +73,9 @@ def compare(args, batch_size):
     seconds = {name: statistics.median(values) for name, values in turns.items()}
     floor = multiply_adds(diffusion, batch_size, args.grid**2) / multiply_rate(args.dtype)
     cached, bare = seconds.pop("TransformerPrior, cached"), seconds.pop("one bare forward")
-    print(f"batch {batch_size}: cached transformer {cached:.3f} s, one bare forward {bare:.4f} s (floor {floor:.4f} s)")
+    print(
+        f"batch {batch_size}: cached transformer {cached:.3f} s, one bare forward {bare:.4f} s (floor {floor:.4f} s)"
+    )
     for name, value in seconds.items():
         steps = int(name.split()[1])
         print(

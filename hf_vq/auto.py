@@ -1,8 +1,9 @@
 """The right class for a folder or repository, and what transformers and diffusers must know of registered classes."""
 
+import functools
 from typing import Any
 
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -11,7 +12,7 @@ from hf_vq.autoencoders import VQVAE
 from hf_vq.autoencoders.pretrained import make_face
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
-from hf_vq.registry import AUTOENCODERS, PRIORS, subscribe
+from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS, subscribe
 from hf_vq.saved import check_folder, how_to_load, saved_name
 
 HUB_ARGUMENTS = (
@@ -96,10 +97,35 @@ def _know_model(config_class: type[PreTrainedConfig], model_class: type[PreTrain
     AutoModel.register(config_class, model_class, exist_ok=True)
 
 
+def _trust_registered_pipelines() -> None:
+    """Make stock `DiffusionPipeline.from_pretrained` load what it refuses to without trust, where the class is here.
+
+    A saved index names a file of its folder, which stock would run. The registered class of the same name runs nothing
+    of the folder, so that nobody need be trusted, as `AutoModel` does it with registered models.
+    """
+    stock = DiffusionPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(stock)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        try:
+            return stock(cls, pretrained_model_name_or_path, **kwargs)
+        except ValueError as error:
+            if cls is not DiffusionPipeline or "trust_remote_code" not in str(error):
+                raise
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            name = saved_name(cls.load_config(pretrained_model_name_or_path, **hub))
+            if name not in PIPELINES:
+                raise
+        return PIPELINES[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    DiffusionPipeline.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment,method-assign]
+
+
 def know_registered_classes() -> None:
     """Make transformers and diffusers know all registered classes, and those that will be; `import hf_vq` calls it."""
     subscribe("autoencoder", _know_autoencoder)
     subscribe("prior", _know_prior)
+    _trust_registered_pipelines()
     verbs = ["save_pretrained", "from_pretrained"]
     LOADABLE_CLASSES.setdefault(
         "hf_vq", {base.__name__: verbs for base in (ModelMixin, PreTrainedModel, SchedulerMixin)}

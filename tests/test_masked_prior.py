@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import hf_vq
-from hf_vq import VQVAE, MaskedPrior, MaskedPriorConfig, VQPipeline, VQVAE2Pipeline
+from hf_vq import VQVAE, MaskedPrior, MaskedPriorConfig, MaskedScheduler, VQPipeline, VQVAE2Pipeline
 from hf_vq.priors.sampling import guide
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 from . import test_hierarchical_pipelines
-from .conftest import compile_whole
+from .conftest import FIXTURES, compile_whole
 from .tiny_models import Codes
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -352,6 +353,33 @@ def test_priors_of_a_hierarchy_complete_pictures_in_sight_of_all_that_is_kept():
     mask[:, :2] = False
     options["num_inference_steps"] = 2
     assert torch.equal(fine, bottom.sample(context_codes=(coarse,), known_codes=known[1], known_mask=mask, **options))
+
+
+def test_texts_become_pictures_by_a_saved_pipeline_and_its_scheduler(tmp_path):
+    folder = FIXTURES / "diffusers_amused_pipeline"
+    prior = make_prior("plain", cross_attention_dim=24, text_length=12)
+    autoencoder = VQVAE(hidden_channels=8, codebook_size=11, codebook_dim=4, stage_channels=(8,)).eval()
+    autoencoder.initialize_codebook(torch.rand(11, 3, 6, 8) * 2 - 1)
+    texts = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    scheduler = MaskedScheduler(prior.mask, "linear")
+    hf_vq.VQTextToImagePipeline(autoencoder, prior, texts, tokenizer, scheduler).save_pretrained(tmp_path)
+    pipe = hf_vq.VQTextToImagePipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.masking_schedule == "linear"
+    call = {"prompt": ["the red dog", "a blue cat"], "num_inference_steps": 4, "output_type": "codes"}
+    drawn = pipe(**call, guidance_scale=1.5, generator=torch.Generator().manual_seed(0)).images
+    states, empty = (pipe.encode_prompt(prompt)[0] for prompt in (call["prompt"], [""] * 2))
+    expected = prior.sample(
+        encoder_hidden_states=states, negative_encoder_hidden_states=empty, guidance_scale=1.5, num_inference_steps=4,
+        scheduler=scheduler, generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert torch.equal(drawn, expected)
+    with pytest.raises(ValueError, match=r"num_inference_steps must be at most 12, .* got 13"):
+        pipe("the red dog", num_inference_steps=13)
+    pipe.scheduler = MaskedScheduler(5)
+    with pytest.raises(ValueError, match="scheduler must have mask_token_id=11, as this prior, got 5"):
+        pipe("the red dog")
 
 
 def test_halves_of_a_batch_give_its_loss_whatever_is_masked():

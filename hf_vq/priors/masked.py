@@ -63,7 +63,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
     likelihood = "bound"
     sampling_options = (
         "num_inference_steps", "temperature", "top_k", "top_p", "guidance_scale", "choice_temperature",
-        "known_codes", "known_mask", "negative_encoder_hidden_states", "negative_encoder_attention_mask",
+        "known_codes", "known_mask", "negative_encoder_hidden_states", "negative_encoder_attention_mask", "scheduler",
     )  # fmt: skip
 
     def __init__(self, config: MaskedPriorConfig):
@@ -224,6 +224,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         known_mask: torch.Tensor | None = None,
         negative_encoder_hidden_states: torch.Tensor | None = None,
         negative_encoder_attention_mask: torch.Tensor | None = None,
+        scheduler: Any = None,
         progress_bar: Callable[[Iterable], Iterable] | None = None,
         **conditions: Any,
     ) -> torch.Tensor:
@@ -249,6 +250,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
             known_mask: (batch, *grid) bool.
             negative_encoder_hidden_states: (batch, length, cross_attention_dim), a text to guide away from.
             negative_encoder_attention_mask: (batch, length) of it.
+            scheduler: a `MaskedScheduler` to take the steps with; by default that of the config.
             progress_bar: wraps the loop over steps.
             conditions: those of `forward`, such as `class_labels` (batch,).
 
@@ -262,7 +264,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         """
         check_sampling_options(temperature, top_k, top_p, guidance_scale)
         code_shape = self._check_code_shape(code_shape)
-        scheduler = self.make_scheduler(num_inference_steps, code_shape, choice_temperature)
+        scheduler = self.take_scheduler(scheduler, num_inference_steps, code_shape, choice_temperature)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
         check_generators(generator, batch_size)
@@ -306,14 +308,27 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         conditional, unconditional = logits.chunk(2)
         return guide(conditional, unconditional, guidance_scale)
 
-    def make_scheduler(
-        self, num_inference_steps: int | None, code_shape: tuple[int, ...], choice_temperature: float
+    def take_scheduler(
+        self,
+        scheduler: Any = None,
+        num_inference_steps: int | None = None,
+        code_shape: tuple[int, ...] | None = None,
+        choice_temperature: float = 4.5,
     ) -> MaskedScheduler:
-        """The scheduler of the config, set to that many steps.
+        """A scheduler, set to that many steps for grids of a shape; by default that of the config.
 
         Raises:
-            ValueError: more steps than codes.
+            ValueError: one with another mask, or more steps than codes.
         """
+        if scheduler is None:
+            scheduler = MaskedScheduler(self.mask, self.config.masking_schedule)
+        if not isinstance(scheduler, MaskedScheduler):
+            raise ValueError(f"scheduler must be a MaskedScheduler, got {type(scheduler).__name__}")
+        if scheduler.config.mask_token_id != self.mask:
+            raise ValueError(
+                f"scheduler must have mask_token_id={self.mask}, as this prior, got {scheduler.config.mask_token_id}"
+            )
+        code_shape = tuple(self.config.code_shape or ()) if code_shape is None else code_shape
         most = prod(code_shape)
         if num_inference_steps is None:
             num_inference_steps = min(FEW_STEPS, most)
@@ -322,6 +337,5 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
                 f"num_inference_steps must be at most {most}, the codes of a grid of {code_shape}, "
                 f"got {num_inference_steps}"
             )
-        scheduler = MaskedScheduler(self.mask, self.config.masking_schedule)
         scheduler.set_timesteps(num_inference_steps, (choice_temperature, 0.0))
         return scheduler
