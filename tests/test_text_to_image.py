@@ -177,7 +177,7 @@ def test_a_masked_prior_of_texts_and_classes_draws_and_completes():
         cross_attention_dim=16, text_length=12, text_dropout_prob=0.1, null_text="learned",
     )  # fmt: skip
     prior = MaskedPrior(config).eval()
-    with pytest.raises(ValueError, match="scheduler given, but prior, a MaskedPrior, does not take one"):
+    with pytest.raises(ValueError, match="scheduler must be a MaskedScheduler, got DiscreteDiffusionScheduler"):
         Pipeline(**pipe.components | {"prior": prior})
     other = Pipeline(pipe.autoencoder, prior, pipe.text_encoder, pipe.tokenizer, class_names=["ant", "bee", "cat"])
     other.set_progress_bar_config(disable=True)
@@ -187,6 +187,8 @@ def test_a_masked_prior_of_texts_and_classes_draws_and_completes():
     codes = draw(other, num_images_per_prompt=2, negative_prompt="a cat", **request)
     kept = pipe.autoencoder.tokenize(image * 2 - 1)[:, :, 2:]
     assert torch.equal(codes[:, :, 2:], kept.expand(4, -1, -1))
+    with pytest.raises(ValueError, match="num_inference_steps must be at most 16"):
+        draw(other, class_labels=[0, 1], num_inference_steps=17)
     with pytest.raises(ValueError, match="conditions must be of one number of samples"):
         draw(other, "a cat", **request)
 

@@ -24,7 +24,8 @@ class VQTextToImagePipeline(PicturesPipeline):
         text_encoder: of transformers, such as `CLIPTextModel`, `T5EncoderModel` or `BertModel`, whose states are as
             wide as the prior's `cross_attention_dim`; None: calls give `prompt_embeds`.
         tokenizer: its tokenizer.
-        scheduler: a `DiscreteDiffusionScheduler` for the prior's steps; None: that of its config.
+        scheduler: takes the prior's steps, a `DiscreteDiffusionScheduler`, or of a `MaskedPrior` a `MaskedScheduler`;
+            None: that of its config.
         normalize_text_embeddings: scale every state of a text to length 1, as VQ-Diffusion does.
         mask_padding: tell text encoder and prior which tokens of a text are padding; False: all count, as in
             pipelines of diffusers with CLIP.
