@@ -187,6 +187,10 @@ def test_log_prob_is_the_product_along_its_order():
         expected += prior.run_network(states).log_softmax(-1)[:, place].gather(1, codes[:, place, None])[:, 0]
         states[:, place] = codes[:, place]
     torch.testing.assert_close(prior.log_prob(codes), expected, **CLOSE)
+    prior.head.bias[codes[0, 0]] = -torch.inf  # a code that cannot be
+    impossible = (codes == codes[0, 0]).any(1)
+    assert torch.equal(prior.log_prob(codes).isneginf(), impossible)
+    assert prior.log_prob(codes)[~impossible].isfinite().all()
 
 
 # Decoding

@@ -179,6 +179,7 @@ def test_bad_input_is_told_by_name():
         ("model_output must give a distribution of codes everywhere",
          lambda: scheduler.step(logits.index_fill(1, torch.tensor([3]), torch.nan), 3, sample)),
         ("mask_token_id=7 is one of the 40 codes of model_output", lambda: tight.step(logits, 3, sample)),
+        (r"sample must hold codes in \[0, 40\) or the mask, 47, got 41", lambda: scheduler.step(logits, 3, sample - 6)),
         ("generator must be one, or one per item: got 3 for 2 items",
          lambda: scheduler.step(logits, 3, sample, generator=[torch.Generator()] * 3)),
         ("masking_schedule must be one of", lambda: MaskedScheduler(MASK, "square")),

@@ -188,14 +188,15 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
                     if shown.any():
                         states = codes.masked_fill(hidden.view_as(codes), self.mask)
                         nats = self.tokens.nats(self.run_network(states, **conditions), codes)
-                        total = total - (nats.flatten(1) * shown).sum(1)
+                        total = total - nats.flatten(1).masked_fill(~shown, 0).sum(1)
                     hidden = still
         return total / self.config.likelihood_orders
 
     def order_scores(self, code_shape: tuple[int, ...]) -> torch.Tensor:
         """Numbers (orders, *grid) by which `log_prob` orders codes, the lowest last; those of a place, in any grid."""
         generator = torch.Generator().manual_seed(self.config.likelihood_seed)
-        scores = torch.rand(self.config.likelihood_orders, *cast(tuple, self.config.code_shape), generator=generator)
+        shape = (self.config.likelihood_orders, *cast(tuple, self.config.code_shape))
+        scores = torch.rand(shape, generator=generator, dtype=torch.float32)
         return scores[(slice(None), *map(slice, code_shape))]
 
     def codes_left(self, counts: torch.Tensor) -> list[torch.Tensor]:

@@ -114,7 +114,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             ValueError: `set_timesteps` was not called, another timestep, shapes that do not fit, a mask that is a
-                code, or logits that are NaN or give no distribution.
+                code, a sample of other numbers, or logits that are NaN or give no distribution.
         """
         index = self._index(timestep)
         logits = self._positions_first(model_output, sample)
@@ -123,6 +123,12 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         probabilities = logits.float().softmax(dim=-1)
         if probabilities.isnan().any():
             raise ValueError("model_output must give a distribution of codes everywhere, got logits that do not")
+        wrong = codes[((codes < 0) | (codes >= logits.shape[-1])) & ~masked]
+        if len(wrong):
+            raise ValueError(
+                f"sample must hold codes in [0, {logits.shape[-1]}) or the mask, {self.config.mask_token_id}, "
+                f"got {wrong[0].item()}"
+            )
         if drawn is None:
             drawn = draw_by_race(probabilities, generator)
         original = torch.where(masked, drawn.flatten(1), codes)
@@ -133,7 +139,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
             unknown = masked.sum(1, keepdim=True)
             count = (codes.shape[1] * ratio).floor().to(codes.device)
             count = torch.minimum(unknown, torch.minimum(unknown - 1, count).clamp(min=1))
-            sure = probabilities.gather(2, original[..., None].clamp(max=logits.shape[-1] - 1))[..., 0]
+            sure = probabilities.gather(2, original[..., None])[..., 0]
             noise = draw_noise(sure.shape, generator, sure.device, torch.Tensor.uniform_).clamp(1e-20)
             gumbel = -(-noise.log()).clamp(1e-20).log()
             confidence = sure.clamp(1e-20).log() + self.temperatures[index].to(sure.device) * gumbel
