@@ -2,18 +2,22 @@
 
 import itertools
 import math
+import shutil
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import hf_vq
 from hf_vq.priors.diffusion_loss import TimestepSampler, bound_terms
 from hf_vq.priors.sampling import truncate
 from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Transitions
+from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
 from .conftest import FIXTURES, fixture
 from .processes import in_two_processes
+from .tiny_models import Codes
 
 LOG_ZERO = math.log(1e-30)  # what stands for the logarithm of 0 in the originals
 SMALL = {"codebook_size": 11, "code_shape": (3, 4), "hidden_size": 16, "num_layers": 2, "num_heads": 2,
@@ -369,6 +373,32 @@ def test_two_processes_learn_and_remember_what_one_does_of_the_whole_batch(tmp_p
     torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, whole[0])
     for each in halves:
         torch.testing.assert_close(each[1:], whole[1:])
+
+
+def train(folder, **options):
+    torch.manual_seed(0)
+    small = {"codebook_size": 8, "code_shape": (4, 4), "num_classes": 2, "num_timesteps": 4, "dropout": 0.1}
+    prior = hf_vq.DiscreteDiffusionPrior(hf_vq.DiscreteDiffusionPriorConfig(**{**SMALL, **small}))
+    options = {
+        "max_steps": 24,
+        "save_steps": 12,
+        "per_device_train_batch_size": 10,
+        "weight_ema_decay": 0.9,
+        **options,
+    }
+    arguments = PriorTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, logging_steps=6, **options)
+    return train_prior(prior, Codes(100), arguments, Codes(20))
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not_to_the_bit(tmp_path):
+    whole = train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole/checkpoint-12", tmp_path / "parts/checkpoint-12")
+    resumed = train(tmp_path / "parts", resume_from_checkpoint=True)
+    weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (expected["timesteps.loss_count"] > 10).all()  # times were drawn by their loss
+    assert resumed["metrics"] == whole["metrics"]
 
 
 def test_half_precision_and_the_gradient_of_everything():
