@@ -1,10 +1,13 @@
-"""What a user of the Hub does, each time in a process where hf_vq was not imported before.
+"""What a user of the Hub does, each time in a process of its own.
 
 `python -m tests.hub_client` imports the stock libraries once; every line it reads names a task and its arguments, and
-the task runs in a fork, which has the stock libraries but not hf_vq. Answers are lines of JSON.
+the task runs in a fork. Those of FRESH have the stock libraries but not hf_vq; the others are forked from a process
+that has imported hf_vq as well. Answers are lines of JSON.
 """
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import logging
@@ -24,6 +27,16 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import DatasetCard, ModelCard, snapshot_download
 from safetensors.torch import load_file, save_file
 
+from .processes import STOCK
+
+FRESH = ("load_stock_diffusers", "load_with_trust", "load_prior_with_trust", "load_stock_pipeline", "without_hf_vq")
+OURS = (
+    "hf_vq.cli.train_prior",
+    "hf_vq.cli.train_autoencoder",
+    "hf_vq.cli.tokenize",
+    "hf_vq.cli.push",
+    "hf_vq.cli.evaluate",
+)
 VQMODEL = {
     "block_out_channels": (8, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -350,16 +363,44 @@ def run_card(repo_id, folder):
     return len(blocks)
 
 
-def main(tasks, fresh=True):
+def main(tasks, fresh=FRESH):
+    """Answers the lines of stdin: tasks called `fresh` where hf_vq was not imported, others where it was."""
     preloaded = diffusers.VQModel, diffusers.AutoModel, transformers.AutoModel  # else each fork imports them
     assert preloaded
+    for name in STOCK if fresh else ():
+        importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a task prints is no answer
-    for line in sys.stdin:
+    lines, warm_lines = os.pipe()
+    warm_answers, answers_of_warm = os.pipe()
+    if os.fork() == 0:
+        os.close(warm_lines)
+        for name in OURS:
+            importlib.import_module(name)
+        serve(tasks, os.fdopen(lines), os.fdopen(answers_of_warm, "w"))
+        os._exit(0)
+    for inner in (lines, answers_of_warm):
+        os.close(inner)
+    gc.freeze()
+    with os.fdopen(warm_lines, "w") as warm_lines, os.fdopen(warm_answers) as warm_answers:
+        for line in sys.stdin:
+            if json.loads(line)[0] in fresh:
+                assert "hf_vq" not in sys.modules
+                serve(tasks, [line], answers)
+            else:
+                print(line, end="", file=warm_lines, flush=True)
+                print(warm_answers.readline(), end="", file=answers, flush=True)
+    os.wait()
+
+
+def serve(tasks, lines, answers):
+    """Runs the task of each line in a fork and writes what it returns or raises."""
+    gc.freeze()
+    for line in lines:
         task, arguments = json.loads(line)
         read, write = os.pipe()
-        if os.fork() == 0:
-            assert not fresh or "hf_vq" not in sys.modules
+        process = os.fork()
+        if process == 0:
             try:
                 answer = {"value": tasks[task](**arguments)}
             except BaseException:
@@ -371,7 +412,7 @@ def main(tasks, fresh=True):
         with os.fdopen(read) as pipe:
             answers.write(pipe.read() + "\n")
         answers.flush()
-        os.wait()
+        os.waitpid(process, 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a user of codes on the Hub does: tasks of `python -m tests.hub_codes_client`, as those of tests/hub_client.py.
 
-hf_vq and `datasets` are imported once, before the tasks.
+hf_vq is imported before the tasks.
 """
 
 from pathlib import Path
@@ -10,7 +10,6 @@ import huggingface_hub
 import torch
 
 import hf_vq
-from hf_vq.cli import evaluate, inspect, push, tokenize, train_prior  # noqa: F401  # else each fork imports them
 from hf_vq.cli.checks import local_folder
 from hf_vq.data.codes import load_codes
 from hf_vq.data.seals import read_shard
@@ -80,4 +79,4 @@ def codes_of(name):
 
 
 if __name__ == "__main__":
-    main(globals(), fresh=False)
+    main(globals(), fresh=())

@@ -1,6 +1,6 @@
-"""What a user of a plug-in does, each time in a process where neither hf_vq nor the plug-in was imported before.
+"""What a user of a plug-in does: tasks of `python -m tests.plugin_client`, as those of tests/hub_client.py.
 
-As tests/hub_client.py, whose processes these are.
+Where hf_vq was not imported before, neither was the plug-in; where it was, hf_vq has imported it.
 """
 
 import contextlib
@@ -139,4 +139,4 @@ def run_card(repo_id, folder):
 
 
 if __name__ == "__main__":
-    main(globals())
+    main(globals(), fresh=("load_stock", "without_the_entry_point", "import_beside"))

@@ -100,7 +100,7 @@ def of_original_size(prior_class, config, batch_size):
     torch.manual_seed(0)
     prior = prior_class(config).eval()
     labels = torch.arange(batch_size) * 9 % 10
-    return prior, torch.randint(64, (batch_size, 12, 12)), {"class_labels": labels}
+    return prior, torch.randint(64, (batch_size, 8, 8)), {"class_labels": labels}
 
 
 VARIANTS = {

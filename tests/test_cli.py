@@ -16,6 +16,7 @@ import hf_vq_cli
 from hf_vq.cli import checks
 from hf_vq.data.images import load_images
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
+from tests.processes import in_a_process
 from tests.test_data import make_folder, picture, truncate
 
 AUTOENCODER = {
@@ -92,8 +93,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_help_that_is_shown_is_that_of_the_options(tmp_path):
-    program = "import sys, hf_vq_cli; hf_vq_cli.write_help(sys.argv[1])"  # elsewhere: here tests register classes
-    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
+    in_a_process(hf_vq_cli.write_help, tmp_path)  # here tests register classes
     written = {path.name: path.read_text() for path in Path(hf_vq_cli.HELP).iterdir()}
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == written  # else: make help
 

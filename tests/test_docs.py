@@ -45,7 +45,7 @@ def page_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
-    for index in range(6):
+    for index in range(4):
         folder = tmp_path / "path/to/images" / ("rose" if index % 2 else "tulip")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (80, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")

@@ -229,7 +229,7 @@ def test_logits_that_are_no_numbers_are_refused_by_name(value):
 
 
 @pytest.mark.parametrize("name", AUTOREGRESSIVE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_no_family_is_accused_beside_a_masked_code_or_at_any_step(name, dtype):
     prior, codes, conditions = FAMILIES[name]
@@ -283,7 +283,7 @@ def test_checks_of_a_long_order_take_turns():
                 return check
         return None
 
-    checks = [found(leak) for leak in range(100)]
+    checks = [found(leak) for leak in range(0, 100, 3)]
     assert None not in checks
     assert {0, 1} < set(checks)
     assert checks[0] == checks[-1] == 0  # where a beginning or an end is dealt with by itself
@@ -339,8 +339,7 @@ def test_a_copy_that_begins_as_nothing_is_found_at_the_first_evaluation(tmp_path
 # Offloaded weights
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize(("name", "where"), [("gpt", "cpu"), *((name, "disk") for name in FAMILIES)])
 def test_offloaded_weights_give_the_same_outputs_log_prob_and_samples(name, where, tmp_path):
     prior, codes, conditions = FAMILIES[name]
     expected, shape = prior.log_prob(codes, **conditions), tuple(codes.shape[1:])

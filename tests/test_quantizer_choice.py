@@ -56,7 +56,7 @@ def run(*arguments):
     return hf_vq_cli.main([str(argument) for argument in arguments])
 
 
-@EVERY
+@pytest.mark.parametrize("quantizer_type", ["finite_scalar", "residual", "remapped"])  # the others are trained below
 def test_the_road_by_the_command_line(quantizer_type, tmp_path):
     codebook_size, config = CHOICES[quantizer_type]
     sizes = {"hidden_channels": 8, "stage_channels": [4], "num_residual_layers": 0, "codebook_dim": 6}

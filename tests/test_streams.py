@@ -93,8 +93,7 @@ class StopAfter:
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("make", STREAMS)
+@pytest.mark.parametrize(("make", "workers"), [*((make, 0) for make in STREAMS), (Stateful, 1), (buffered, 1)])
 def test_a_stream_resumes_where_it_was(make, workers, tmp_path):
     options = {"dataloader_num_workers": workers}
     whole = train(make(), arguments(tmp_path / "whole", **options))

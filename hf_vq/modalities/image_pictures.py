@@ -10,7 +10,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
 from hf_vq.grids import as_grids, codes_as_int64
-from hf_vq.modalities.figures import INK, save_figure
+from hf_vq.modalities.figures import INK
 from hf_vq.writing import whole
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
@@ -104,14 +104,15 @@ def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[i
     rows = math.ceil(len(pixels) / columns)
     height, label_height = CELL * pixels.shape[1] / pixels.shape[2], 0.2 if labels is not None else 0.0
     figure, canvas, cell = _new_canvas(rows, columns, cell_height=height + label_height)
-    for index, picture in enumerate(pixels):
+    places = []
+    for index in range(len(pixels)):
         left, right, bottom, _ = cell(*divmod(index, columns))
         bottom += label_height / 2
-        canvas.imshow(picture, extent=(left, right, bottom, bottom + height), interpolation="nearest", aspect="auto")
+        places.append((left, right, bottom, bottom + height))
         if labels is not None:
             middle, above = (left + right) / 2, bottom + height + 2 * POINT
             canvas.text(middle, above, str(_plain_label(labels[index])), ha="center", fontsize=8, color=INK)
-    save_figure(path, figure)
+    _save_with_pictures(path, figure, pixels, places)
 
 
 def save_sample_rows(path: str | Path, samples: torch.Tensor, columns: int) -> None:
@@ -155,14 +156,33 @@ def _save_rows(path, rows, title):
     columns = min(len(rows[0][1]), ROW_ITEMS)
     height, width = rows[0][1].shape[1:3]
     figure, canvas, cell = _new_canvas(len(rows), columns, cell_height=CELL * height / width, left=1.15, top=0.34)
+    shown, places = [], []
     for row, (name, pictures) in enumerate(rows):
-        for column, picture in enumerate(pictures[:columns]):
-            canvas.imshow(picture, extent=cell(row, column), interpolation="nearest", aspect="auto")
+        shown += list(pictures[:columns])
+        places += [cell(row, column) for column in range(len(pictures[:columns]))]
         left, _, bottom, top = cell(row, 0)
         words = {"ha": "right", "va": "center", "fontsize": 10, "color": INK}
         canvas.text(left - 8 * POINT, (bottom + top) / 2, name, **words)
     figure.suptitle(title, x=0.02, y=0.98, ha="left", va="top", fontsize=11, color=INK)
-    save_figure(path, figure)
+    _save_with_pictures(path, figure, shown, places)
+
+
+def _save_with_pictures(path, figure, pictures, places):
+    """Write a figure with pictures (height, width, 3) uint8 at places: left, right, bottom, top in inches.
+
+    (They are enlarged without blur here: matplotlib takes milliseconds for each.)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    paper = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    for picture, place in zip(pictures, places, strict=True):
+        left, right, bottom, top = (round(inches * figure.dpi) for inches in place)
+        size = (max(right - left, 1), max(top - bottom, 1))
+        paper.paste(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST), (left, paper.height - top))
+    with whole(path) as partial:
+        paper.save(partial, format="png", dpi=(figure.dpi, figure.dpi))
 
 
 def _new_canvas(rows, columns, cell_height, left=0.08, top=0.08):
@@ -175,7 +195,7 @@ def _new_canvas(rows, columns, cell_height, left=0.08, top=0.08):
     gap, edge = 0.06, 0.08
     width = left + edge + columns * CELL + (columns - 1) * gap
     height = top + edge + rows * cell_height + (rows - 1) * gap
-    figure = Figure(figsize=(width, height), dpi=160)
+    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
     canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
     canvas.axis("off")
 

@@ -122,8 +122,9 @@ def _new_axes(width: float, height: float) -> tuple[Any, Any]:
     """A figure with one pair of axes, open at the top and the right."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(width, height), dpi=160)
+    margins = {"left": 0.85 / width, "right": 1 - 0.1 / width, "bottom": 0.5 / height, "top": 1 - 0.35 / height}
+    axes = figure.subplots(gridspec_kw=margins)  # a layout of matplotlib's measures them, for as long as it draws
     for side in ["top", "right"]:
         axes.spines[side].set_visible(False)
     for side in ["left", "bottom"]:
