@@ -29,7 +29,10 @@ from safetensors.torch import load_file, save_file
 
 from .processes import STOCK
 
-FRESH = ("load_stock_diffusers", "load_with_trust", "load_prior_with_trust", "load_stock_pipeline", "without_hf_vq")
+FRESH = (
+    "load_stock_diffusers", "load_with_trust", "load_prior_with_trust", "load_stock_pipeline", "load_text_pipeline",
+    "without_hf_vq",
+)  # fmt: skip
 OURS = (
     "hf_vq.cli.train_prior",
     "hf_vq.cli.train_autoencoder",
