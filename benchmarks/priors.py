@@ -63,7 +63,7 @@ def measure(name, args, autoencoder, train, held_out):
     pipeline = hf_vq.VQPipeline(autoencoder, prior.eval(), train.class_names)
     pipeline.set_progress_bar_config(disable=True)
     labels = [label for label in range(train.num_classes) for _ in range(8)]
-    samples = draw(pipeline, labels, 0, 80, torch.Generator().manual_seed(0))
+    samples = draw(pipeline, {"class_labels": labels}, 0, 80, torch.Generator().manual_seed(0))
     save_sample_rows(args.output / f"{name}.png", samples, columns=8)
     seconds = min(time_sampling(prior, labels[:16]) for _ in range(3))
     metrics = report["metrics"]

@@ -204,7 +204,7 @@ def test_a_pipeline_gives_what_the_modality_of_its_autoencoder_does(signals, cod
         assert type(output) is SignalPipelineOutput
         assert pipe(output_type="np").signals[0].shape == (2, 24)
     (samples,) = output.to_tuple()
-    assert torch.equal(samples, draw(pipe, None, 2, 2, again))
+    assert torch.equal(samples, draw(pipe, {}, 2, 2, again))
     with pytest.raises(ValueError, match="output_type must be one of"):
         pipe(output_type="pil")
 
