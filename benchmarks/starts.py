@@ -1,18 +1,22 @@
 """Whether every quantizer starts in every family: the error after a short training, beside that of "ema".
 
     python benchmarks/starts.py                                            # all pairs, an hour on one core
-    python benchmarks/starts.py --families VQVAE --quantizers ema,finite_scalar --steps 300
+    python benchmarks/starts.py --families VQVAE --quantizers ema,finite_scalar --steps 300 --seeds 0,1,2
+    python benchmarks/starts.py --quantizers lookup_free --bits 8,10,12,16  # how many bits reach EMA's 256 codes
 
 Each pair trains on the digits of scikit-learn with the quantizer's own defaults, Adam at 1e-3 and batches of 64. A
-line has the error over the variance of the pictures at the end, its ratio to EMA's of the same family and seed, and
-the gradient of the encoder at the first step. Ratios above 1.2 are marked.
+line has the bits of a token, the error over the variance of the pictures at the end, its ratio to EMA's of the same
+family and seed, and the gradient of the encoder at the first step; means over seeds. Ratios above 1.2 are marked.
 """
 
 import argparse
+import itertools
+from statistics import mean
 
 import torch
 
 from hf_vq.data.images import load_images
+from hf_vq.quantizers import make_quantizer
 from hf_vq.registry import AUTOENCODERS
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -49,9 +53,15 @@ QUANTIZERS = {
 }  # fmt: skip
 
 
-def make(family, quantizer):
-    """A small model of a pair."""
+def with_bits(quantizer, bits):
+    """Type, size and options of a quantizer with 2^bits codes, where they do not follow from its options."""
     quantizer_type, size, config = QUANTIZERS[quantizer]
+    return quantizer_type, 2**bits if bits else size, config
+
+
+def make(family, choice):
+    """A small model of a family and a quantizer's type, size and options."""
+    quantizer_type, size, config = choice
     names = ("num_vq_embeddings", "latent_channels") if family == "VQModel" else ("codebook_size", "codebook_dim")
     choice = {"quantizer_type": quantizer_type, "quantizer_config": config, names[0]: size, names[1]: 16}
     if family == "VQModel":
@@ -59,10 +69,10 @@ def make(family, quantizer):
     return AUTOENCODERS[family](in_channels=1, **FAMILIES[family], **choice)
 
 
-def train(family, quantizer, data, steps, seed):
+def train(family, choice, data, steps, seed):
     """Error over variance after `steps`, and the encoder's gradient at the first."""
     torch.manual_seed(seed)
-    model, first = make(family, quantizer).train(), None
+    model, first = make(family, choice).train(), None
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for _ in range(steps):
         model(data[torch.randint(len(data), (64,))]).loss.backward()
@@ -82,17 +92,23 @@ def main():
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--quantizers", default=",".join(QUANTIZERS))
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--bits", default="", help="bits of a token, for quantizers of any size; default: 8")
     options = parser.parse_args()
     images = load_images("digits", split="train")
     data = torch.stack([images[index]["sample"] for index in range(len(images))])
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    sizes = [int(bits) for bits in options.bits.split(",") if bits] or [None]
     for family in options.families.split(","):
-        reference, _ = train(family, "ema", data, options.steps, options.seed)
-        for quantizer in options.quantizers.split(","):
-            error, first = train(family, quantizer, data, options.steps, options.seed)
-            mark = "  above 1.2" if error > 1.2 * reference else ""
+        references = [train(family, QUANTIZERS["ema"], data, options.steps, seed)[0] for seed in seeds]
+        for quantizer, bits in itertools.product(options.quantizers.split(","), sizes):
+            choice = with_bits(quantizer, bits)
+            errors, firsts = zip(*(train(family, choice, data, options.steps, seed) for seed in seeds), strict=True)
+            ratio = mean(error / reference for error, reference in zip(errors, references, strict=True))
+            size = make_quantizer(choice[0], choice[1], 16, choice[2]).bits_per_token
             print(
-                f"{family:14}{quantizer:24}{error:8.3f}{error / reference:8.2f}   gradient {first:.1e}{mark}",
+                f"{family:14}{quantizer:24}{size:4.0f} bits{mean(errors):8.3f}{ratio:8.2f}   "
+                f"gradient {mean(firsts):.1e}{'  above 1.2' if ratio > 1.2 else ''}",
                 flush=True,
             )
 

@@ -367,7 +367,8 @@ def test_gumbel_gradient_is_that_of_the_relaxed_sample():
 def test_open_magvit2_lookup_free():
     tensors, meta = fixture("open_magvit2")
     options = meta["hyperparameters"]["init"]
-    config = {"first_bit": "least", "entropy_offset": 1e-5, "entropy_weight": 1.0, "beta": 0.0, "fit_latents": False}
+    entropies = {"entropy_offset": 1e-5, "entropy_weight": 1.0, "entropy_temperature": 0.01}
+    config = {"first_bit": "least", "beta": 0.0, "fit_latents": False, **entropies}
     quantizer = make_quantizer("lookup_free", options["n_embed"], options["embed_dim"], config)
     for kind in ("raw", "ema"):
         codes = quantizer.tokenize(tensors[f"{kind}.prequant"])

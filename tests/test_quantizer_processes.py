@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from hf_vq import VQVAE
 from hf_vq.metrics.codebook import CodebookUsage
+from hf_vq.processes import sum_over_processes
 from hf_vq.quantizers import make_quantizer
 
 from .processes import in_two_processes
@@ -34,7 +35,11 @@ def _train_twenty_steps(rank, world_size, variant, dtype):
     torch.manual_seed(7 + 1000 * rank)  # the draws of rank 0 decide
     for step, mask in zip(latents, masks, strict=True):
         quantizer(step.chunk(world_size)[rank], mask.chunk(world_size)[rank])
-    return quantizer.state_dict()
+    last = latents[0].chunk(world_size)[rank].clone().requires_grad_()
+    quantizer(last, masks[0].chunk(world_size)[rank]).latents.square().sum().backward()
+    gradient = torch.zeros_like(latents[0])
+    gradient.chunk(world_size)[rank].copy_(last.grad)
+    return {**quantizer.state_dict(), "gradient": sum_over_processes(gradient)}
 
 
 def _start_principal_patches(rank, world_size):

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import hf_vq
 from hf_vq.data.codes import tokenizer_identity
 from hf_vq.quantizers import make_quantizer
+from hf_vq.quantizers.fitted import FittedLatents
 from hf_vq.quantizers.registry import with_changed_options, without_earlier_options
 from hf_vq.registry import AUTOENCODERS, QUANTIZERS
 
@@ -285,6 +287,27 @@ def test_fitted_latents_follow_the_mean_and_the_spread():
         torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items() if "steps" not in name
     )
     assert quantizer.half().fitted.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_leaves_out_what_the_moments_undo(masked):
+    """As batch normalization's does; with it a push on all latents would drive them away for ever."""
+    torch.manual_seed(0)
+    rows = torch.cat([7 + 3 * torch.randn(4096, 2), torch.full((5, 2), 1e4)]).requires_grad_()  # the last: padding
+    counted = torch.arange(4101) < 4096
+    real, upstream = rows[counted], 1 + torch.randn(4101, 2) + 0.1 * rows.detach()
+    fitted = FittedLatents((1.0, 1.0))
+    fitted.start(real.detach())
+    given, mask = (rows, counted) if masked else (real, None)
+    out = fitted(fitted.follow(given, mask))
+    (ours,) = torch.autograd.grad(out, given, upstream[: len(given)], retain_graph=True)
+    normalized = F.batch_norm(real, None, None, training=True, eps=1e-12)
+    (theirs,) = torch.autograd.grad(normalized, real, upstream[:4096], retain_graph=True)
+    torch.testing.assert_close(ours[:4096], theirs, atol=2e-3, rtol=0)
+    assert theirs.abs().mean() > 0.2
+    assert torch.equal(out[:4096], fitted(real))
+    (two,) = torch.autograd.grad(fitted(fitted.follow(real[:2], None)).sum(), real)
+    assert (two[:2] > 0).all()  # two rows say nothing of the moments to come
 
 
 @pytest.mark.parametrize("quantizer_type", ["finite_scalar", "residual"])

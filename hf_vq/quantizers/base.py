@@ -179,10 +179,11 @@ class Quantizer(InferenceVerbs, nn.Module):
             if finite is not None:
                 self.nonfinite_rows += (~finite).sum()
                 counted = finite if valid is None else valid & finite
-            fitted = self._fit(rows)
+            moving = self.fitted if self.training and self.codebook_updates != "off" else None
+            fitted = self._fit(rows if moving is None else moving.follow(rows, counted))
             quantized, codes, loss, losses = self._quantize(fitted, valid, counted, latents.shape[0], **options)
-            if self.fitted is not None and self.training and self.codebook_updates != "off":
-                self.fitted.record(rows, counted, self.codebook_updates == "deferred")
+            if moving is not None:
+                moving.record(rows, counted, self.codebook_updates == "deferred")
             if finite is not None:
                 loss = torch.where(finite.all(), loss, torch.nan)
             quantized = to_grid(self.project_out(quantized), latents)

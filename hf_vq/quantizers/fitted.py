@@ -1,6 +1,7 @@
 """Latents moved and scaled to where a fixed grid of codes lies."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +19,13 @@ class FittedLatents(nn.Module):
     are those of the first training batch, then follow the latents as an EMA codebook does, summed over processes.
     A channel that does not vary in the first batch is moved alone.
 
+    The moments undo a shift or a stretch that all rows of a channel have in common, so no gradient along these
+    passes (`follow`), as in batch normalization (https://arxiv.org/abs/1502.03167): it would drive the latents away
+    faster than moments follow, until all lie beyond the grid.
+
     Args:
         spreads: standard deviation that each channel gets, above 0.
-        decay: of the running moments, in [0, 1].
+        decay: of the running moments, in [0, 1]; latents of a young encoder move far within ten steps.
 
     Attributes:
         mean, variance: (channels,) running moments; before the start rows pass as they are.
@@ -32,7 +37,7 @@ class FittedLatents(nn.Module):
     variance: torch.Tensor
     steps: torch.Tensor
 
-    def __init__(self, spreads: Sequence[float], decay: float = 0.99):
+    def __init__(self, spreads: Sequence[float], decay: float = 0.9):
         super().__init__()
         self.spreads, self.decay, self.started = tuple(spreads), decay, False
         self.register_buffer("mean", torch.zeros(len(self.spreads), dtype=torch.float32))
@@ -47,6 +52,15 @@ class FittedLatents(nn.Module):
     def inverse(self, rows: torch.Tensor) -> torch.Tensor:
         """Fitted rows (n, channels) back to where the latents are."""
         return (rows * self._unit() + self.mean.clone()).to(rows.dtype)
+
+    def follow(self, rows: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+        """Rows (n, channels) as they are, without the gradient that moments which follow them undo.
+
+        Args:
+            rows: (n, channels) as they came in.
+            counted: (n,) bool, rows that the moments follow; None: all.
+        """
+        return _Followed.apply(rows, rows.new_ones(rows.shape[0], dtype=torch.bool) if counted is None else counted)
 
     def _unit(self):
         """What 1 of the fitted rows is in the latents, (channels,)."""
@@ -114,3 +128,28 @@ class FittedLatents(nn.Module):
 
     def extra_repr(self) -> str:
         return f"spreads={self.spreads}"
+
+
+class _Followed(torch.autograd.Function):
+    """The rows; of their gradient what is left without its mean and its part along the centred rows.
+
+    Means are over the counted rows of all processes. Of few rows, whose own mean and spread say little of moments to
+    come, less is taken: of two rows nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, counted)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        rows, counted = ctx.saved_tensors
+        both = torch.stack([rows, gradient]).to(widest_float(rows.device))  # (2, n, channels)
+        count = sum_over_processes(counted.sum(dtype=both.dtype))
+        means = sum_over_processes(torch.where(counted[:, None], both, 0).sum(dim=1)) / count.clamp_min(1)
+        centred = torch.where(counted[:, None], both - means[:, None], 0)
+        products = sum_over_processes((centred * centred[0]).sum(dim=1))
+        slope = products[1] / products[0].clamp_min(_LEAST_VARIANCE)
+        undone = (1 - 2 / count).clamp_min(0) * (means[1] + slope * centred[0])
+        return gradient - torch.where(counted[:, None], undone, 0).to(gradient.dtype), None

@@ -13,7 +13,7 @@ from hf_vq.registry import register
 
 _MOST_BITS_TOGETHER = 26  # the mean assignment of one group has 2^bits entries
 
-EARLIER: dict[str, Any] = {"fit_latents": False, "beta": 0.25, "entropy_weight": 0.1}
+EARLIER: dict[str, Any] = {"fit_latents": False, "beta": 0.25, "entropy_weight": 0.1, "entropy_temperature": 0.01}
 
 
 @register("lookup_free")
@@ -28,18 +28,22 @@ class LookupFreeQuantizer(Quantizer):
         codebook_size: a power of two.
         dim: width of the latents; learned linear maps lead to one channel per bit and back where it differs.
         spherical: latents and codes have length 1.
-        beta: weight of the commitment term, 0 or more. Configs that were saved without it mean 0.25.
+        beta: weight of the commitment term, 0 or more; fitted latents do without. Configs that were saved without it
+            mean 0.25.
         entropy_weight: of the entropy penalty, 0 or more. Configs that were saved without it mean 0.1, which is
             several times the reconstruction's part of the loss.
         diversity: weight of the second entropy, 0 or more.
-        entropy_temperature: above 0.
+        entropy_temperature: above 0. Configs that were saved without it mean 0.01, with which only latents within
+            0.01 of 0 have a gradient.
         entropy_groups: groups of bits whose mean assignments count as independent; 1 is exact.
         entropy_floor, entropy_offset: the mean assignment's logarithm is log(max(p, floor) + offset). lucidrains has
             floor 1e-5, Open-MAGVIT2 offset 1e-5; with more than 2^17 codes either hides most of the gradient.
         first_bit: whether the first channel is the "most" or the "least" significant bit of a code, as in lucidrains'
             package and in Open-MAGVIT2.
         fit_latents: channels get zero mean and a standard deviation of 1 by their running moments (`FittedLatents`),
-            so that every bit takes both values from the first step. Configs that were saved without it mean False.
+            so that every bit takes both values from the first step; gradients then pass through their tanh, unless
+            `spherical`, so that signs that are far from turning have little. Configs that were saved without it mean
+            False.
 
     Raises:
         ValueError: an argument out of its range.
@@ -51,10 +55,10 @@ class LookupFreeQuantizer(Quantizer):
         dim: Width,
         *,
         spherical: bool = False,
-        beta: Weight = 0.03,
+        beta: Weight = 0.0,
         entropy_weight: Weight = 0.01,
         diversity: Weight = 1.0,
-        entropy_temperature: Positive = 0.01,
+        entropy_temperature: Positive = 1.0,
         entropy_groups: Annotated[int, Range(1, 63)] = 1,
         entropy_floor: Share = 0.0,
         entropy_offset: Share = 0.0,
@@ -80,7 +84,7 @@ class LookupFreeQuantizer(Quantizer):
 
     @classmethod
     def earlier_defaults(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Latents were not fitted, and entropy and commitment weighed more."""
+        """Latents were not fitted, and entropy and commitment weighed more, the first of sharper assignments."""
         return EARLIER
 
     @property  # type: ignore[misc]  # set by none: the moments tell
@@ -113,7 +117,8 @@ class LookupFreeQuantizer(Quantizer):
             )
             loss = loss + self.entropy_weight * (each - self.diversity * together)
             losses |= {"sample_entropy": each, "codebook_entropy": together}
-        return straight_through(compared, quantized), codes, loss, losses
+        passing = compared if self.fitted is None or self.spherical else compared.tanh()
+        return straight_through(passing, quantized), codes, loss, losses
 
     def _codes(self, rows):
         return ((rows > 0).long() << self._places).sum(dim=1)
