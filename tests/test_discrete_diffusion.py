@@ -82,11 +82,46 @@ def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, sch
         to_before, to_now = matrix(transitions, before, -1), matrix(transitions, time, before)
         joint = to_before[:5, :, None] * to_now[None]  # (code, before, now)
         given_now = (joint / joint.sum(1, keepdim=True)).nan_to_num(0)  # q(before | now, code)
-        codes = transitions.carry_over(log_codes, states).exp()
+        codes = transitions.carry_over(log_codes, states, time).exp()
         wanted = torch.einsum("pc,cbp->pb", codes[0], given_now[:, :, : states.shape[1]])
         found = transitions.log_posterior(log_codes, states, time, before).exp()
         torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(found.sum(-1), torch.ones(1, states.shape[1]).double(), rtol=1e-9, atol=0)
+
+
+ENDS = {  # noise of which some steps do nothing, or all that can be done
+    "no other code": {"alpha_cum_start": 0.99, "alpha_cum_end": 0.01, "gamma_cum_start": 0.01, "gamma_cum_end": 0.99},
+    "a clean start": {"alpha_cum_start": 1.0, "gamma_cum_start": 0.0},
+    "nothing but masks": {"alpha_cum_end": 0.0, "gamma_cum_end": 1.0},
+    "a clean start without masks": {"transition": "uniform", "alpha_cum_start": 1.0},
+}
+
+
+@pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
+def test_what_cannot_be_changes_nothing_in_posterior_loss_and_samples(ends):
+    transitions = Transitions(5, 8, **ends)
+    torch.manual_seed(0)
+    log_codes = torch.randn(1, 6, 5, dtype=torch.float64).log_softmax(-1)
+    for before, time in itertools.combinations(range(-1, 8), 2):
+        until = matrix(transitions, time, -1)[:5]
+        states = (until.sum(0) > 0).nonzero().T
+        given = log_codes[:, : states.shape[1]]
+        if until.sum() == until.diag().sum() + until[:, 5].sum():  # a code that is left was that code
+            certain = torch.eye(6)[states[0], :5].double().log()[None]
+            given = torch.where((states == 5)[..., None], given, certain)
+        joint = matrix(transitions, before, -1)[:5, :, None] * matrix(transitions, time, before)[None]
+        given_now = (joint / joint.sum(1, keepdim=True)).nan_to_num(0)[:, :, states[0]]
+        wanted = torch.einsum("pc,cbp->pb", given.exp()[0], given_now)
+        found = transitions.log_posterior(log_codes[:, : states.shape[1]], states, time, before).exp()
+        torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-9)
+    prior = make_prior("classes", **ends, likelihood_timesteps=10)
+    codes, conditions = make_codes(prior, 8)
+    assert prior.log_prob(codes, **conditions).isfinite().all()
+    prior.train()(codes, **conditions).loss.backward()
+    assert all(one.grad.isfinite().all() for one in prior.parameters() if one.grad is not None)
+    mask = torch.rand(codes.shape) < 0.5
+    drawn = prior.sample(known_codes=codes, known_mask=mask, **conditions)
+    assert torch.equal(drawn[mask], codes[mask]) and drawn.max() < 11
 
 
 @pytest.mark.parametrize(("transition", "schedule"), KINDS)
