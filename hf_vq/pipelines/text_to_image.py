@@ -8,10 +8,9 @@ import torch
 from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.pipelines.texts import TextReader, Texts, as_prompts, read_texts
+from hf_vq.priors.text_conditions import TEXT
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
-
-TEXT = "encoder_hidden_states"
 
 
 @register

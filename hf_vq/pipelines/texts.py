@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.priors.text_conditions import TextCondition
+from hf_vq.priors.text_conditions import TEXT, TEXT_MASK, TextCondition
 
 LONGEST = 2**20  # what tokenizers without a length say is more
 
@@ -122,8 +122,8 @@ class Texts:
         if self.embeds is None:
             return {}
         places = (places * (len(self) > 1)).to(self.embeds.device)
-        mask = {} if self.mask is None else {"encoder_attention_mask": self.mask.to(places.device)[places]}
-        return {"encoder_hidden_states": self.embeds[places], **mask}
+        mask = {} if self.mask is None else {TEXT_MASK: self.mask.to(places.device)[places]}
+        return {TEXT: self.embeds[places], **mask}
 
 
 def read_texts(
