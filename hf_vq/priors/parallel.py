@@ -338,7 +338,10 @@ class ParallelNetwork(InputChecks):
         logits = predict(torch.cat([states, states]) if guides else states)
         if not logits.sum().isfinite():
             raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-        return guide(*logits.chunk(2), guidance_scale) if guides else logits
+        if not guides:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return guide(conditional, unconditional, guidance_scale)
 
 
 def check_scheduler(scheduler: Any, wanted: type) -> None:
