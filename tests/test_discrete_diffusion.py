@@ -311,7 +311,8 @@ def test_guidance_is_one_pass_of_both_and_purity_and_truncation_are_what_they_sa
     with_text = prior.predict(states, torch.full((2,), 4), **conditions)
     without = prior.predict(states, torch.full((2,), 4), encoder_hidden_states=null)
     guided = functools.partial(guided_prediction, prior, states, conditions)
-    torch.testing.assert_close(guided(3.0), without + 3 * (with_text - without), atol=1e-5, rtol=1e-5)
+    expected = (without + 3 * (with_text - without)).log_softmax(-1)
+    torch.testing.assert_close(guided(3.0), expected, atol=1e-5, rtol=1e-5)
     negative = torch.randn(2, 5, 6)
     away = guided(0.0, negative)
     torch.testing.assert_close(away, prior.predict(states, torch.full((2,), 4), encoder_hidden_states=negative))
@@ -331,7 +332,7 @@ def test_guidance_is_one_pass_of_both_and_purity_and_truncation_are_what_they_sa
 
 def guided_prediction(prior, states, conditions, guidance_scale, *negative, **others):
     both = prior.guidance_conditions({**conditions, **others}, guidance_scale, *negative)
-    return prior.guided(lambda now: prior.predict(now, torch.full((4,), 4), **both), states, guidance_scale)
+    return prior.predict_guided(states, 4, both, guidance_scale)
 
 
 def purity_order(prior, conditions):

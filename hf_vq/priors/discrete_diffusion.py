@@ -306,9 +306,8 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
         check_generators(generator, batch_size)
-        conditions = self.guidance_conditions(
-            conditions, guidance_scale, negative_encoder_hidden_states, negative_encoder_attention_mask
-        )
+        negative = negative_encoder_hidden_states, negative_encoder_attention_mask
+        conditions = self.guidance_conditions(conditions, guidance_scale, *negative)
 
         def keep(states: torch.Tensor) -> torch.Tensor:
             if known is None:
@@ -316,12 +315,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             return torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), states)
 
         def step(states: torch.Tensor, time: int) -> torch.Tensor:
-            def predict(states: torch.Tensor) -> torch.Tensor:
-                return self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
-
-            log_codes = self.guided(predict, states, guidance_scale)
-            if guidance_scale != 1:
-                log_codes = log_codes.log_softmax(-1)
+            log_codes = self.predict_guided(states, time, conditions, guidance_scale)
             log_codes = narrow(log_codes, temperature, top_k, top_p, truncation_rate)  # (batch, *grid, codebook_size)
             if purity_weight is not None and scheduler.previous(time) >= 0:
                 return step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
@@ -333,6 +327,15 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
             for time in times if progress_bar is None else progress_bar(times):
                 states = keep(step(states, time))
         return states
+
+    def predict_guided(self, states: torch.Tensor, time: int, conditions: dict, guidance_scale: float) -> torch.Tensor:
+        """`predict` at one time, `guided`; conditions as of `guidance_conditions`."""
+
+        def predict(states: torch.Tensor) -> torch.Tensor:
+            return self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
+
+        log_codes = self.guided(predict, states, guidance_scale)
+        return log_codes if guidance_scale == 1 else log_codes.log_softmax(-1)
 
     def take_scheduler(self, scheduler: Any, num_inference_steps: int | None) -> DiscreteDiffusionScheduler:
         """A scheduler, set to that many steps; by default that of the config.

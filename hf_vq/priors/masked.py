@@ -1,5 +1,6 @@
 """MaskedPrior: MaskGIT's prior, which learns to fill masked codes and draws a grid in a few steps."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Annotated, Any, cast
@@ -276,12 +277,10 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         if known is not None:
             codes = torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), codes)
 
-        def run(states: torch.Tensor) -> torch.Tensor:
-            logits = self.run_network(states, **conditions)
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        network = functools.partial(self.run_network, **conditions)
 
         def predict(states: torch.Tensor) -> torch.Tensor:
-            return self.guided(run, states.view(batch_size, *code_shape), guidance_scale).flatten(1, -2)
+            return self.guided(network, states.view(batch_size, *code_shape), guidance_scale).flatten(1, -2)
 
         def draw(logits: torch.Tensor) -> torch.Tensor:
             uniforms = draw_uniforms(logits.shape[1], batch_size, generator, self.device).T.flatten()

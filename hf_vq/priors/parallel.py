@@ -331,11 +331,15 @@ class ParallelNetwork(InputChecks):
             states: (batch, *grid) int64.
             guidance_scale: 1 is no guidance.
 
+        Returns:
+            (batch, *grid, codebook_size), at least float32.
+
         Raises:
             RuntimeError: logits that are not finite.
         """
         guides = guidance_scale != 1
         logits = predict(torch.cat([states, states]) if guides else states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if not logits.sum().isfinite():
             raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
         if not guides:
