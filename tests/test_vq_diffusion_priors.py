@@ -310,6 +310,10 @@ def test_the_averages_that_its_authors_sample_with_are_taken_and_a_bare_file_is_
     others = {"clip_grad_norm": {"last_epoch": 1}, "optimizer_and_scheduler": {"none": {"start": 3}}}
     check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors, **others)))
     check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config, prefix="")))
+    alone = {
+        name: one for name, one in tensors.items() if not name.startswith(("log_", "Lt_"))
+    }  # by several processes
+    check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, alone, config, prefix="module.transformer.")))
     del tensors["transformer.blocks.0.attn1.proj.bias"]
     with pytest.raises(ValueError, match=r"ema lacks 'transformer\.blocks\.0\.attn1\.proj\.bias'"):
         hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors))
