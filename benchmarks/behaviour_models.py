@@ -109,6 +109,7 @@ PIXELSNAIL = {
 }  # fmt: skip
 GPT = {**COMMON, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "block_size": 15}
 MASKED = {**COMMON, "hidden_size": 12, "num_layers": 2, "num_heads": 3}
+DIFFUSION = {**MASKED, "num_timesteps": 12}
 RQ = {
     "codebook_size": 11, "num_levels": 3, "block_size": 8, "hidden_size": 12, "num_spatial_layers": 2,
     "num_spatial_heads": 3, "num_depth_layers": 1, "num_depth_heads": 2, "code_vector_dim": 5, "code_shape": (3, 2, 3),
@@ -154,6 +155,14 @@ PRIORS = [
         _made(hf_vq.TransformerPrior, **{**LLAMA, "code_shape": (3, 2, 2)}, num_levels=3, **CLASSES),
     ),
     ("DelayedTransformerPrior", _made(hf_vq.DelayedTransformerPrior, **LLAMA, num_levels=3, **CLASSES)),
+    ("DiscreteDiffusionPrior", _made(hf_vq.DiscreteDiffusionPrior, **DIFFUSION, **CLASSES, dropout=0.2)),
+    (
+        "DiscreteDiffusionPrior text",
+        _made(
+            hf_vq.DiscreteDiffusionPrior, **DIFFUSION, cross_attention_dim=5, text_length=4, text_dropout_prob=0.3,
+            null_text="learned", transition="mask", schedule="cosine",
+        ),
+    ),
     ("GPTPrior", _made(hf_vq.GPTPrior, **GPT, **CLASSES)),
     ("GPTPrior shared start", _made(hf_vq.GPTPrior, **GPT, shared_start=True, start_token=12)),
     ("LlamaGenPrior", _made(hf_vq.LlamaGenPrior, **LLAMA, **CLASSES, num_key_value_heads=2)),

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import torch
 from behaviour_models import (
+    DIFFUSION,
     GPT,
     LLAMA,
     MASKED,
@@ -57,6 +58,7 @@ SMALL_AUTOENCODERS = {
 }  # fmt: skip
 SMALL_PRIORS = {
     "DelayedTransformerPrior": {**LLAMA, "num_levels": 2, "code_shape": (2, 3, 4)},
+    "DiscreteDiffusionPrior": DIFFUSION,
     "GPTPrior": GPT,
     "LlamaGenPrior": {**LLAMA, "num_classes": 3},
     "MaskedPrior": MASKED,

@@ -1,5 +1,6 @@
 """Discrete diffusion beside dense matrices, Bayes' rule, an enumerable model and what the originals computed."""
 
+import functools
 import itertools
 import math
 import shutil
@@ -82,11 +83,47 @@ def test_the_posterior_is_that_of_bayes_over_any_stretch_of_time(transition, sch
         to_before, to_now = matrix(transitions, before, -1), matrix(transitions, time, before)
         joint = to_before[:5, :, None] * to_now[None]  # (code, before, now)
         given_now = (joint / joint.sum(1, keepdim=True)).nan_to_num(0)  # q(before | now, code)
-        codes = transitions.carry_over(log_codes, states).exp()
+        codes = transitions.carry_over(log_codes, states, time).exp()
         wanted = torch.einsum("pc,cbp->pb", codes[0], given_now[:, :, : states.shape[1]])
         found = transitions.log_posterior(log_codes, states, time, before).exp()
         torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(found.sum(-1), torch.ones(1, states.shape[1]).double(), rtol=1e-9, atol=0)
+
+
+ENDS = {  # noise of which some steps do nothing, or all that can be done
+    "no other code": {"alpha_cum_start": 0.99, "alpha_cum_end": 0.01, "gamma_cum_start": 0.01, "gamma_cum_end": 0.99},
+    "a clean start": {"alpha_cum_start": 1.0, "gamma_cum_start": 0.0},
+    "nothing but masks": {"alpha_cum_end": 0.0, "gamma_cum_end": 1.0},
+    "a clean start without masks": {"transition": "uniform", "alpha_cum_start": 1.0},
+}
+
+
+@pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
+def test_what_cannot_be_changes_nothing_in_posterior_loss_and_samples(ends):
+    transitions = Transitions(5, 8, **ends)
+    torch.manual_seed(0)
+    log_codes = torch.randn(1, 6, 5, dtype=torch.float64).log_softmax(-1)
+    for before, time in itertools.combinations(range(-1, 8), 2):
+        until = matrix(transitions, time, -1)[:5]
+        states = (until.sum(0) > 0).nonzero().T
+        given = log_codes[:, : states.shape[1]]
+        if until.sum() == until.diag().sum() + until[:, 5].sum():  # a code that is left was that code
+            certain = torch.eye(6)[states[0], :5].double().log()[None]
+            given = torch.where((states == 5)[..., None], given, certain)
+        joint = matrix(transitions, before, -1)[:5, :, None] * matrix(transitions, time, before)[None]
+        given_now = (joint / joint.sum(1, keepdim=True)).nan_to_num(0)[:, :, states[0]]
+        wanted = torch.einsum("pc,cbp->pb", given.exp()[0], given_now)
+        found = transitions.log_posterior(log_codes[:, : states.shape[1]], states, time, before).exp()
+        torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-9)
+    prior = make_prior("classes", **ends, likelihood_timesteps=10)
+    codes, conditions = make_codes(prior, 8)
+    assert prior.log_prob(codes, **conditions).isfinite().all()
+    prior.train()(codes, **conditions).loss.backward()
+    assert all(one.grad.isfinite().all() for one in prior.parameters() if one.grad is not None)
+    mask = torch.rand(codes.shape) < 0.5
+    drawn = prior.sample(known_codes=codes, known_mask=mask, **conditions)
+    assert torch.equal(drawn[mask], codes[mask])
+    assert drawn.max() < 11
 
 
 @pytest.mark.parametrize(("transition", "schedule"), KINDS)
@@ -273,12 +310,17 @@ def test_guidance_is_one_pass_of_both_and_purity_and_truncation_are_what_they_sa
     states, null = codes.masked_fill(codes > 5, prior.mask), prior.null_text.expand(2, -1, -1)
     with_text = prior.predict(states, torch.full((2,), 4), **conditions)
     without = prior.predict(states, torch.full((2,), 4), encoder_hidden_states=null)
-    both = prior.predict_guided(states, 4, prior.guidance_conditions(conditions), 3.0)
+    guided = functools.partial(guided_prediction, prior, states, conditions)
     expected = (without + 3 * (with_text - without)).log_softmax(-1)
-    torch.testing.assert_close(both, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(guided(3.0), expected, atol=1e-5, rtol=1e-5)
     negative = torch.randn(2, 5, 6)
-    away = prior.predict_guided(states, 4, prior.guidance_conditions(conditions, negative), 0.0)
+    away = guided(0.0, negative)
     torch.testing.assert_close(away, prior.predict(states, torch.full((2,), 4), encoder_hidden_states=negative))
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    masked = {"encoder_hidden_states": negative, "encoder_attention_mask": mask}
+    expected = prior.predict(states, torch.full((2,), 4), **masked)
+    torch.testing.assert_close(guided(0.0, negative, mask), expected)  # of texts without a mask all counts
+    torch.testing.assert_close(guided(0.0, negative, encoder_attention_mask=mask), away)
     for wrong in (negative[:, :4], negative / 0, negative.repeat(2, 1, 1)):
         with pytest.raises(ValueError, match="negative_encoder_hidden_states must be"):
             prior.sample(**conditions, guidance_scale=2.0, negative_encoder_hidden_states=wrong)
@@ -286,6 +328,11 @@ def test_guidance_is_one_pass_of_both_and_purity_and_truncation_are_what_they_sa
     assert ((kept.sum(-1) <= 1) & (kept.amax(-1) > 0)).all()
     first_seen = purity_order(prior, conditions)
     assert first_seen[0] > first_seen[-1]  # the certain ones first
+
+
+def guided_prediction(prior, states, conditions, guidance_scale, *negative, **others):
+    both = prior.guidance_conditions({**conditions, **others}, guidance_scale, *negative)
+    return prior.predict_guided(states, 4, both, guidance_scale)
 
 
 def purity_order(prior, conditions):
@@ -307,6 +354,12 @@ def purity_order(prior, conditions):
 BAD = {
     "num_inference_steps must be at most num_train_timesteps=10": {"num_inference_steps": 11},
     "num_inference_steps must be an integer": {"num_inference_steps": 2.5},
+    "generator must be one, or one per item: got 1 for 4": {"generator": [torch.Generator()]},
+    "guides away from nothing": {"negative_encoder_hidden_states": torch.zeros(4, 5, 6)},
+    "negative_encoder_hidden_states given, but this prior has no text": {
+        "negative_encoder_hidden_states": torch.zeros(4, 5, 6), "guidance_scale": 2.0
+    },
+    "negative_encoder_attention_mask given without": {"negative_encoder_attention_mask": torch.ones(4, 5).bool()},
     "truncation_rate must be": {"truncation_rate": 0.0},
     "purity_weight must be": {"purity_weight": -1.0},
     "known_codes and known_mask go together": {"known_codes": torch.zeros(4, 3, 4, dtype=torch.int64)},
@@ -314,7 +367,9 @@ BAD = {
     r"known_codes must be in \[0, 11\), got 11": {
         "known_codes": torch.full((4, 3, 4), 11), "known_mask": torch.ones(4, 3, 4, dtype=torch.bool)
     },
-    "scheduler must be a DiscreteDiffusionScheduler": {"scheduler": diffusers.VQDiffusionScheduler(12)},
+    "scheduler must be a DiscreteDiffusionScheduler, got VQDiffusionScheduler": {
+        "scheduler": diffusers.VQDiffusionScheduler(12)
+    },
     "scheduler must have num_vec_classes=12 and num_train_timesteps=10": {
         "scheduler": hf_vq.DiscreteDiffusionScheduler(12, 9)
     },

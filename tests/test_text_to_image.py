@@ -15,6 +15,7 @@ from hf_vq import (
     MaskedPriorConfig,
 )
 from hf_vq import VQTextToImagePipeline as Pipeline
+from hf_vq.cli.sample import SampleOptions, read_conditions
 from hf_vq.converters import convert
 
 from .conftest import FIXTURES, fixture
@@ -203,11 +204,23 @@ BAD = {
     "prompt is missing": {},
     "prompt and prompt_embeds exclude": {"prompt": "a cat", "prompt_embeds": torch.zeros(1, 12, 16)},
     r"prompt_embeds must be \(batch, 12, 16\), got \(1, 12, 15\)": {"prompt_embeds": torch.zeros(1, 12, 15)},
-    "prompt_embeds must be a tensor of floats, got torch.int64": {"prompt_embeds": torch.zeros(1, 12, 16).long()},
+    "prompt_embeds must be floats, got torch.int64": {"prompt_embeds": torch.zeros(1, 12, 16).long()},
     "prompt_embeds must be finite": {"prompt_embeds": torch.full((1, 12, 16), torch.nan)},
     "prompt_attention_mask given without": {"prompt": "a cat", "prompt_attention_mask": torch.ones(1, 12)},
     r"prompt_attention_mask must be \(1, 12\)": {
-        "prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 11),
+        "prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 11).long(),
+    },
+    "prompt_attention_mask must be integers, got torch.float32": {
+        "prompt_embeds": torch.zeros(1, 12, 16), "prompt_attention_mask": torch.ones(1, 12),
+    },
+    "negative_prompt_attention_mask must leave at least one state": {
+        "prompt": "a", "negative_prompt_embeds": torch.zeros(1, 12, 16),
+        "negative_prompt_attention_mask": torch.zeros(1, 12).long(),
+    },
+    "generator must be one, or one per item: got 1 for 2": {"prompt": PROMPTS, "generator": [torch.Generator()]},
+    "scheduler=3 is no argument of a call: set": {"prompt": "a", "scheduler": 3},
+    "encoder_hidden_states=.* is no argument of a call: give prompt": {
+        "prompt": "a", "encoder_hidden_states": torch.zeros(1, 12, 16)
     },
     "negative_prompt must be one, or one for each of 2 prompts, got 3": {
         "prompt": PROMPTS, "negative_prompt": ["a", "b", "c"],
@@ -233,7 +246,7 @@ def idle():
 
 @pytest.mark.parametrize("message", BAD)
 def test_a_bad_request_is_named_before_any_work(message, idle):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         idle(**BAD[message])
 
 
@@ -290,6 +303,8 @@ def test_the_command_line_draws_and_tells_the_parts(tmp_path, capsys):
     assert "prompt is missing" in capsys.readouterr().err
     assert hf_vq_cli.main([*common, "--overwrite", "--prompt", "a " * 20]) != 0
     assert "too long by 10 tokens" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="truncate_prompt=True given, but a VQPipeline draws nothing that a text"):
+        read_conditions(SampleOptions("pipe", "out.png", truncate_prompt=True), {"_class_name": "VQPipeline"}, [])
     assert hf_vq_cli.main(["inspect", str(tmp_path / "pipe")]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in ("CLIPTextModel", "CLIPTokenizer", "DiscreteDiffusionScheduler"))

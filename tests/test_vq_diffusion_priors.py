@@ -18,6 +18,7 @@ from .original_networks import vq_diffusion
 from .test_vq_diffusion_codec import wrapped
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
+NULL = "learned_classifier_free_sampling_embeddings"
 STOCK, ORIGINAL = FIXTURES / "diffusers_vqdiffusion_pipeline", FIXTURES / "vqdiffusion_original"
 PROMPTS = ["the red dog", "a cat and the blue dog"]
 
@@ -196,6 +197,11 @@ def test_what_is_wrong_with_a_pipeline_is_named_and_nothing_is_written(tmp_path)
             "lacks the folder 'tokenizer'": lambda folder: shutil.rmtree(folder / "tokenizer"),
             "scheduler is a 'DDPMScheduler'": edit("scheduler/scheduler_config.json", _class_name="DDPMScheduler"),
             r"scheduler\.num_train_timesteps is 100": edit("scheduler/scheduler_config.json", num_train_timesteps=100),
+            r"embeddings\.learnable is False in the config, but the weights say True": edit(
+                f"{NULL}/config.json", learnable=False
+            ),
+            r"embeddings\.length is 13 in the config": edit(f"{NULL}/config.json", length=13),
+            r"is the folder of a pipeline, \[\]": edit("model_index.json", _class_name=[]),
             "text_encoder is os.system": edit("model_index.json", text_encoder=["os", "system"]),
             "tokenizer is transformers.pipeline": edit("model_index.json", tokenizer=["transformers", "pipeline"]),
             "lacks the tensor .* of CLIPTextModel": edit("text_encoder/config.json", num_hidden_layers=3),
@@ -213,7 +219,7 @@ def test_without_a_learned_null_the_empty_prompt_stands_for_it(tmp_path):
     shutil.copytree(STOCK, tmp_path / "in", copy_function=shutil.copyfile)
     for path in (tmp_path / "in", *(tmp_path / "in").rglob("*/")):
         path.chmod(0o755)
-    part = tmp_path / "in/learned_classifier_free_sampling_embeddings"
+    part = tmp_path / "in" / NULL
     change_config(part, learnable=False, hidden_size=None, length=None)
     torch.save({"embeddings": torch.zeros(0)}, part / "diffusion_pytorch_model.bin")
     (part / "diffusion_pytorch_model.safetensors").unlink()
@@ -310,6 +316,10 @@ def test_the_averages_that_its_authors_sample_with_are_taken_and_a_bare_file_is_
     others = {"clip_grad_norm": {"last_epoch": 1}, "optimizer_and_scheduler": {"none": {"start": 3}}}
     check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors, **others)))
     check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, tensors, config, prefix="")))
+    alone = {
+        name: one for name, one in tensors.items() if not name.startswith(("log_", "Lt_"))
+    }  # by several processes
+    check(hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, alone, config, prefix="module.transformer.")))
     del tensors["transformer.blocks.0.attn1.proj.bias"]
     with pytest.raises(ValueError, match=r"ema lacks 'transformer\.blocks\.0\.attn1\.proj\.bias'"):
         hf_vq.DiscreteDiffusionPrior.from_single_file(save(tmp_path, raw, config, ema=tensors))

@@ -143,8 +143,11 @@ def read_conditions(options: SampleOptions, index: dict[str, Any], classes: Sequ
     """
     name = saved_name(index) or ""
     if not takes_prompts(name):
-        if options.prompt is not None or options.negative_prompt is not None:
-            raise ValueError(f"prompt given, but a {name} draws nothing that a text says")
+        given = next(
+            (each for each in ("prompt", "negative_prompt", "truncate_prompt") if getattr(options, each)), None
+        )
+        if given is not None:
+            raise ValueError(f"{given}={getattr(options, given)!r} given, but a {name} draws nothing that a text says")
         return {"class_labels": [label for label in classes for _ in range(options.num)]} if classes else {}
     if not options.prompt:
         raise ValueError(f"prompt is missing: a {name} draws what a text says, give --prompt")

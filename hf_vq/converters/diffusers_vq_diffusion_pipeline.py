@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import transformers
 
 from hf_vq.converters.base import PipelinePlan, Plan, Source, add_format
@@ -29,9 +30,11 @@ def _is_pipeline(source):
 def plan_pipeline(source: Source) -> PipelinePlan:
     scheduler = _read_scheduler(source)
     options = {name: scheduler.config[name] for name in NOISE}
-    learned = source.config[NULL_TEXT].get("learnable", False)
+    learned = bool(source.tensors.get(f"{NULL_TEXT}.embeddings", torch.zeros(0)).numel())
+    check_agrees(source.config[NULL_TEXT], f"{NULL_TEXT}.", learnable=learned)
     if learned:
-        length = shape_of(source.tensors, f"{NULL_TEXT}.embeddings", 2)[0]
+        length, width = shape_of(source.tensors, f"{NULL_TEXT}.embeddings", 2)
+        check_agrees(source.config[NULL_TEXT], f"{NULL_TEXT}.", length=length, hidden_size=width)
         options |= {"null_text": "learned", "text_length": length, "text_dropout_prob": NULL_CHANCE}
     prior = _within(source, TRANSFORMER, lambda part: plan_transformer(part, **options))
 

@@ -12,6 +12,7 @@ from hf_vq.converters.hdf5 import SIGNATURE as HDF5
 from hf_vq.converters.hdf5 import read_hdf5
 from hf_vq.converters.unpickling import read_legacy_torch, read_zipped_torch
 
+DISTRIBUTED = "module."  # what DataParallel and DistributedDataParallel put before all names
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "state_dict_ema")
 DEEPEST_WRAPPER = 3  # {"model": {"state_dict": {...}}}; a dict that holds itself ends here
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
@@ -91,7 +92,8 @@ def find_tensors(content: Any, path: str | Path) -> tuple[dict[str, torch.Tensor
         path: of the file, for messages.
 
     Returns:
-        The tensors by name, detached, and the rest: dict of everything around and among them.
+        The tensors by name, detached, and the rest: dict of everything around and among them. Where torch's wrapper
+        for several processes stands before all names, they come without it.
 
     Raises:
         ValueError: no tensors there, or names that are not strings.
@@ -111,6 +113,8 @@ def find_tensors(content: Any, path: str | Path) -> tuple[dict[str, torch.Tensor
             tensors[key] = value.detach()
         else:
             raise ValueError(f"{path} names a tensor {key!r}, not with a string")
+    if all(name.startswith(DISTRIBUTED) for name in tensors):
+        tensors = {name.removeprefix(DISTRIBUTED): tensor for name, tensor in tensors.items()}
     return tensors, rest
 
 

@@ -104,7 +104,7 @@ def _read_folder(folder, config):
 def _read_pipeline(folder, config):
     """The source of a known pipeline of diffusers: tensors and configs of its parts, under their names and a dot."""
     index = read_config(folder / INDEX)
-    if index.get("_class_name") not in PIPELINES:
+    if index.get("_class_name") not in [*PIPELINES]:  # which may be anything, hashable or not
         _refuse_pipeline(folder, index)
     if config is not None:
         raise ValueError(f"config={str(config)!r} given, but {folder} is the folder of a pipeline, which has its own")
@@ -122,7 +122,7 @@ def _read_pipeline(folder, config):
 def _refuse_pipeline(folder, index):
     """A ValueError for the folder of a pipeline, which names the autoencoder in it."""
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    found = [name for name, class_name in parts.items() if class_name in AUTOENCODERS] or [
+    found = [name for name, class_name in parts.items() if class_name in [*AUTOENCODERS]] or [
         name for name in ("vqvae", "vqgan", "autoencoder", "movq") if name in parts
     ]
     give = f": give its {found[0]}, {folder / found[0]}" if found else f", of {', '.join(parts) or 'nothing'}"

@@ -124,8 +124,8 @@ def _plan_prior(source, prefix):
         def take_latest(theirs):
             return averaged.get(theirs, take(prefix + theirs))
 
-        if name in HISTORY:
-            return take(prefix + HISTORY[name])
+        if name in HISTORY:  # of the training that went before, if it is told
+            return take(prefix + HISTORY[name]) if HISTORY[name] in tensors else torch.zeros(config.num_timesteps)
         if name in PLACES:
             return take_latest(PLACES[name])
         if name.startswith("embedding.places."):

@@ -1,5 +1,6 @@
 """Text encoder, prior and autoencoder in a row: pictures of what a text says."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -8,10 +9,10 @@ import torch
 from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.pipelines.texts import TextReader, Texts, as_prompts, read_texts
+from hf_vq.priors.sampling import check_generators
+from hf_vq.priors.text_conditions import TEXT, TEXT_MASK
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
-
-TEXT = "encoder_hidden_states"
 
 
 @register
@@ -160,6 +161,7 @@ class VQTextToImagePipeline(PicturesPipeline):
             TypeError: a keyword that the prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
+        _refuse_own(keywords)
         texts = read_texts("prompt", prompt, prompt_embeds, prompt_attention_mask, self.text_condition)
         negative = self._read_negative(
             negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, texts, guidance_scale
@@ -174,6 +176,7 @@ class VQTextToImagePipeline(PicturesPipeline):
             class_labels, None, num_images_per_prompt, self.prior.config.num_classes, output_type,
             [keywords], [self.prior],
         )  # fmt: skip
+        check_generators(generator, count)
         places = keywords.pop(TEXT)
         options, conditions = split_keywords("prior", self.prior, {**keywords, "class_labels": labels})
         options |= self._known(
@@ -244,3 +247,11 @@ class VQTextToImagePipeline(PicturesPipeline):
                 callback(self, index, step, {})
 
         return bar
+
+
+def _refuse_own(keywords):
+    """A TypeError for options of the prior that a pipeline of texts makes itself."""
+    for name in ("scheduler", TEXT, TEXT_MASK, f"negative_{TEXT}", f"negative_{TEXT_MASK}"):
+        if name in keywords:
+            instead = "set the pipeline's" if name == "scheduler" else "give prompt or prompt_embeds"
+            raise TypeError(f"{name}={reprlib.repr(keywords[name])} is no argument of a call: {instead}")

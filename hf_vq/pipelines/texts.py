@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.priors.text_conditions import TextCondition
+from hf_vq.priors.text_conditions import TEXT, TEXT_MASK, TextCondition, TextMaskCondition
 
 LONGEST = 2**20  # what tokenizers without a length say is more
 
@@ -122,8 +122,8 @@ class Texts:
         if self.embeds is None:
             return {}
         places = (places * (len(self) > 1)).to(self.embeds.device)
-        mask = {} if self.mask is None else {"encoder_attention_mask": self.mask.to(places.device)[places]}
-        return {"encoder_hidden_states": self.embeds[places], **mask}
+        mask = {} if self.mask is None else {TEXT_MASK: self.mask.to(places.device)[places]}
+        return {TEXT: self.embeds[places], **mask}
 
 
 def read_texts(
@@ -169,15 +169,22 @@ def as_prompts(name: str, prompt: Any, may_be_empty: bool) -> list[str]:
 
 
 def _check_embeds(name, embeds, mask, condition, number):
-    if not isinstance(embeds, torch.Tensor) or not embeds.is_floating_point():
-        got = embeds.dtype if isinstance(embeds, torch.Tensor) else type(embeds).__name__
-        raise ValueError(f"{name}_embeds must be a tensor of floats, got {got}")
-    shape = tuple(embeds.shape)
-    fits = len(shape) == 3 and embeds.numel() and condition.length in (0, shape[1]) and shape[2] == condition.width
-    if not fits or (number is not None and shape[0] not in (1, number)):
-        wanted = f"({number or 'batch'}, {condition.length or 'length'}, {condition.width})"
-        raise ValueError(f"{name}_embeds must be {wanted}, got {shape}")
-    if not embeds.isfinite().all():
-        raise ValueError(f"{name}_embeds must be finite, got NaN or infinity")
-    if mask is not None and tuple(mask.shape) != shape[:2]:
-        raise ValueError(f"{name}_attention_mask must be {shape[:2]}, as {name}_embeds, got {tuple(mask.shape)}")
+    if not isinstance(embeds, torch.Tensor):
+        raise ValueError(f"{name}_embeds must be a tensor of floats, got {type(embeds).__name__}")
+    _check_as(f"{name}_embeds", condition, embeds)
+    if number is not None and len(embeds) not in (1, number):
+        wanted = (number, *embeds.shape[1:])
+        raise ValueError(f"{name}_embeds must be {wanted}, got {tuple(embeds.shape)}")
+    if mask is not None:
+        _check_as(f"{name}_attention_mask", TextMaskCondition(True), mask)
+        if mask.shape != embeds.shape[:2]:
+            shape = tuple(embeds.shape[:2])
+            raise ValueError(f"{name}_attention_mask must be {shape}, as {name}_embeds, got {tuple(mask.shape)}")
+
+
+def _check_as(name, condition, value):
+    """The checks of a condition, whose errors begin with its name, under the name of an argument."""
+    try:
+        condition.check(value)
+    except ValueError as error:
+        raise ValueError(name + str(error).removeprefix(condition.name)) from error

@@ -13,9 +13,16 @@ from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.diffusion_loss import TimestepSampler, bound_terms
 from hf_vq.priors.discrete_diffusion_scheduler import DiscreteDiffusionScheduler
 from hf_vq.priors.inputs import IGNORED
-from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, seeded_uniforms
+from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, check_scheduler, seeded_uniforms
 from hf_vq.priors.purity import step_by_purity
-from hf_vq.priors.sampling import apply_temperature, check_sampling_options, guide, keep_top_k, keep_top_p, truncate
+from hf_vq.priors.sampling import (
+    apply_temperature,
+    check_generators,
+    check_sampling_options,
+    keep_top_k,
+    keep_top_p,
+    truncate,
+)
 from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Timesteps
 from hf_vq.ranges import OneOf, Samples, Share, Side, Size, TopP, Weight
 from hf_vq.registry import register
@@ -298,9 +305,9 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         code_shape = self._check_code_shape(code_shape)
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        if guidance_scale != 1:
-            negative = negative_encoder_hidden_states, negative_encoder_attention_mask
-            conditions = self.guidance_conditions(conditions, *negative)
+        check_generators(generator, batch_size)
+        negative = negative_encoder_hidden_states, negative_encoder_attention_mask
+        conditions = self.guidance_conditions(conditions, guidance_scale, *negative)
 
         def keep(states: torch.Tensor) -> torch.Tensor:
             if known is None:
@@ -322,20 +329,13 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         return states
 
     def predict_guided(self, states: torch.Tensor, time: int, conditions: dict, guidance_scale: float) -> torch.Tensor:
-        """`predict` at one time; with guidance in one pass of twice the batch, as conditions then are.
+        """`predict` at one time, `guided`; conditions as of `guidance_conditions`."""
 
-        Raises:
-            RuntimeError: the network gave logits that are not finite.
-        """
-        if guidance_scale != 1:
-            states = torch.cat([states, states])
-        log_codes = self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
-        if not log_codes.sum().isfinite():
-            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-        if guidance_scale == 1:
-            return log_codes
-        conditional, unconditional = log_codes.chunk(2)
-        return guide(conditional, unconditional, guidance_scale).log_softmax(-1)
+        def predict(states: torch.Tensor) -> torch.Tensor:
+            return self.predict(states, torch.full((len(states),), time, device=self.device), **conditions)
+
+        log_codes = self.guided(predict, states, guidance_scale)
+        return log_codes if guidance_scale == 1 else log_codes.log_softmax(-1)
 
     def take_scheduler(self, scheduler: Any, num_inference_steps: int | None) -> DiscreteDiffusionScheduler:
         """A scheduler, set to that many steps; by default that of the config.
@@ -346,8 +346,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
         config = self.config
         if scheduler is None:
             scheduler = config.make_scheduler()
-        if not isinstance(scheduler, DiscreteDiffusionScheduler):
-            raise ValueError(f"scheduler must be a DiscreteDiffusionScheduler, got {type(scheduler).__name__}")
+        check_scheduler(scheduler, DiscreteDiffusionScheduler)
         theirs, ours = scheduler.transitions, self.transitions
         if (theirs.codebook_size, theirs.num_timesteps) != (ours.codebook_size, ours.num_timesteps):
             raise ValueError(

@@ -150,7 +150,7 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("model_output must be log-probabilities, got NaN")
         log_codes = model_output.movedim(1, -1)
         if before < 0:
-            logs = transitions.carry_over(log_codes, sample)
+            logs = transitions.carry_over(log_codes, sample, timestep)
         else:
             logs = transitions.log_posterior(log_codes, sample, int(timestep), before)
         noise = draw_gumbel(logs.movedim(-1, 1).shape, generator, logs.device)

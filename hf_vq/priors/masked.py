@@ -1,5 +1,6 @@
 """MaskedPrior: MaskGIT's prior, which learns to fill masked codes and draws a grid in a few steps."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Annotated, Any, cast
@@ -14,8 +15,8 @@ from hf_vq.modes import evaluating, fetched
 from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.masked_scheduler import SCHEDULES, MaskedScheduler, decode_masked, lowest, mask_ratio
-from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, seeded_uniforms
-from hf_vq.priors.sampling import check_generators, check_sampling_options, draw_uniforms, guide, sample_codes
+from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, check_scheduler, seeded_uniforms
+from hf_vq.priors.sampling import check_generators, check_sampling_options, draw_uniforms, sample_codes
 from hf_vq.ranges import Chance, OneOf, Samples, Seed, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
@@ -269,16 +270,17 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
         known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
         check_generators(generator, batch_size)
-        if guidance_scale != 1:
-            conditions = self.guidance_conditions(
-                conditions, negative_encoder_hidden_states, negative_encoder_attention_mask
-            )
+        conditions = self.guidance_conditions(
+            conditions, guidance_scale, negative_encoder_hidden_states, negative_encoder_attention_mask
+        )
         codes = torch.full((batch_size, *code_shape), self.mask, device=self.device)
         if known is not None:
             codes = torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), codes)
 
+        network = functools.partial(self.run_network, **conditions)
+
         def predict(states: torch.Tensor) -> torch.Tensor:
-            return self.guided_logits(states.view(batch_size, *code_shape), guidance_scale, conditions).flatten(1, -2)
+            return self.guided(network, states.view(batch_size, *code_shape), guidance_scale).flatten(1, -2)
 
         def draw(logits: torch.Tensor) -> torch.Tensor:
             uniforms = draw_uniforms(logits.shape[1], batch_size, generator, self.device).T.flatten()
@@ -287,27 +289,6 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             codes = decode_masked(predict, codes.flatten(1), scheduler, generator, progress_bar, draw)
         return codes.view(batch_size, *code_shape)
-
-    def guided_logits(self, states: torch.Tensor, guidance_scale: float, conditions: dict) -> torch.Tensor:
-        """Logits (batch, *grid, codebook_size) of states (batch, *grid), at least float32.
-
-        Args:
-            states: codes or `mask`.
-            guidance_scale: other than 1, the conditions come twice, the second time those that are compared with.
-            conditions: checked ones.
-
-        Raises:
-            RuntimeError: logits that are not finite.
-        """
-        guided = guidance_scale != 1
-        logits = self.run_network(states.repeat(1 + guided, *[1] * (states.ndim - 1)), **conditions)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if not logits.sum().isfinite():
-            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
-        if not guided:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return guide(conditional, unconditional, guidance_scale)
 
     def take_scheduler(
         self,
@@ -323,8 +304,7 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         """
         if scheduler is None:
             scheduler = MaskedScheduler(self.mask, self.config.masking_schedule)
-        if not isinstance(scheduler, MaskedScheduler):
-            raise ValueError(f"scheduler must be a MaskedScheduler, got {type(scheduler).__name__}")
+        check_scheduler(scheduler, MaskedScheduler)
         if scheduler.config.mask_token_id != self.mask:
             raise ValueError(
                 f"scheduler must have mask_token_id={self.mask}, as this prior, got {scheduler.config.mask_token_id}"

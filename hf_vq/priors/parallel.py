@@ -1,10 +1,12 @@
 """Priors that predict all codes of a grid at once, from states of which some are codes: their config and network."""
 
+import reprlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
+from diffusers import SchedulerMixin
 from torch import nn
 from transformers import initialization as init
 
@@ -13,8 +15,9 @@ from hf_vq.networks.grid_embedding import GridEmbedding
 from hf_vq.networks.transformer import check_heads, init_weights
 from hf_vq.priors.conditions import Condition, ContextCondition, class_condition
 from hf_vq.priors.config import PriorConfig
-from hf_vq.priors.inputs import InputChecks, at_own_lengths, first, map_tensors
-from hf_vq.priors.text_conditions import TextCondition, TextMaskCondition, fill_text
+from hf_vq.priors.inputs import InputChecks, at_own_lengths, map_tensors
+from hf_vq.priors.sampling import guide
+from hf_vq.priors.text_conditions import TEXT, TEXT_MASK, TextCondition, TextMaskCondition, fill_text
 from hf_vq.ranges import Chance, Codebook, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
 
 NULL_TEXTS = ("learned", "zero")
@@ -262,42 +265,94 @@ class ParallelNetwork(InputChecks):
         return torch.stack(features).sum(0)
 
     def guidance_conditions(
-        self, conditions: dict, negative: torch.Tensor | None = None, negative_mask: torch.Tensor | None = None
+        self,
+        conditions: dict,
+        guidance_scale: float,
+        negative: torch.Tensor | None = None,
+        negative_mask: torch.Tensor | None = None,
     ) -> dict:
-        """Checked conditions twice: as they are, then with what guidance compares with.
+        """Checked conditions as `guided` wants them: with guidance twice, as they are and then what it compares with.
 
         Args:
             conditions: checked.
+            guidance_scale: 1 is no guidance.
             negative: (batch, length, width), a text to guide away from instead of none.
-            negative_mask: (batch, length) of it.
+            negative_mask: (batch, length) of it; None: all counts.
 
         Raises:
-            ValueError: there is nothing to guide away from, or the text does not fit.
+            ValueError: there is nothing to guide away from, or no guidance, or the text does not fit.
         """
+        if negative is None and negative_mask is not None:
+            raise ValueError("negative_encoder_attention_mask given without negative_encoder_hidden_states")
+        if guidance_scale == 1:
+            if negative is not None:
+                raise ValueError("negative_encoder_hidden_states given, but guidance_scale=1 guides away from nothing")
+            return conditions
         if negative is None and not self.can_guide:
             raise ValueError(
-                "guidance_scale needs a null class or a null text, but this prior was made with "
+                f"guidance_scale={guidance_scale} needs a null class or a null text, but this prior was made with "
                 f"class_dropout_prob={self.config.class_dropout_prob}, text_dropout_prob="
                 f"{self.config.text_dropout_prob}"
             )
         null = self.null_conditions(conditions)
         if negative is not None:
-            texts = {"encoder_hidden_states": negative, "encoder_attention_mask": negative_mask}
-            count = len(first(next(iter(conditions.values()))))
-            others = {name: value for name, value in conditions.items() if name not in texts}
-            try:
-                null.update(self.check_conditions({**others, **texts}, count))
-            except ValueError as error:
-                raise ValueError(f"negative_{error}") from error
-            shapes = [conditions["encoder_hidden_states"].shape, null["encoder_hidden_states"].shape]
-            if shapes[0] != shapes[1] or conditions.keys() != null.keys():
-                raise ValueError(
-                    "negative_encoder_hidden_states must have the shape of encoder_hidden_states, and a mask where "
-                    f"these have one, got {tuple(shapes[1])} for {tuple(shapes[0])}"
-                )
+            conditions, null = self._add_negative(conditions, null, negative, negative_mask)
         return {
             name: map_tensors(lambda *both: torch.cat(both), value, null[name]) for name, value in conditions.items()
         }
+
+    def _add_negative(self, conditions, null, negative, mask):
+        """Conditions and null ones with a text in these; where one text has a mask, all of the other counts."""
+        texts, wanted = {TEXT: negative, TEXT_MASK: mask}, conditions.get(TEXT)
+        others = {name: value for name, value in conditions.items() if name not in texts}
+        try:
+            null = null | self.check_conditions({**others, **texts}, None if wanted is None else len(wanted))
+        except ValueError as error:
+            raise ValueError(f"negative_{error}") from error
+        if null[TEXT].shape != conditions[TEXT].shape:
+            raise ValueError(
+                f"negative_{TEXT} must have the shape of {TEXT}, {tuple(conditions[TEXT].shape)}, got "
+                f"{tuple(null[TEXT].shape)}"
+            )
+        if mask is None and TEXT_MASK in conditions:
+            null[TEXT_MASK] = torch.ones_like(conditions[TEXT_MASK])
+        if mask is not None and TEXT_MASK not in conditions:
+            conditions = {**conditions, TEXT_MASK: torch.ones_like(null[TEXT_MASK])}
+        return conditions, null
+
+    def guided(
+        self, predict: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, guidance_scale: float
+    ) -> torch.Tensor:
+        """What a network predicts of states; with guidance in one pass of twice the batch, guided.
+
+        Args:
+            predict: from states to logits (batch, *grid, codebook_size), with the conditions that
+                `guidance_conditions` gave.
+            states: (batch, *grid) int64.
+            guidance_scale: 1 is no guidance.
+
+        Returns:
+            (batch, *grid, codebook_size), at least float32.
+
+        Raises:
+            RuntimeError: logits that are not finite.
+        """
+        guides = guidance_scale != 1
+        logits = predict(torch.cat([states, states]) if guides else states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if not logits.sum().isfinite():
+            raise RuntimeError("the prior gave logits that are not finite: its weights or its dtype are at fault")
+        if not guides:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return guide(conditional, unconditional, guidance_scale)
+
+
+def check_scheduler(scheduler: Any, wanted: type) -> None:
+    """Raise a ValueError that names a scheduler which is not of the wanted class."""
+    if not isinstance(scheduler, wanted):
+        got = type(scheduler).__name__ if isinstance(scheduler, SchedulerMixin) else reprlib.repr(scheduler)
+        raise ValueError(f"scheduler must be a {wanted.__name__}, got {got}")
 
 
 def seeded_uniforms(

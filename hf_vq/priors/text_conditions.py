@@ -7,6 +7,8 @@ import torch
 
 from hf_vq.priors.conditions import Condition
 
+TEXT, TEXT_MASK = "encoder_hidden_states", "encoder_attention_mask"  # as of diffusers' models
+
 
 class TextCondition(Condition):
     """States of a text encoder, `encoder_hidden_states` (batch, length, width) floats.
@@ -22,7 +24,7 @@ class TextCondition(Condition):
 
     def __init__(self, width: int, length: int, dropout_prob: float = 0.0):
         super().__init__(
-            "encoder_hidden_states",
+            TEXT,
             taken=width > 0,
             having=f"has cross_attention_dim={width}",
             lacking="has no text (cross_attention_dim=0)",
@@ -53,7 +55,7 @@ class TextMaskCondition(Condition):
     """
 
     def __init__(self, taken: bool):
-        super().__init__("encoder_attention_mask", taken, lacking="has no text (cross_attention_dim=0)", optional=True)
+        super().__init__(TEXT_MASK, taken, lacking="has no text (cross_attention_dim=0)", optional=True)
 
     def check_value(self, value: Any, batch_size: int | None, code_shape: tuple[int, ...] | None) -> torch.Tensor:
         value = torch.as_tensor(value)

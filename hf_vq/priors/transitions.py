@@ -65,6 +65,11 @@ class Transitions:
         elif transition == "uniform":
             gammas = torch.zeros_like(gammas)
         check_cumulated(alphas, gammas)
+        if transition != "uniform" and gammas[-1] == 0:
+            raise ValueError(
+                f"gamma_cum_end must be above 0 for transition={transition!r}, which starts from masks, got "
+                f"{gamma_cum_end}"
+            )
         clean = torch.ones(1, **plain)
         self.alphas = torch.cat([alphas, clean])  # by time; the last is that of -1
         self.gammas = torch.cat([gammas, 1 - clean])
@@ -107,7 +112,7 @@ class Transitions:
     ) -> torch.Tensor:
         """Logarithm of p(x_before | x_time), the sum over codes c of q(x_before | x_time, c) p(c) (eq. 11).
 
-        Where nothing but the mask takes codes away, a state that is a code was that code all along.
+        Where nothing but the mask has taken codes away, a state that is a code was that code all along.
 
         Args:
             log_codes: (batch, *grid, codebook_size), log p(c); what a truncation took from their sum is missing in
@@ -120,17 +125,17 @@ class Transitions:
         Returns:
             (batch, *grid, codebook_size + 1).
         """
-        log_codes = self.carry_over(log_codes, states)
+        log_codes = self.carry_over(log_codes, states, time)
         masked, place = (states == self.mask)[..., None], states[..., None].clamp(max=self.codebook_size - 1)
 
         def ending_here(since: Time) -> torch.Tensor:  # log q(x_time | x_since = each code)
             alpha, beta, gamma = self.log_rates(time, since, log_codes)
             stay = torch.logaddexp(alpha, beta)
-            other = stay if self.transition == "mask" else beta  # of codes that cannot be; log 0 would be in the way
-            logs = torch.where(masked, gamma, other).expand_as(log_codes)
+            logs = torch.where(masked, gamma, beta).expand_as(log_codes)
             return logs.scatter(-1, place, torch.where(masked, gamma, stay))
 
-        weights = log_codes - ending_here(-1)
+        impossible = log_codes == -torch.inf  # so may be their way here, and 0 / 0 is nothing then
+        weights = (log_codes - ending_here(-1)).masked_fill(impossible, -torch.inf)
         total = weights.logsumexp(-1, keepdim=True)
         alpha, beta, gamma = self.log_rates(before, -1, log_codes)
         codes = torch.logaddexp(alpha + weights, beta + total) + ending_here(before)
@@ -141,18 +146,19 @@ class Transitions:
             mask = torch.logaddexp(mask, (1 - gamma.exp()).log() + log_zero) + log_zero * ~masked
         return torch.cat([codes, mask], dim=-1)
 
-    def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """p(c) (batch, *grid, codebook_size); certain, where noise alone masks, of states that are codes."""
-        if self.transition != "mask":
-            return log_codes
+    def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor, time: Time) -> torch.Tensor:
+        """p(c) (batch, *grid, codebook_size); certain, where noise alone has masked until a time, of codes."""
+        _, beta, _ = self.rates(time)
+        kept = (beta == 0).to(states.device).view(-1, *[1] * (states.ndim - 1)) & (states != self.mask)
         certain = torch.full_like(log_codes, -torch.inf)
         certain = certain.scatter(-1, states[..., None].clamp(max=self.codebook_size - 1), 0.0)
-        return torch.where((states == self.mask)[..., None], log_codes, certain)
+        return torch.where(kept[..., None], certain, log_codes)
 
     def end_nats(self) -> torch.Tensor:
         """Nats, float64, of KL(q(x_end | code) || p(x_end)), the same for every code.
 
-        p(x_end), what generation starts from, is the mask where there is one, and else any code.
+        p(x_end) is the mask with probability gamma and otherwise any code. Generation starts from masks alone, as the
+        originals do, or without masks from any codes; so gamma is to end near 1.
         """
         alpha, beta, gamma = self.rates(self.num_timesteps - 1)
         even = (1 - gamma) / self.codebook_size
