@@ -467,3 +467,17 @@ def test_half_precision_and_the_gradient_of_everything():
         torch.testing.assert_close(half.loss, exact.loss, rtol=0.02, atol=0)
         prior.float().train()(codes, **conditions).loss.backward()
         assert all(parameter.grad.abs().sum() > 0 for parameter in prior.parameters())
+
+
+def test_a_scheduler_names_what_is_no_distribution_and_no_time():
+    scheduler, masks = hf_vq.DiscreteDiffusionScheduler(num_vec_classes=5), torch.full((1, 3), 4)
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="model_output must be log-probabilities"):
+            scheduler.step(torch.full((1, 4, 3), value), 2, masks)
+    for codes, time, words in (
+        (masks, 0, "original_samples"),
+        (masks - 1, 100, "timesteps"),
+        (masks - 1, -1, "got -1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scheduler.add_noise(codes, torch.rand(2, 1, 3), time)

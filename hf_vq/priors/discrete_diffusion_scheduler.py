@@ -137,7 +137,7 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return_dict: False gives a tuple of one.
 
         Raises:
-            ValueError: an argument that does not fit, or NaN among the log-probabilities.
+            ValueError: an argument that does not fit, or log-probabilities that are NaN, or of no possible code.
         """
         before, sample, transitions = self.previous(timestep), as_int64("sample", sample), self.transitions
         wanted = (len(sample), transitions.codebook_size, *sample.shape[1:])
@@ -146,8 +146,8 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
                 f"model_output must be {wanted}, (batch, codes, positions), got {tuple(model_output.shape)}"
             )
         check_values("sample", sample, transitions.codebook_size + (transitions.transition != "uniform"))
-        if model_output.isnan().any():
-            raise ValueError("model_output must be log-probabilities, got NaN")
+        if not model_output.amax(dim=1).isfinite().all():  # NaN is a largest one too
+            raise ValueError("model_output must be log-probabilities, got NaN, infinity or no possible code")
         log_codes = model_output.movedim(1, -1)
         if before < 0:
             logs = transitions.carry_over(log_codes, sample, timestep)
@@ -164,7 +164,12 @@ class DiscreteDiffusionScheduler(SchedulerMixin, ConfigMixin):
             original_samples: codes (batch, positions) int64.
             noise: uniform numbers (2, batch, positions).
             timesteps: (batch,) int64, or one.
+
+        Raises:
+            ValueError: codes or timesteps that there are not.
         """
+        check_values("original_samples", as_int64("original_samples", original_samples), self.mask_class)
+        check_values("timesteps", torch.as_tensor(timesteps), len(self))
         return self.transitions.noise(original_samples, timesteps, noise)
 
     def __len__(self) -> int:
