@@ -235,7 +235,9 @@ def test_model_cards_are_complete_and_their_code_runs(card, client, hub):
         side = 28 if "mnist" in card else 32
         shape = model.code_shape((model.config.in_channels, side, side))
         prior_class = getattr(hf_vq, recipes["prior"].get("prior", "PixelCNN"))
-        options = {"codebook_size": model.codebook_size, "code_shape": shape, **recipes["prior"]["prior_config"]}
+        config = recipes["prior"]["prior_config"]
+        classes = {"num_classes": 10} if "class_dropout_prob" in config else {}  # those of the codes
+        options = {"codebook_size": model.codebook_size, "code_shape": shape, **classes, **config}
         model = hf_vq.VQPipeline(model, prior_class(prior_class.config_class(**options)))
     model.save_pretrained(client.work / card)
     code, _, errors = client.push(client.work / card, f"hf-vq/{card}", "--card", folder)
