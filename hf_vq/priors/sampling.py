@@ -158,8 +158,10 @@ def draw_gumbel(
     device: torch.device | str | None,
 ) -> torch.Tensor:
     """Gumbel noise (batch, ...) in float32, whose argmax with logits is a draw; generators as of `draw_uniforms`."""
-    uniforms = draw_noise(shape, generator, device, torch.Tensor.uniform_)
-    return -torch.log(-torch.log(uniforms + 1e-30) + 1e-30)  # the smallest keep 0 and 1 finite
+    noise = draw_noise(shape, generator, device, torch.Tensor.uniform_)
+    for _ in range(2):
+        noise = noise.add_(1e-30).log_().neg_()  # in place: it is large; the smallest keep 0 and 1 finite
+    return noise
 
 
 def draw_codes(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,8 @@ class Transitions:
         clean = torch.ones(1, **plain)
         self.alphas = torch.cat([alphas, clean])  # by time; the last is that of -1
         self.gammas = torch.cat([gammas, 1 - clean])
+        # whether there is a time until which no code became another one
+        self.some_keep = transition == "mask" or bool(((1 - gammas) - alphas <= 0).any())
 
     @property
     def mask(self) -> int:
@@ -128,17 +130,21 @@ class Transitions:
         log_codes = self.carry_over(log_codes, states, time)
         masked, place = (states == self.mask)[..., None], states[..., None].clamp(max=self.codebook_size - 1)
 
-        def ending_here(since: Time) -> torch.Tensor:  # log q(x_time | x_since = each code)
+        def ending_here(since: Time) -> tuple[torch.Tensor, torch.Tensor]:
+            """Logarithm of q(x_time | x_since = a code): of a code that x_time is not, and of the one that it is."""
             alpha, beta, gamma = self.log_rates(time, since, log_codes)
-            stay = torch.logaddexp(alpha, beta)
-            logs = torch.where(masked, gamma, beta).expand_as(log_codes)
-            return logs.scatter(-1, place, torch.where(masked, gamma, stay))
+            return torch.where(masked, gamma, beta), torch.where(masked, gamma, torch.logaddexp(alpha, beta))
 
-        impossible = log_codes == -torch.inf  # so may be their way here, and 0 / 0 is nothing then
-        weights = (log_codes - ending_here(-1)).masked_fill(impossible, -torch.inf)
+        def add(values: torch.Tensor, other: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+            return (values + other).scatter_(-1, place, values.gather(-1, place) + own)  # in place: it is large
+
+        other, own = ending_here(-1)
+        weights = add(log_codes, -other, -own)
+        if self.some_keep:  # what is impossible may have no way here either, and 0 / 0 is nothing then
+            weights = weights.masked_fill(log_codes == -torch.inf, -torch.inf)
         total = weights.logsumexp(-1, keepdim=True)
         alpha, beta, gamma = self.log_rates(before, -1, log_codes)
-        codes = torch.logaddexp(alpha + weights, beta + total) + ending_here(before)
+        codes = add(torch.logaddexp(alpha + weights, beta + total), *ending_here(before))
         mask = gamma + total
         if log_zero == -torch.inf:
             mask = mask.masked_fill(~masked, log_zero)
@@ -148,6 +154,8 @@ class Transitions:
 
     def carry_over(self, log_codes: torch.Tensor, states: torch.Tensor, time: Time) -> torch.Tensor:
         """p(c) (batch, *grid, codebook_size); certain, where noise alone has masked until a time, of codes."""
+        if not self.some_keep:
+            return log_codes
         _, beta, _ = self.rates(time)
         kept = (beta == 0).to(states.device).view(-1, *[1] * (states.ndim - 1)) & (states != self.mask)
         certain = torch.full_like(log_codes, -torch.inf)
