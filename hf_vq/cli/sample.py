@@ -86,11 +86,12 @@ def run(options: SampleOptions) -> None:
     check_output_file(options.output, suffix=modality.suffix, overwrite=options.overwrite)
     parts = [read_json(part / CONFIG) for part in pipeline_folders(folder).values()]
     num_classes = max((config | config.get(PRIOR_SECTION, {})).get("num_classes") or 0 for config in parts)
-    names = read_index(folder).get("class_names") or {}
-    class_names = [names[str(label)] for label in range(len(names))]
+    index = read_index(folder)
+    named = index.get("class_names") or {}
+    class_names = [named[str(label)] for label in range(len(named))]
     classes = parse_classes(options.classes, class_names) or list(range(num_classes))
     check_class_labels(classes, num_classes)
-    conditions = read_conditions(options, read_index(folder), classes)
+    conditions = read_conditions(options, index, classes)
     pipeline = load_pipeline(folder)
     names = ("temperature", "top_k", "top_p", "guidance_scale", "num_inference_steps", "truncation_rate")
     sampling = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -1,7 +1,7 @@
 """Discrete diffusion over codes: VQ-Diffusion's prior."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -17,10 +17,8 @@ from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, check_sc
 from hf_vq.priors.purity import step_by_purity
 from hf_vq.priors.sampling import (
     apply_temperature,
-    check_generators,
     check_sampling_options,
-    keep_top_k,
-    keep_top_p,
+    keep_likeliest,
     truncate,
 )
 from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Timesteps
@@ -303,16 +301,10 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
                 f"purity_weight={purity_weight} given, but a uniform transition has no mask to begin with"
             )
         code_shape = self._check_code_shape(code_shape)
-        batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
-        known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        check_generators(generator, batch_size)
-        negative = negative_encoder_hidden_states, negative_encoder_attention_mask
-        conditions = self.guidance_conditions(conditions, guidance_scale, *negative)
-
-        def keep(states: torch.Tensor) -> torch.Tensor:
-            if known is None:
-                return states
-            return torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), states)
+        shape, conditions, keep = self.check_request(
+            batch_size, code_shape, conditions, generator, (known_codes, known_mask), guidance_scale,
+            (negative_encoder_hidden_states, negative_encoder_attention_mask),
+        )  # fmt: skip
 
         def step(states: torch.Tensor, time: int) -> torch.Tensor:
             log_codes = self.predict_guided(states, time, conditions, guidance_scale)
@@ -321,7 +313,7 @@ class DiscreteDiffusionPrior(ParallelNetwork, Prior, PreTrainedModel):
                 return step_by_purity(scheduler, log_codes, time, states, purity_weight, generator)
             return scheduler.step(log_codes.movedim(-1, 1), time, states, generator)[0]
 
-        states = keep(scheduler.start((batch_size, *code_shape), generator, self.device))
+        states = keep(scheduler.start(shape, generator, self.device))
         times = scheduler.timesteps.tolist()
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             for time in times if progress_bar is None else progress_bar(times):
@@ -365,10 +357,7 @@ def narrow(
         top_k = 1
     elif temperature != 1:
         log_codes = apply_temperature(log_codes, temperature)
-    if top_k is not None:
-        log_codes = keep_top_k(log_codes, top_k)
-    if top_p is not None and top_p < 1:
-        log_codes = keep_top_p(log_codes, top_p)
+    log_codes = keep_likeliest(log_codes, top_k, top_p)
     if temperature != 1 or top_k is not None or top_p is not None:
         log_codes = log_codes.log_softmax(-1)
     return truncate(log_codes, truncation_rate) if truncation_rate < 1 else log_codes

@@ -12,11 +12,9 @@ from diffusers.utils import BaseOutput
 from hf_vq.arguments import checked
 from hf_vq.grids import as_int64
 from hf_vq.priors.inputs import check_values
-from hf_vq.priors.sampling import draw_gumbel
+from hf_vq.priors.sampling import Generators, draw_gumbel
 from hf_vq.priors.transitions import SCHEDULES, TRANSITIONS, Timesteps, Transitions
 from hf_vq.ranges import OneOf, Share, Size
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass

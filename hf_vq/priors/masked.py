@@ -16,7 +16,7 @@ from hf_vq.priors.base import Prior, PriorOutput
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.masked_scheduler import SCHEDULES, MaskedScheduler, decode_masked, lowest, mask_ratio
 from hf_vq.priors.parallel import ParallelNetwork, ParallelPriorConfig, check_scheduler, seeded_uniforms
-from hf_vq.priors.sampling import check_generators, check_sampling_options, draw_uniforms, sample_codes
+from hf_vq.priors.sampling import check_sampling_options, draw_uniforms, sample_codes
 from hf_vq.ranges import Chance, OneOf, Samples, Seed, Side, Size, TopP, Weight
 from hf_vq.registry import register
 
@@ -267,28 +267,24 @@ class MaskedPrior(ParallelNetwork, Prior, PreTrainedModel):
         check_sampling_options(temperature, top_k, top_p, guidance_scale)
         code_shape = self._check_code_shape(code_shape)
         scheduler = self.take_scheduler(scheduler, num_inference_steps, code_shape, choice_temperature)
-        batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
-        known = self._check_known(known_codes, known_mask, (batch_size, *code_shape))
-        check_generators(generator, batch_size)
-        conditions = self.guidance_conditions(
-            conditions, guidance_scale, negative_encoder_hidden_states, negative_encoder_attention_mask
-        )
-        codes = torch.full((batch_size, *code_shape), self.mask, device=self.device)
-        if known is not None:
-            codes = torch.where(cast(torch.Tensor, known_mask).to(self.device), known.to(self.device), codes)
+        shape, conditions, keep = self.check_request(
+            batch_size, code_shape, conditions, generator, (known_codes, known_mask), guidance_scale,
+            (negative_encoder_hidden_states, negative_encoder_attention_mask),
+        )  # fmt: skip
+        codes = keep(torch.full(shape, self.mask, device=self.device))
 
         network = functools.partial(self.run_network, **conditions)
 
         def predict(states: torch.Tensor) -> torch.Tensor:
-            return self.guided(network, states.view(batch_size, *code_shape), guidance_scale).flatten(1, -2)
+            return self.guided(network, states.view(shape), guidance_scale).flatten(1, -2)
 
         def draw(logits: torch.Tensor) -> torch.Tensor:
-            uniforms = draw_uniforms(logits.shape[1], batch_size, generator, self.device).T.flatten()
-            return sample_codes(logits.flatten(0, 1), uniforms, temperature, top_k, top_p).view(batch_size, -1)
+            uniforms = draw_uniforms(logits.shape[1], shape[0], generator, self.device).T.flatten()
+            return sample_codes(logits.flatten(0, 1), uniforms, temperature, top_k, top_p).view(shape[0], -1)
 
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             codes = decode_masked(predict, codes.flatten(1), scheduler, generator, progress_bar, draw)
-        return codes.view(batch_size, *code_shape)
+        return codes.view(shape)
 
     def take_scheduler(
         self,

@@ -1,6 +1,6 @@
 """MaskedScheduler: the steps of MaskGIT's decoding, as a scheduler of diffusers, and the loop over them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import pi
 from typing import Annotated, Any
@@ -11,22 +11,15 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from hf_vq.arguments import checked
-from hf_vq.priors.sampling import draw_by_race, draw_noise
+from hf_vq.priors.sampling import Generators, draw_by_race, draw_noise, lowest
 from hf_vq.ranges import Count, OneOf, Samples, Weight
 
 SCHEDULES = ("cosine", "linear")
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def mask_ratio(progress: torch.Tensor, schedule: str) -> torch.Tensor:
     """Share of codes that is masked when a share in [0, 1] of the way is done (MaskGIT, section 3.3): 1 to 0."""
     return (progress * (pi / 2)).cos() if schedule == "cosine" else 1 - progress
-
-
-def lowest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """The places of the lowest scores (batch, positions) of every row, `counts` (batch, 1) of them and no more."""
-    ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
-    return ranks < counts
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import reprlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from diffusers import SchedulerMixin
@@ -16,7 +16,7 @@ from hf_vq.networks.transformer import check_heads, init_weights
 from hf_vq.priors.conditions import Condition, ContextCondition, class_condition
 from hf_vq.priors.config import PriorConfig
 from hf_vq.priors.inputs import InputChecks, at_own_lengths, map_tensors
-from hf_vq.priors.sampling import guide
+from hf_vq.priors.sampling import Generators, check_generators, guide
 from hf_vq.priors.text_conditions import TEXT, TEXT_MASK, TextCondition, TextMaskCondition, fill_text
 from hf_vq.ranges import Chance, Codebook, Depth, FreeWidth, NotEmpty, OneOf, Range, Side, Width
 
@@ -319,6 +319,40 @@ class ParallelNetwork(InputChecks):
         if mask is not None and TEXT_MASK not in conditions:
             conditions = {**conditions, TEXT_MASK: torch.ones_like(null[TEXT_MASK])}
         return conditions, null
+
+    def check_request(
+        self,
+        batch_size: int | None,
+        code_shape: tuple[int, ...],
+        conditions: dict,
+        generator: Generators,
+        known: tuple[torch.Tensor | None, torch.Tensor | None],
+        guidance_scale: float,
+        negative: tuple[torch.Tensor | None, torch.Tensor | None],
+    ) -> tuple[tuple[int, ...], dict, Callable[[torch.Tensor], torch.Tensor]]:
+        """Check what `sample` got beside its options and a checked code_shape.
+
+        Args:
+            batch_size, conditions, generator, guidance_scale: as given.
+            known: `known_codes` and `known_mask`, as given.
+            negative: states and mask of the text to guide away from, as given.
+
+        Returns:
+            The shape (batch, *grid); conditions as of `guidance_conditions`; and what puts the known codes into states
+            of that shape.
+        """
+        batch_size, conditions = self._check_batch(batch_size, conditions, code_shape)
+        shape = (batch_size, *code_shape)
+        codes = self._check_known(*known, shape)
+        check_generators(generator, batch_size)
+        conditions = self.guidance_conditions(conditions, guidance_scale, *negative)
+
+        def keep(states: torch.Tensor) -> torch.Tensor:
+            if codes is None:
+                return states
+            return torch.where(cast(torch.Tensor, known[1]).to(self.device), codes.to(self.device), states)
+
+        return shape, conditions, keep
 
     def guided(
         self, predict: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, guidance_scale: float

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from hf_vq.priors.sampling import draw_gumbel
+from hf_vq.priors.sampling import Generators, draw_gumbel, lowest
 
 
 def step_by_purity(
-    scheduler: Any, log_codes: torch.Tensor, time: int, states: torch.Tensor, weight: float, generator: Any
+    scheduler: Any, log_codes: torch.Tensor, time: int, states: torch.Tensor, weight: float, generator: Generators
 ) -> torch.Tensor:
     """States before a step in which codes appear the sooner, the more certain they are; none changes any more.
 
@@ -35,6 +35,5 @@ def step_by_purity(
     noise = draw_gumbel(sharpened.movedim(-1, 1).shape, generator, states.device).movedim(1, -1)
     drawn = (sharpened + noise).argmax(-1)
     keys = purity.log() + draw_gumbel(states.shape, generator, states.device)  # their order is a draw by purity
-    ranks = keys.masked_fill(~masked, -torch.inf).argsort(1, descending=True).argsort(1)
-    shown = masked & (ranks < (masked.sum(1) - left)[:, None])
+    shown = masked & lowest((-keys).masked_fill(~masked, torch.inf), (masked.sum(1) - left)[:, None])
     return torch.where(shown, drawn, states).view(grid)

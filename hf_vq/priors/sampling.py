@@ -12,6 +12,8 @@ import torch
 from hf_vq.arguments import checked
 from hf_vq.ranges import Count, Size, TopP, Weight
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
 
 @checked
 def check_sampling_options(
@@ -67,10 +69,25 @@ def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.full_like(logits, -torch.inf).scatter(-1, indices, values.masked_fill(beyond, -torch.inf))
 
 
+def keep_likeliest(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """`keep_top_k`, then `keep_top_p`, where they are asked for."""
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None and top_p < 1:
+        logits = keep_top_p(logits, top_p)
+    return logits
+
+
+def lowest(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The places of the lowest scores (batch, positions) of every row, `counts` (batch, 1) of them and no more."""
+    ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    return ranks < counts
+
+
 def draw_uniforms(
     num_draws: int,
     batch_size: int,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
     device: torch.device,
 ) -> torch.Tensor:
     """Draw the randomness of a whole `sample` call at once, with diffusers' rules for generators.
@@ -95,7 +112,7 @@ def draw_uniforms(
     return torch.stack([draw_uniforms(num_draws, 1, one, device)[:, 0] for one in generator], dim=1)
 
 
-def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, batch_size: int) -> None:
+def check_generators(generator: Generators, batch_size: int) -> None:
     """Raise a `ValueError` for a list of generators that does not have one per item."""
     if isinstance(generator, Sequence) and len(generator) != batch_size:
         raise ValueError(
@@ -106,7 +123,7 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
 
 def draw_noise(
     shape: Sequence[int],
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
     device: torch.device | str | None,
     fill: Callable,
 ) -> torch.Tensor:
@@ -125,9 +142,7 @@ def draw_noise(
     return torch.cat([draw_noise((1, *shape[1:]), one, device, fill) for one in generator])
 
 
-def draw_by_race(
-    probabilities: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
-) -> torch.Tensor:
+def draw_by_race(probabilities: torch.Tensor, generator: Generators) -> torch.Tensor:
     """Draw a code for every distribution: each code runs an exponential time over its probability, the first wins.
 
     On a CPU this draws what `torch.multinomial` does; but a code of probability 0 does not run at all.
@@ -154,7 +169,7 @@ def truncate(log_probs: torch.Tensor, rate: float) -> torch.Tensor:
 
 def draw_gumbel(
     shape: Sequence[int],
-    generator: torch.Generator | Sequence[torch.Generator] | None,
+    generator: Generators,
     device: torch.device | str | None,
 ) -> torch.Tensor:
     """Gumbel noise (batch, ...) in float32, whose argmax with logits is a draw; generators as of `draw_uniforms`."""
@@ -203,9 +218,5 @@ def sample_codes(
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = apply_temperature(logits, temperature)
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None and top_p < 1:
-        logits = keep_top_p(logits, top_p)
+    logits = keep_likeliest(apply_temperature(logits, temperature), top_k, top_p)
     return draw_codes(logits, uniforms)
