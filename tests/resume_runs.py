@@ -28,6 +28,7 @@ OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, c
 
 
 ADVERSARIAL = {  # with every kind of state that a discriminator's turn can have
+    "perceptual": "random",
     "adversarial_weight": 0.5,
     "adversarial_ramp_steps": 5,
     "discriminator_start_step": 4,

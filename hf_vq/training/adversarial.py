@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from hf_vq.losses.adaptive_weight import AdaptiveWeight, LinearRamp
-from hf_vq.losses.adversarial import ADVERSARIAL_LOSSES
-from hf_vq.losses.gradient_penalty import r1_penalty
-from hf_vq.losses.lecam import LeCamRegularizer
-from hf_vq.losses.patch_discriminator import PatchDiscriminator
-from hf_vq.losses.sample_terms import SampleTerm
+from hf_vq.losses import (
+    ADVERSARIAL_LOSSES,
+    AdaptiveWeight,
+    LeCamRegularizer,
+    LinearRamp,
+    PatchDiscriminator,
+    SampleTerm,
+    r1_penalty,
+)
 from hf_vq.processes import is_distributed
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from hf_vq.losses.adversarial import ADVERSARIAL_LOSSES
 from hf_vq.ranges import Chance, Count, OneOf, Positive, Size, Weight
 
-PERCEPTUAL = "none, lpips, random, a file of weights, or a folder or repo id of an autoencoder or a classifier"
+PERCEPTUAL = "none, random, vgg or alex (LPIPS), a file of their weights, a folder or repo id of a trained network"
 DISCRIMINATOR_INIT = "folder or repo id of a trained discriminator, or a checkpoint such as taming-transformers'"
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from hf_vq.losses.sample_terms import SampleTerm
+from hf_vq.losses import SampleTerm
 from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.features import load_perceptual_loss
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.tasks import Reconstruction, Terms
 
@@ -33,11 +34,7 @@ class Perceptual(Reconstruction):
                 f"{name}={value!r} is for samples with two axes of space, those of {type(model).__name__} have "
                 f"{model.space_dims}"
             )
-        self.perceptual: Any = None
-        if args.perceptual != "none":
-            from hf_vq.training.features import load_perceptual
-
-            self.perceptual = load_perceptual(args.perceptual)
+        self.perceptual = None if args.perceptual == "none" else load_perceptual_loss(args.perceptual)
 
     def begin(self, reader: IndexedReader | StreamReader, device: torch.device, resumed: bool) -> None:
         sample = reader.first()["sample"][:1]
