@@ -41,7 +41,7 @@ class Judge:
             )
         self.model, self.processor = model, processor
         wanted = getattr(model.config, "num_channels", 3)
-        if channels not in (1, wanted):
+        if channels != wanted and (channels, wanted) != (1, 3):
             raise ValueError(f"judge takes pictures of {wanted} channels, but samples have {channels}")
         self.copies = wanted // channels  # of each channel
         if model.config.num_labels != num_classes:
@@ -55,12 +55,11 @@ class Judge:
                     raise ValueError(f"judge must know the class {name!r} once, its labels are {reprlib.repr(labels)}")
             self.places = torch.tensor([labels.index(name) for name in class_names])
 
-    def log_probs(self, samples: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Logarithms of the probabilities of the asked classes, (batch,) float64 on the CPU.
+    def log_probs(self, samples: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+        """Logarithms of the probabilities of the samples' classes, (batch, num_classes) float64 on the CPU.
 
         Args:
             samples: (batch, channels, height, width) in [-1, 1].
-            labels: (batch,) int64, the asked classes.
             device: where the judge computes.
 
         Raises:
@@ -76,10 +75,10 @@ class Judge:
         if logits is None or logits.shape != shape:
             found = "none" if logits is None else tuple(logits.shape)
             raise ValueError(f"judge, a {name}, must give logits {shape}, got {found}")
-        scores = logits.double().cpu().log_softmax(dim=1).gather(1, self.places[labels.cpu()][:, None])[:, 0]
-        if scores.isnan().any():
+        log_probs = logits.double().cpu().log_softmax(dim=1)[:, self.places]
+        if log_probs.isnan().any():
             raise ValueError(f"judge, a {name}, gives NaN: its weights or its dtype are at fault")
-        return scores
+        return log_probs
 
 
 @dataclass
@@ -137,7 +136,8 @@ class RejectionSampling:
             sources = [torch.Generator().manual_seed(seed) for seed in seeds[part].tolist()]
             codes = sample(len(part), sources, _pick(requests, chosen))
             drawn.append(codes)
-            scores.append(self.judge.log_probs(self.decode(codes), labels.cpu()[chosen], self.device))
+            log_probs = self.judge.log_probs(self.decode(codes), self.device)
+            scores.append(log_probs.gather(1, labels.cpu()[chosen, None])[:, 0])  # of the asked class
         kept, likings = torch.empty(count, dtype=torch.int64), torch.cat(scores)
         for pool, candidates in zip(pools, torch.arange(len(rows)).split(sizes), strict=True):
             ranks = likings[candidates].argsort(descending=True, stable=True)
