@@ -22,7 +22,7 @@ from hf_vq import VQPipeline
 from hf_vq.grids import as_grids
 from hf_vq.hub import read_folder
 
-from . import test_hierarchical_pipelines, test_pipelines
+from . import test_hierarchical_pipelines, test_pipelines, test_text_to_image
 from .conftest import no_complaints
 from .contracts import test_pipelines as contracts
 from .test_pipelines import generator
@@ -120,6 +120,21 @@ def test_samples_of_which_something_else_is_asked_have_candidates_of_their_own()
     assert torch.equal(codes[mask], known[mask])
     with pytest.raises(ValueError, match="known_codes must have a row for each of 4 samples, got 2"):
         draw(pipe, [1, 1], generator(), num_images_per_prompt=2, **options)
+
+
+def test_pictures_of_texts_are_chosen_by_their_class():
+    torch.manual_seed(0)
+    pipe = judged(test_text_to_image.build(num_classes=3, class_dropout_prob=0.1))
+    options = {"acceptance_rate": 0.3, "num_inference_steps": 2, "output_type": "codes"}
+    sources = [generator(seed) for seed in range(2)]
+    kept = pipe(["the red dog", "a cat"], class_labels=[0, 2], generator=sources, **options).images
+    assert torch.equal(kept[1:], pipe("a cat", class_labels=2, generator=[generator(1)], **options).images)
+    seeds = torch.randint(2**63 - 1, (4,), generator=generator(1)).tolist()
+    each = [pipe("a cat", class_labels=2, generator=[generator(seed)], **options | {"acceptance_rate": 1}).images
+            for seed in seeds]  # fmt: skip
+    pipe.judge.eval()
+    likings = [pipe.sample_judge.log_probs(pipe.autoencoder.detokenize(one), "cpu")[0, 2] for one in each]
+    assert torch.equal(kept[1:], each[torch.stack(likings).argmax()])
 
 
 def test_classes_are_matched_by_their_names_where_both_sides_have_them():
