@@ -118,7 +118,11 @@ def test_samples_of_which_something_else_is_asked_have_candidates_of_their_own()
     options = {"known_codes": known, "known_mask": mask, "acceptance_rate": 0.2}
     (codes,) = draw(pipe, [1, 1], generator(), **options)
     assert torch.equal(codes[mask], known[mask])
-    with pytest.raises(ValueError, match="known_codes must have a row for each of 4 samples, got 2"):
+    stored = options | {"known_codes": known.to(torch.uint16)}  # as in files
+    assert torch.equal(draw(pipe, torch.tensor([1, 1], dtype=torch.uint8), generator(), **stored)[0], codes)
+    with pytest.raises(ValueError, match=r"class_labels must be in \[0, 3\), got 3"):  # of no class
+        draw(pipe, [1, 3], generator(), acceptance_rate=0.2)
+    with pytest.raises(ValueError, match=r"known_codes must have a row for each of 4 samples, got \(2, 4, 4\)"):
         draw(pipe, [1, 1], generator(), num_images_per_prompt=2, **options)
 
 

@@ -4,12 +4,14 @@ import math
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hf_vq.priors.inputs import map_tensors
+from hf_vq.grids import as_int64
+from hf_vq.priors.inputs import check_values, map_tensors
 from hf_vq.priors.sampling import Generators, check_generators
 from hf_vq.saved import check_files
 from hf_vq.weights import check_loaded, missing_names
@@ -46,7 +48,7 @@ class Judge:
         self.copies = wanted // channels  # of each channel
         if model.config.num_labels != num_classes:
             raise ValueError(f"judge knows {model.config.num_labels} classes, but the prior has {num_classes}")
-        labels = [model.config.id2label[label] for label in range(num_classes)]
+        labels = [model.config.id2label.get(label) for label in range(num_classes)]
         self.places = torch.arange(num_classes)  # of our classes among the judge's
         unnamed = [f"LABEL_{label}" for label in range(num_classes)]  # as transformers calls them
         if class_names is not None and labels != unnamed and labels != list(class_names):
@@ -122,7 +124,9 @@ class RejectionSampling:
         if self.judge is None or labels is None:
             return sample(count, generator, requests)
         check_generators(generator, count)
-        _check_rows(requests, count)
+        labels = as_int64("class_labels", labels).cpu()
+        check_values("class_labels", labels, len(self.judge.places))  # priors know one more: no class
+        requests = _read_rows(requests, count)
         alone = isinstance(generator, Sequence)
         pools = [torch.tensor([row]) for row in range(count)] if alone else _pools(requests, labels)
         sizes = [max(len(pool), math.ceil(len(pool) / self.acceptance_rate - 1e-6)) for pool in pools]
@@ -137,7 +141,7 @@ class RejectionSampling:
             codes = sample(len(part), sources, _pick(requests, chosen))
             drawn.append(codes)
             log_probs = self.judge.log_probs(self.decode(codes), self.device)
-            scores.append(log_probs.gather(1, labels.cpu()[chosen, None])[:, 0])  # of the asked class
+            scores.append(log_probs.gather(1, labels[chosen, None])[:, 0])  # of the asked class
         kept, likings = torch.empty(count, dtype=torch.int64), torch.cat(scores)
         for pool, candidates in zip(pools, torch.arange(len(rows)).split(sizes), strict=True):
             ranks = likings[candidates].argsort(descending=True, stable=True)
@@ -164,17 +168,17 @@ def load_judge(folder: str | Path) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def _tensors(requests):
-    """Name and value of every tensor in requests."""
-    for request in requests:
-        for name, value in request.items():
-            yield from ((name, one) for one in (value if isinstance(value, tuple) else (value,)))
+def _read_rows(requests, count):
+    """Requests with integers as int64; a ValueError where one has not a row for each sample."""
 
+    def read(name, value):
+        whole = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.dtype == torch.bool)
+        value = value if whole else as_int64(name, value)
+        if value.shape[:1] != (count,):
+            raise ValueError(f"{name} must have a row for each of {count} samples, got {tuple(value.shape)}")
+        return value
 
-def _check_rows(requests, count):
-    for name, value in _tensors(requests):
-        if len(value) != count:
-            raise ValueError(f"{name} must have a row for each of {count} samples, got {len(value)}")
+    return [{name: map_tensors(partial(read, name), value) for name, value in request.items()} for request in requests]
 
 
 def _pick(requests, rows):
@@ -187,16 +191,17 @@ def _pick(requests, rows):
 
 def _pools(requests, labels):
     """Rows of which the same is asked, a tensor of them for each thing that is asked."""
-    values = [labels, *(value for _, value in _tensors(requests))]
-    kinds = [_kinds(value.cpu()) for value in values]
-    number = _kinds(torch.stack(kinds, dim=1))
+    values = [labels]
+    for value in (value for request in requests for value in request.values()):
+        values.extend(value if isinstance(value, tuple) else [value])
+    number = _kinds(torch.stack([_kinds(value.cpu()) for value in values], dim=1))
     return [(number == kind).nonzero()[:, 0] for kind in range(int(number.max()) + 1)]
 
 
 def _kinds(value):
     """A number for each row, the same for equal rows."""
     value = value.double() if value.is_floating_point() else value  # half precision has no order here
-    return value.flatten(1).unique(dim=0, return_inverse=True)[1] if value.ndim > 1 else _kinds(value[:, None])
+    return value.reshape(len(value), -1).unique(dim=0, return_inverse=True)[1]
 
 
 def _draw_seeds(sizes, generator):
