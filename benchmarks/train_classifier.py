@@ -96,7 +96,9 @@ def main():
         print(f"epoch {epoch + 1}: accuracy {right:.4f}, {time.monotonic() - start:.0f} s", flush=True)
     model.save_pretrained(args.output_dir)
     size = {"height": args.image_size, "width": args.image_size}
-    ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(args.output_dir)
+    ViTImageProcessor(
+        size=size, image_mean=[0.5] * samples.shape[1], image_std=[0.5] * samples.shape[1]
+    ).save_pretrained(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import nearest, parse_options
 from hf_vq.hub import PRIOR_SECTION, takes_prompts
 from hf_vq.pipelines.base import split_keywords
+from hf_vq.pipelines.judging import load_judge
+from hf_vq.priors.inputs import map_tensors
 from hf_vq.quiet import is_quiet
 from hf_vq.ranges import Samples, Seed, Size, TopP, Weight
 from hf_vq.saved import CONFIG, read_index, read_json, saved_name
@@ -63,6 +66,14 @@ class SampleOptions:
     truncation_rate: TopP = field(
         default=1.0, metadata={"help": "of such a prior: draw from the likeliest codes of this mass, as they are"}
     )
+    judge: str | None = field(
+        default=None,
+        metadata={"help": "folder or repo id of a classifier of transformers that chooses; default: the pipeline's"},
+    )
+    acceptance_rate: TopP = field(
+        default=1.0,
+        metadata={"help": "below 1: draw more, keep this share, of which the judge is surest that it shows the class"},
+    )
     batch_size: Samples = field(default=64, metadata={"help": "samples drawn at once"})
     seed: Seed = field(default=0, metadata={"help": "of the random generator"})
     device: str | None = field(
@@ -93,9 +104,12 @@ def run(options: SampleOptions) -> None:
     check_class_labels(classes, num_classes)
     conditions = read_conditions(options, index, classes)
     pipeline = load_pipeline(folder)
+    take_judge(pipeline, options.judge, options.acceptance_rate)
     names = ("temperature", "top_k", "top_p", "guidance_scale", "num_inference_steps", "truncation_rate")
     sampling = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     check_sampling(pipeline, sampling)
+    if options.acceptance_rate != 1:
+        sampling["acceptance_rate"] = options.acceptance_rate
     if "prompt" in conditions:
         sampling |= {name: getattr(options, name) for name in ("negative_prompt", "truncate_prompt")}
     samples = draw(
@@ -109,6 +123,23 @@ def run(options: SampleOptions) -> None:
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     modality.save_samples(options.output, samples, columns=options.num if conditions else min(options.num, 8))
     print(f"Wrote {len(samples)} {modality.plural} to {options.output}.")
+
+
+def take_judge(pipeline: Any, name: str | None, acceptance_rate: float) -> None:
+    """Give a pipeline the judge of a folder or repo id, and check the one that it has, where it is to choose.
+
+    Raises:
+        ValueError: no judge where one is needed, a judge that has nothing to choose, or one that does not fit.
+    """
+    if name is not None and acceptance_rate == 1:
+        raise ValueError(f"judge={name!r} given, but acceptance_rate=1 keeps all samples")
+    if name is not None:
+        if "judge" not in pipeline.components:
+            raise ValueError(f"judge={name!r} given, but a {type(pipeline).__name__} takes none")
+        judge, processor = load_judge(local_folder(name))
+        pipeline.register_modules(judge=judge, judge_processor=processor)
+    if acceptance_rate != 1 and (pipeline.components.get("judge") is None or pipeline.sample_judge is None):
+        raise ValueError(f"acceptance_rate={acceptance_rate} needs a judge: give --judge")
 
 
 def parse_classes(words: Sequence[str] | None, class_names: Sequence[str]) -> list[int]:
@@ -179,7 +210,8 @@ def draw(
         num: number of samples without conditions.
         batch_size: samples drawn at once.
         generator: random numbers of all batches.
-        options: passed to the pipeline.
+        options: passed to the pipeline. With an `acceptance_rate` it gets one request, as samples of a class share
+            their candidates.
 
     Returns:
         (samples, channels, *space) float in [-1, 1].
@@ -187,10 +219,15 @@ def draw(
     if is_quiet():
         pipeline.set_progress_bar_config(disable=True)
     total, batches = next(map(len, conditions.values()), num), []
-    for start in range(0, total, batch_size):
-        stop = min(start + batch_size, total)
+    step = batch_size
+    if "acceptance_rate" in options:
+        step, options["candidate_batch_size"] = total, batch_size
+    for start in range(0, total, step):
+        stop = min(start + step, total)
         condition: dict[str, Any] = {name: items[start:stop] for name, items in conditions.items()}
         condition = condition or {"batch_size": stop - start}
         (codes,) = pipeline(**condition, generator=generator, output_type="codes", return_dict=False, **options)
-        batches.append(pipeline.autoencoder.detokenize(codes).float().cpu())
+        for rows in torch.arange(stop - start).split(batch_size):
+            part = map_tensors(itemgetter(rows), codes)
+            batches.append(pipeline.autoencoder.detokenize(part).float().cpu())
     return torch.cat(batches)

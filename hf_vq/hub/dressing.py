@@ -140,6 +140,9 @@ class HubPipelineMixin(PushMixin, _Pipeline):  # type: ignore[misc]
         name = type(self).__name__
         index["_class_name"] = [PIPELINE, name]
         index.pop("_name_or_path", None)  # where it was loaded from: a path of this machine
+        for key in type(self)._optional_components:
+            if index.get(key) == [None, None]:  # versions that do not know it load the pipeline, too
+                del index[key]
         (folder / f"{PIPELINE}.py").write_text(pipeline_text(name, type(self)), encoding="utf-8")
         for key, value in index.items():
             ours = isinstance(value, list) and value[0] not in STOCK and (value[0] == "hf_vq" or find_class(value[1]))

@@ -261,6 +261,13 @@ def split_keywords(name: str, prior: Any, keywords: dict[str, Any]) -> tuple[dic
     return options, conditions
 
 
+def move_known(options: dict[str, Any], request: dict[str, Any]) -> None:
+    """Take what is known of each sample out of the options of `split_keywords`, to what has a row for each sample."""
+    for name in ("known_codes", "known_mask"):
+        if options.get(name) is not None:
+            request[name] = options.pop(name)
+
+
 def _is_default(value, default):
     return value is None if default is None else value == default
 

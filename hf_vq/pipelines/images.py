@@ -1,4 +1,6 @@
-"""What pipelines of images share: sizes in pixels, and pictures to complete."""
+"""What pipelines of images share: sizes in pixels, pictures to complete, and a judge of what was drawn."""
+
+from typing import Any
 
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
@@ -6,11 +8,16 @@ from diffusers.image_processor import VaeImageProcessor
 from hf_vq.grids import as_grids
 from hf_vq.modalities.image import IMAGE
 from hf_vq.modalities.image_inputs import read_masks, read_pictures, stock_images, stock_masks
-from hf_vq.pipelines.base import CodesPipeline
+from hf_vq.pipelines.base import CodesPipeline, move_known
+from hf_vq.pipelines.judging import Judge, RejectionSampling
 
 
 class PicturesPipeline(CodesPipeline):
-    """A pipeline that takes sizes and pictures where its autoencoder is one of images."""
+    """A pipeline that takes sizes, pictures and a judge where its autoencoder is one of images."""
+
+    prior: Any
+    judge: Any = None  # of transformers
+    judge_processor: Any = None
 
     @property
     def image_processor(self) -> VaeImageProcessor:
@@ -22,17 +29,74 @@ class PicturesPipeline(CodesPipeline):
         """Masks of any form to (batch, 1, height, width), 1 where something new is to be drawn."""
         return stock_masks()
 
+    @property
+    def num_classes(self) -> int:
+        """Of the priors; 0 where there are no classes."""
+        priors = [part for name, part in self._parts().items() if name != "autoencoder" and part is not None]
+        return max(prior.config.num_classes for prior in priors)
+
+    @property
+    def sample_judge(self) -> Judge | None:
+        """The judge, if there is one, as this pipeline asks it; a ValueError where it does not fit the pipeline."""
+        if (self.judge is None) != (self.judge_processor is None):
+            missing = "judge" if self.judge is None else "judge_processor"
+            raise ValueError(f"judge and judge_processor go together: {missing} is missing")
+        if self.judge is None:
+            return None
+        self._check_images("judge")
+        names = self.config.class_names
+        ordered = None if names is None else [names[str(label)] for label in range(self.num_classes)]
+        return Judge(self.judge, self.judge_processor, self.autoencoder.in_channels, self.num_classes, ordered)
+
+    def _rejection(self, acceptance_rate, batch_size):
+        """How samples are drawn and which are kept."""
+        judge = None if acceptance_rate == 1 else self.sample_judge
+        if acceptance_rate != 1 and judge is None:
+            raise ValueError(f"acceptance_rate={acceptance_rate} needs a judge, but this pipeline has none")
+        return RejectionSampling(
+            judge, self.autoencoder.detokenize, self._execution_device, acceptance_rate, batch_size
+        )
+
+    def _draw_grid(self, rejection, shape, options, request, labels, count, generator):
+        """Codes of the prior of a pipeline with one grid; arguments as of `_sample` and `RejectionSampling.draw`."""
+        move_known(options, request)
+
+        def sample(number, generator, requests):
+            return self._sample(self.prior, shape, number, generator, options, requests[0])
+
+        return rejection.draw(sample, [request], labels, count, generator)
+
+    def _sample(self, prior, shape, number, generator, options, request):
+        """Codes of a prior: options are for all of them, a request has a row for each."""
+        conditions = request.keys() & set(prior.condition_names)
+        return prior.sample(
+            None if conditions else number, shape, generator=generator,
+            **{"progress_bar": self.progress_bar, **options, **request},
+        )  # fmt: skip
+
+    def _check_images(self, name):
+        if self.autoencoder.modality != IMAGE.name:
+            raise ValueError(f"{name} given, but {type(self.autoencoder).__name__} is no autoencoder of images")
+
+    def _known(self, known_codes, known_mask, image, mask_image, height, width, count, copies):
+        """What is known of the codes of one grid, options of its prior by name, and its shape or None."""
+        given = known_codes is not None or known_mask is not None
+        codes, masks, shapes = self._known_and_shapes(
+            image, mask_image, height, width, [known_codes] if given else None, [known_mask] if given else None,
+            count, copies,
+        )  # fmt: skip
+        known = {} if codes is None else {"known_codes": codes[0], "known_mask": masks[0]}
+        return known, None if shapes is None else shapes[0]
+
     def _known_and_shapes(self, image, mask_image, height, width, known_codes, known_mask, num_images, copies):
         """What is known of the codes, a list of one entry a grid or None, and the shape of every grid or None.
 
         Raises:
             ValueError: arguments that exclude each other, or pictures for an autoencoder of something else.
         """
-        given = {"image": image, "mask_image": mask_image, "height": height, "width": width}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given and self.autoencoder.modality != IMAGE.name:
-            name, autoencoder = next(iter(given)), type(self.autoencoder).__name__
-            raise ValueError(f"{name} given, but {autoencoder} is no autoencoder of images")
+        for name, value in {"image": image, "mask_image": mask_image, "height": height, "width": width}.items():
+            if value is not None:
+                self._check_images(name)
         if image is not None or mask_image is not None:
             if known_codes is not None or known_mask is not None:
                 raise ValueError("image and known_codes exclude each other")

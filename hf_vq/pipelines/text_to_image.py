@@ -30,7 +30,7 @@ class VQTextToImagePipeline(PicturesPipeline):
         normalize_text_embeddings: scale every state of a text to length 1, as VQ-Diffusion does.
         mask_padding: tell text encoder and prior which tokens of a text are padding; False: all count, as in
             pipelines of diffusers with CLIP.
-        class_names: of a prior with classes, see `VQPipeline`.
+        class_names, judge, judge_processor: of a prior with classes, see `VQPipeline`.
 
     Raises:
         ValueError: parts that do not belong together.
@@ -41,8 +41,8 @@ class VQTextToImagePipeline(PicturesPipeline):
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
-    model_cpu_offload_seq: Any = "text_encoder->prior->autoencoder"
-    _optional_components = ["text_encoder", "tokenizer", "scheduler"]
+    model_cpu_offload_seq: Any = "text_encoder->prior->autoencoder->judge"
+    _optional_components = ["text_encoder", "tokenizer", "scheduler", "judge", "judge_processor"]
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class VQTextToImagePipeline(PicturesPipeline):
         normalize_text_embeddings: bool = False,
         mask_padding: bool = False,
         class_names: ClassNames | None = None,
+        judge: Any = None,
+        judge_processor: Any = None,
     ):
         super().__init__()
         if autoencoder.hierarchical:
@@ -65,10 +67,12 @@ class VQTextToImagePipeline(PicturesPipeline):
             missing = "text_encoder" if text_encoder is None else "tokenizer"
             raise ValueError(f"text_encoder and tokenizer go together: {missing} is missing")
         self.register_modules(
-            autoencoder=autoencoder, prior=prior, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
+            autoencoder=autoencoder, prior=prior, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+            judge=judge, judge_processor=judge_processor,
+        )  # fmt: skip
         self.register_to_config(normalize_text_embeddings=normalize_text_embeddings, mask_padding=mask_padding)
         self._set_up(class_names, prior.config.num_classes)
+        self.sample_judge  # noqa: B018  (it checks what it is made of)
         condition = self.text_condition
         if not condition.taken:
             raise ValueError(f"prior, a {type(prior).__name__}, {condition.lacking}")
@@ -131,6 +135,8 @@ class VQTextToImagePipeline(PicturesPipeline):
         width: Side | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
+        acceptance_rate: TopP = 1.0,
+        candidate_batch_size: Samples = 64,
         output_type: str | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict], Any] | None = None,
@@ -149,8 +155,8 @@ class VQTextToImagePipeline(PicturesPipeline):
                 text, or else the empty text.
             prompt_embeds, prompt_attention_mask, and the same of negative_prompt: what `encode_prompt` gives, instead.
             truncate_prompt: cut texts that are too long, which are refused otherwise.
-            class_labels, image, mask_image, height, width, known_codes, known_mask, output_type, return_dict: see
-                `VQPipeline`; a prior that draws all codes at once sees all kept codes of a picture.
+            class_labels, image, mask_image, height, width, known_codes, known_mask, acceptance_rate,
+                candidate_batch_size, output_type, return_dict: see `VQPipeline`.
             callback_on_step_end: called after each step with this pipeline, number and time of the step, and {}.
             keywords: other conditions and options that the prior declares, such as `temperature`.
 
@@ -162,6 +168,7 @@ class VQTextToImagePipeline(PicturesPipeline):
             ValueError: an argument that does not fit, named with its value.
         """
         _refuse_own(keywords)
+        rejection = self._rejection(acceptance_rate, candidate_batch_size)
         texts = read_texts("prompt", prompt, prompt_embeds, prompt_attention_mask, self.text_condition)
         negative = self._read_negative(
             negative_prompt, negative_prompt_embeds, negative_prompt_attention_mask, texts, guidance_scale
@@ -173,21 +180,18 @@ class VQTextToImagePipeline(PicturesPipeline):
             TEXT: torch.arange(len(texts)),  # which prompt each picture is of
         }  # fmt: skip
         labels, count = self._check_request(
-            class_labels, None, num_images_per_prompt, self.prior.config.num_classes, output_type,
-            [keywords], [self.prior],
-        )  # fmt: skip
+            class_labels, None, num_images_per_prompt, self.num_classes, output_type, [keywords], [self.prior]
+        )
         check_generators(generator, count)
         places = keywords.pop(TEXT)
-        options, conditions = split_keywords("prior", self.prior, {**keywords, "class_labels": labels})
-        options |= self._known(
-            (known_codes, known_mask), image, mask_image, height, width, count, num_images_per_prompt
+        known, shape = self._known(
+            known_codes, known_mask, image, mask_image, height, width, count, num_images_per_prompt
         )
+        options, request = split_keywords("prior", self.prior, {**keywords, "class_labels": labels, **known})
         texts, negative = self._encode(words, tokens, texts, negative)
-        options |= {f"negative_{name}": value for name, value in negative.pick(places).items()}
-        codes = self.prior.sample(
-            generator=generator, progress_bar=self._bar(callback_on_step_end), **options, **conditions,
-            **texts.pick(places),
-        )  # fmt: skip
+        request |= {f"negative_{name}": value for name, value in negative.pick(places).items()} | texts.pick(places)
+        options["progress_bar"] = self._bar(callback_on_step_end)
+        codes = self._draw_grid(rejection, shape, options, request, labels, count, generator)
         return self._finish(codes, output_type, return_dict)
 
     def _steps(self, num_inference_steps):
@@ -227,14 +231,6 @@ class VQTextToImagePipeline(PicturesPipeline):
             chosen = Texts(texts.prompts, states[rows], None if mask is None else mask[rows])
             encoded.append(chosen if rows else texts)
         return encoded
-
-    def _known(self, known, image, mask_image, height, width, count, copies):
-        """Options of the prior that say the grid, and which of its codes are known."""
-        codes, mask = ([value] for value in known) if any(value is not None for value in known) else (None, None)
-        codes, masks, shapes = self._known_and_shapes(image, mask_image, height, width, codes, mask, count, copies)
-        options = {} if codes is None else {"known_codes": codes[0], "known_mask": masks[0]}
-        options = split_keywords("prior", self.prior, options)[0]
-        return options if shapes is None else {**options, "code_shape": shapes[0]}
 
     def _bar(self, callback):
         """The progress bar for the prior's loop, which calls a callback after each step."""

@@ -21,15 +21,26 @@ class VQPipeline(PicturesPipeline):
         autoencoder: `VQVAE`, `VQModel` or any autoencoder of ours with one grid of codes.
         prior: `PixelCNN` or any prior over such grids.
         class_names: names of the prior's classes, a list or by number, so that `class_labels` may be names; optional.
+        judge: a classifier of transformers with the same classes, such as `ResNetForImageClassification`, by which
+            calls with an `acceptance_rate` choose; optional.
+        judge_processor: its image processor.
 
     Raises:
-        ValueError: the prior speaks of other codes, or of classes than there are names.
+        ValueError: the prior speaks of other codes, or of classes than there are names, or the judge of others.
     """
 
     prior: Any  # any of ours
-    model_cpu_offload_seq: Any = "prior->autoencoder"
+    model_cpu_offload_seq: Any = "prior->autoencoder->judge"
+    _optional_components = ["judge", "judge_processor"]
 
-    def __init__(self, autoencoder: Any, prior: Any, class_names: ClassNames | None = None):
+    def __init__(
+        self,
+        autoencoder: Any,
+        prior: Any,
+        class_names: ClassNames | None = None,
+        judge: Any = None,
+        judge_processor: Any = None,
+    ):
         super().__init__()
         if autoencoder.hierarchical:
             raise ValueError(
@@ -37,8 +48,9 @@ class VQPipeline(PicturesPipeline):
                 "VQVAE2Pipeline"
             )
         check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)
-        self.register_modules(autoencoder=autoencoder, prior=prior)
+        self.register_modules(autoencoder=autoencoder, prior=prior, judge=judge, judge_processor=judge_processor)
         self._set_up(class_names, prior.config.num_classes)
+        self.sample_judge  # noqa: B018  (it checks what it is made of)
 
     @torch.no_grad()
     def __call__(
@@ -59,6 +71,8 @@ class VQPipeline(PicturesPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: torch.Tensor | None = None,
         known_mask: torch.Tensor | None = None,
+        acceptance_rate: TopP = 1.0,
+        candidate_batch_size: Samples = 64,
         output_type: str | None = None,
         return_dict: bool = True,
         **keywords: Any,
@@ -77,6 +91,9 @@ class VQPipeline(PicturesPipeline):
             height, width: of the image in pixels; by default the grid that the prior was made for, or the picture's.
             temperature, top_k, top_p, guidance_scale, guidance_steps, generator, known_codes, known_mask: see the
                 prior's `sample`; a prior that has no such option takes the default only.
+            acceptance_rate: share of the drawn images that are kept, those that the pipeline's judge is surest of; see
+                `hf_vq.pipelines.judging.RejectionSampling`. 1 keeps all.
+            candidate_batch_size: of them, how many are drawn at once.
             output_type: of images "pil" (the default), "np" (batch, height, width, channels) in [0, 1] or "pt" (batch,
                 channels, height, width) in [0, 1]; of tensors "pt" (batch, channels, *space) in [-1, 1]; or "codes".
             return_dict: False gives a tuple of one.
@@ -90,29 +107,19 @@ class VQPipeline(PicturesPipeline):
             TypeError: a keyword that the prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
+        rejection = self._rejection(acceptance_rate, candidate_batch_size)
         labels, count = self._check_request(
-            class_labels, batch_size, num_images_per_prompt, self.prior.config.num_classes, output_type,
-            [keywords], [self.prior],
-        )  # fmt: skip
-        given = known_codes is not None or known_mask is not None
-        known = ([known_codes], [known_mask]) if given else (None, None)
-        known_codes, known_mask, shapes = self._known_and_shapes(
-            image, mask_image, height, width, known[0], known[1], count, num_images_per_prompt
+            class_labels, batch_size, num_images_per_prompt, self.num_classes, output_type, [keywords], [self.prior]
+        )
+        known, shape = self._known(
+            known_codes, known_mask, image, mask_image, height, width, count, num_images_per_prompt
         )
         keywords |= {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance_scale": guidance_scale,
-            "guidance_steps": guidance_steps, "known_codes": known_codes and known_codes[0],
-            "known_mask": known_mask and known_mask[0],
+            "guidance_steps": guidance_steps, **known,
         }  # fmt: skip
         if labels is not None:
             keywords["class_labels"] = labels
-        options, conditions = split_keywords("prior", self.prior, keywords)
-        codes = self.prior.sample(
-            None if conditions else count,
-            shapes and shapes[0],
-            generator=generator,
-            progress_bar=self.progress_bar,
-            **options,
-            **conditions,
-        )
+        options, request = split_keywords("prior", self.prior, keywords)
+        codes = self._draw_grid(rejection, shape, options, request, labels, count, generator)
         return self._finish(codes, output_type, return_dict)

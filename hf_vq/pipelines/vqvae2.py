@@ -5,7 +5,14 @@ from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import ClassNames, check_grid_keywords, check_prior, for_each_grid, split_keywords
+from hf_vq.pipelines.base import (
+    ClassNames,
+    check_grid_keywords,
+    check_prior,
+    for_each_grid,
+    move_known,
+    split_keywords,
+)
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
@@ -21,6 +28,7 @@ class VQVAE2Pipeline(PicturesPipeline):
         bottom_prior: a prior over the finest codes that takes the coarser ones as `context_codes`.
         middle_prior: of three grids, that of the middle one.
         class_names: names of the priors' classes, a list or by number, so that `class_labels` may be names; optional.
+        judge, judge_processor: see `VQPipeline`.
 
     Raises:
         ValueError: more than three grids, a prior too few or too many, or one that speaks of other codes.
@@ -29,8 +37,8 @@ class VQVAE2Pipeline(PicturesPipeline):
     top_prior: Any
     middle_prior: Any  # None where there are two grids
     bottom_prior: Any
-    model_cpu_offload_seq: Any = "top_prior->middle_prior->bottom_prior->autoencoder"
-    _optional_components = ["middle_prior"]
+    model_cpu_offload_seq: Any = "top_prior->middle_prior->bottom_prior->autoencoder->judge"
+    _optional_components = ["middle_prior", "judge", "judge_processor"]
 
     def __init__(
         self,
@@ -39,6 +47,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         bottom_prior: Any,
         middle_prior: Any = None,
         class_names: ClassNames | None = None,
+        judge: Any = None,
+        judge_processor: Any = None,
     ):
         super().__init__()
         names = autoencoder.grid_names
@@ -50,8 +60,9 @@ class VQVAE2Pipeline(PicturesPipeline):
         if (middle_prior is not None) != (len(names) == 3):
             raise ValueError(f"middle_prior must be {'given' if len(names) == 3 else 'None'}: grids are {names}")
         self.register_modules(
-            autoencoder=autoencoder, top_prior=top_prior, bottom_prior=bottom_prior, middle_prior=middle_prior
-        )
+            autoencoder=autoencoder, top_prior=top_prior, bottom_prior=bottom_prior, middle_prior=middle_prior,
+            judge=judge, judge_processor=judge_processor,
+        )  # fmt: skip
         classes = {prior.config.num_classes for prior in self.priors}
         if len(classes - {0}) > 1:
             raise ValueError(f"the priors must have the same classes, got num_classes {sorted(classes)}")
@@ -60,6 +71,7 @@ class VQVAE2Pipeline(PicturesPipeline):
             if index and "context_codes" not in prior.condition_names:
                 raise ValueError(f"{name}_prior, a {type(prior).__name__}, does not take context_codes")
         self._set_up(class_names, max(classes))
+        self.sample_judge  # noqa: B018  (it checks what it is made of)
 
     @property
     def priors(self) -> list[Any]:
@@ -84,6 +96,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         known_codes: Sequence[torch.Tensor] | None = None,
         known_mask: Sequence[torch.Tensor] | None = None,
+        acceptance_rate: TopP = 1.0,
+        candidate_batch_size: Samples = 64,
         output_type: str | None = None,
         return_dict: bool = True,
         **keywords: Any,
@@ -91,8 +105,8 @@ class VQVAE2Pipeline(PicturesPipeline):
         """Draws images, or completes them.
 
         Args:
-            class_labels, batch_size, image, mask_image, num_images_per_prompt, output_type, return_dict: see
-                `VQPipeline`; "codes" gives a tuple, coarse to fine.
+            class_labels, batch_size, image, mask_image, num_images_per_prompt, acceptance_rate, candidate_batch_size,
+                output_type, return_dict: see `VQPipeline`; "codes" gives a tuple, coarse to fine.
             height, width: of the image in pixels; by default the grid that the top prior was made for.
             temperature, top_k, top_p, guidance_scale: see the priors' `sample`; one for all grids, or one for each,
                 coarse to fine. A prior that has no such option takes the default only.
@@ -108,44 +122,35 @@ class VQVAE2Pipeline(PicturesPipeline):
             TypeError: a keyword that a prior does not declare.
             ValueError: an argument that does not fit, named with its value.
         """
-        priors = self.priors
-        num_classes = max(prior.config.num_classes for prior in priors)
+        priors, rejection = self.priors, self._rejection(acceptance_rate, candidate_batch_size)
         check_grid_keywords(priors, keywords)
         given = for_each_grid(len(priors), **keywords)
         labels, count = self._check_request(
-            class_labels, batch_size, num_images_per_prompt, num_classes, output_type, given, priors
+            class_labels, batch_size, num_images_per_prompt, self.num_classes, output_type, given, priors
         )
         known_codes, known_mask, shapes = self._known_and_shapes(
             image, mask_image, height, width, known_codes, known_mask, count, num_images_per_prompt
         )
         shapes = shapes or self._default_shapes()
-        options = for_each_grid(
-            len(priors),
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_scale=guidance_scale,
-            known_codes=known_codes,
-            known_mask=known_mask,
-        )
-        options = [common | own for common, own in zip(options, given, strict=True)]
+        common = for_each_grid(
+            len(priors), temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
+            known_codes=known_codes, known_mask=known_mask,
+        )  # fmt: skip
         names = [f"{name}_prior" for name in self.autoencoder.grid_names]
-        requests = list(map(split_keywords, names, priors, options))  # all of them before any work
-        codes: tuple[torch.Tensor, ...] = ()
-        for prior, shape, (chosen, conditions) in zip(priors, shapes, requests, strict=True):
-            if prior.config.num_classes:
-                conditions["class_labels"] = labels
-            if codes:
-                conditions["context_codes"] = codes
-            drawn = prior.sample(
-                None if conditions else count,
-                shape,
-                generator=generator,
-                progress_bar=self.progress_bar,
-                **chosen,
-                **conditions,
-            )
-            codes = (*codes, drawn)
+        asked = [first | own for first, own in zip(common, given, strict=True)]
+        options, requests = zip(*map(split_keywords, names, priors, asked), strict=True)  # all before any work
+        for prior, chosen, request in zip(priors, options, requests, strict=True):
+            move_known(chosen, request)
+            request |= {"class_labels": labels} if prior.config.num_classes else {}
+
+        def sample(number, generator, requests):
+            codes: tuple[torch.Tensor, ...] = ()
+            for prior, shape, chosen, request in zip(priors, shapes, options, requests, strict=True):
+                request = {**request, **({"context_codes": codes} if codes else {})}
+                codes = (*codes, self._sample(prior, shape, number, generator, chosen, request))
+            return codes
+
+        codes = rejection.draw(sample, list(requests), labels, count, generator)
         return self._finish(codes, output_type, return_dict)
 
     def _default_shapes(self):
