@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import load_file
 
+from hf_vq.quiet import is_quiet
 from hf_vq.saved import check_file
 
 TORCH_URL = "https://download.pytorch.org/models/"
@@ -65,7 +66,8 @@ class PublishedOnline(Published):
 
         Raises:
             OSError: it cannot be had, in the words of the library that tried.
-            ValueError: it is there, with another content.
+            RuntimeError: what was downloaded has another content; it is not kept.
+            ValueError: the file that was there has.
         """
         path = Path(torch.hub.get_dir(), "checkpoints", self.torch_file)
         if not path.exists() and self.hub is not None:
@@ -75,7 +77,8 @@ class PublishedOnline(Published):
             if constants.HF_HUB_OFFLINE:
                 raise FileNotFoundError(f"there is no {path}, and HF_HUB_OFFLINE says not to download it")
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(TORCH_URL + self.torch_file, str(path), self.sha256[0])
+            url, bar = TORCH_URL + self.torch_file, not is_quiet()
+            torch.hub.download_url_to_file(url, str(path), self.sha256[0], progress=bar)
         return self.checked(str(path))
 
 

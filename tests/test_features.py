@@ -5,14 +5,15 @@ import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 from transformers.image_processing_base import ImageProcessingMixin
 
-from hf_vq import VQVAE
+from hf_vq import VQVAE, published
 from hf_vq.networks.convolutional_features import AlexNetFeatures, VGG16Features
 from hf_vq.networks.model_features import AutoencoderFeatures
-from hf_vq.published import Published
+from hf_vq.published import Published, PublishedOnline
 from hf_vq.training.features import load_features
 
 from .contracts.test_autoencoders import make
@@ -73,8 +74,8 @@ def test_activations_are_those_that_lpips_looks_at(network):
 def test_a_file_is_the_published_one_or_named_by_its_hash(tmp_path):
     path, weights = random_alexnet(tmp_path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (published,) = AlexNetFeatures.published.sha256
-    with pytest.raises(ValueError, match=f"sha256 {digest}, not {published} .*{path}@{digest[:8]}"):
+    (known,) = AlexNetFeatures.published.sha256
+    with pytest.raises(ValueError, match=f"sha256 {digest}, not {known} .*{path}@{digest[:8]}"):
         load_features(str(path))
     with pytest.raises(ValueError, match=f"sha256 {digest}, not 0123456789"):
         load_features(f"{path}@0123456789")
@@ -100,6 +101,21 @@ def test_published_weights_are_looked_for_in_the_cache_of_torch_first(tmp_path, 
     (cache / AlexNetFeatures.published.torch_file).write_bytes(b"cut short")
     with pytest.raises(ValueError, match=r"sha256 .* not 7be5be79"):
         load_features("alex")
+
+
+def test_published_weights_are_downloaded_once_and_whole(tmp_path, monkeypatch):
+    path, _ = random_alexnet(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(published, "TORCH_URL", f"{tmp_path.as_uri()}/")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(AlexNetFeatures, "published", PublishedOnline("AlexNet", ("0" * 64,), path.name))
+    with pytest.raises(ValueError, match=rf"AlexNet cannot be had \(invalid hash .* got \"{digest}\""):
+        load_features("alex")
+    monkeypatch.setattr(AlexNetFeatures, "published", PublishedOnline("AlexNet", (digest,), path.name))
+    first = load_features("alex")
+    path.unlink()
+    assert load_features("alex").identity == first.identity
 
 
 def test_wrong_weights_and_sources_are_named(tmp_path):

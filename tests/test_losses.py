@@ -72,6 +72,10 @@ def test_half_precision_counts_in_float32():
     loss = FeatureDistance(lambda sample: [sample])
     sample, target = (images(2, 3, 4, 4).bfloat16() for _ in range(2))
     torch.testing.assert_close(loss(sample, target), loss(sample.float(), target.float()), rtol=0, atol=0)
+    calibrated = LPIPS(lambda sample: [sample], [torch.rand(3)])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = calibrated(sample, target)
+    torch.testing.assert_close(rounded, calibrated(sample.float(), target.float()), rtol=0, atol=0)
 
 
 def test_what_a_perceptual_loss_refuses(tmp_path):

@@ -99,7 +99,7 @@ class LPIPS(FeatureDistance):
             raise ValueError(
                 f"heads[{layer}] is of {len(self.heads[layer])} channels, and the network has {squares.shape[1]} there"
             )
-        return torch.einsum("bchw,c->bhw", squares, self.heads[layer].to(squares.dtype))
+        return (squares * self.heads[layer][:, None, None]).sum(dim=1)  # no einsum, which autocast would round
 
 
 def load_heads(network: str, source: str | None = None) -> list[torch.Tensor]:

@@ -70,7 +70,7 @@ def _load_published(source):
     network = NETWORKS[source]
     try:
         path = network.published.fetch()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         words = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"the weights of {network.published.name} cannot be had ({words[0]}): put {network.published.torch_file} "
