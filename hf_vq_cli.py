@@ -22,7 +22,7 @@ VERBS = {
 }
 HELP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hf_vq", "cli", "help")
 EXPECTED = ("DivergenceError", "OutOfMemoryError")  # RuntimeErrors that are no bugs
-TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "yaml")
+TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "torchmetrics", "yaml")
 
 
 def usage(verbs=VERBS):
