@@ -1,5 +1,6 @@
 """Weights that enter a model: all there, floating-point, finite; what a file lacks is derived or refused by name."""
 
+import hashlib
 import inspect
 import os
 import re
@@ -108,6 +109,25 @@ def is_finite(tensor: torch.Tensor) -> bool:
     if tensor.device.type == "meta" or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     return bool(torch.isfinite(tensor).all())
+
+
+def weights_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of tensors, each with its name, type and shape: it does not depend on their order or on a file's format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        hash_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    """Update a digest of hashlib with a tensor under a name."""
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor_bytes(tensor))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The values of a tensor as they lie in memory, row by row."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def check_dtype(name: str, dtype: str | torch.dtype, expected: torch.Tensor, path: str | Path) -> None:

@@ -29,6 +29,7 @@ FLOORS = (
         "modes",
         "plugins",
         "processes",
+        "published",
         "quiet",
         "ranges",
         "registry",

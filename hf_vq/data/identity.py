@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Subset
 
 from hf_vq.data.tokenizer import Tokenizer
+from hf_vq.weights import hash_tensor, tensor_bytes
 
 COMPILED = "_orig_mod."  # in the names of what torch.compile wraps
 HALVES = (torch.float16, torch.bfloat16)
@@ -36,7 +37,7 @@ def tokenizer_identity(autoencoder: Tokenizer, path: str | Path | None = None, r
     weights, codes = hashlib.sha256(), _start(autoencoder, config)
     for name, tensor in _tensors(autoencoder):
         for digest in [weights] if autoencoder.only_decodes(name) else [weights, codes]:
-            _update(digest, name, tensor)
+            hash_tensor(digest, name, tensor)
     return {
         "class": type(autoencoder).__name__,
         "path": str(path or autoencoder.config.get("_name_or_path") or ""),
@@ -71,7 +72,7 @@ def makes_codes(autoencoder: Tokenizer, codes_sha256: str, rounded_sha256: str |
     for config in configs:
         exact = _start(autoencoder, config)
         for name, tensor in tensors.items():
-            _update(exact, name, tensor)
+            hash_tensor(exact, name, tensor)
         if exact.hexdigest() == codes_sha256:
             return True
     if rounded_sha256 is not None:
@@ -109,7 +110,7 @@ def _rounded(autoencoder, configs):
                     values = values.to(dtype)
                 values = values.float()
             digest.update(f"{name} {tuple(values.shape)}".encode())
-            digest.update(_bytes(values))
+            digest.update(tensor_bytes(values))
     found = [
         hashlib.sha256(start.digest() + others[casts].digest() + quantizers[theirs].digest()).hexdigest()[:16]
         for start in [_start(autoencoder, config) for config in configs]
@@ -160,15 +161,6 @@ def _prefixes_of_quantizers(autoencoder):
     """What the names of their tensors begin with."""
     modules, quantizers = autoencoder.named_modules(), list(autoencoder.quantizers)
     return tuple(f"{name.replace(COMPILED, '')}." for name, each in modules if any(each is one for one in quantizers))
-
-
-def _update(digest, name, tensor):
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(_bytes(tensor))
-
-
-def _bytes(tensor):
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def differing_hash(one: dict[str, str], other: dict[str, str]) -> str | None:

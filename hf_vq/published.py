@@ -1,0 +1,104 @@
+"""Weights that others published, in files that are known by the hash of their content."""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from hf_vq.saved import check_file
+
+TORCH_URL = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published weights: where they are, and how to know them.
+
+    Attributes:
+        name: of what they are, in messages.
+        sha256: of every file that holds them, by its name.
+        torch_file: name of the file at download.pytorch.org, and in torch's cache, where torchvision has it too.
+        hub: repository, revision and name of the file on the Hub; None: it is only there.
+    """
+
+    name: str
+    sha256: Mapping[str, str]
+    torch_file: str
+    hub: tuple[str, str, str] | None = None
+
+    def fetch(self) -> Path:
+        """The file: from torch's cache, else from the Hub or, where they are not there, from download.pytorch.org.
+
+        Raises:
+            OSError: it cannot be had, in whatever words of the library that tried.
+            ValueError: it is there, with another content.
+        """
+        path = Path(torch.hub.get_dir(), "checkpoints", self.torch_file)
+        if not path.exists() and self.hub is not None:
+            repo_id, revision, name = self.hub
+            path = Path(hf_hub_download(repo_id, name, revision=revision))
+        elif not path.exists():
+            if constants.HF_HUB_OFFLINE:
+                raise FileNotFoundError(f"there is no {path}, and HF_HUB_OFFLINE says not to download it")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(TORCH_URL + self.torch_file, str(path), self.sha256[self.torch_file][:8])
+        self.check(path)
+        return path
+
+    def check(self, path: Path) -> None:
+        """Raise a ValueError, with both hashes, unless a file holds these weights."""
+        found = file_sha256(path)
+        if found not in self.sha256.values():
+            raise ValueError(
+                f"{path} has the sha256 {found}, not {' or '.join(self.sha256.values())} of the published weights of "
+                f"{self.name}; if it is wanted all the same, say so by its hash: {path}@{found[:8]}"
+            )
+
+
+def with_hash(source: str) -> tuple[str, str | None]:
+    """A source without "@" and a hash, of at least 8 hexadecimal digits, at its end; and that hash, or None."""
+    found = re.fullmatch(r"(.+)@([0-9a-fA-F]{8,64})", source, re.DOTALL)
+    return (found[1], found[2].lower()) if found and not Path(source).exists() else (source, None)
+
+
+def check_hash(path: str | Path, wanted: str) -> None:
+    """Raise a ValueError, with both hashes, unless the sha256 of a file begins with `wanted`."""
+    found = file_sha256(path)
+    if not found.startswith(wanted):
+        raise ValueError(f"{path} has the sha256 {found}, not {wanted}")
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file's content."""
+    check_file(path)
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: str | Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a file, .safetensors or of `torch.save`, on the CPU; nothing in it can run code.
+
+    Raises:
+        ValueError: a file that holds none, or lacks one of these names.
+    """
+    check_file(path)
+    try:
+        if str(path).endswith(".safetensors"):
+            stored = load_file(path)
+        else:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"cannot read weights of {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(stored, dict) or not all(isinstance(one, torch.Tensor) for one in stored.values()):
+        raise ValueError(f"{path} must hold tensors by name, and holds something else")
+    missing = [name for name in names if name not in stored]
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}; it holds {', '.join([*map(str, stored)][:6]) or 'nothing'}")
+    return {name: stored[name] for name in names}
