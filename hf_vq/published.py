@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +19,54 @@ TORCH_URL = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True)
 class Published:
-    """Published weights: where they are, and how to know them.
+    """Published weights, and how to know them.
 
     Attributes:
         name: of what they are, in messages.
-        sha256: of every file that holds them, by its name.
-        torch_file: name of the file at download.pytorch.org, and in torch's cache, where torchvision has it too.
-        hub: repository, revision and name of the file on the Hub; None: it is only there.
+        sha256: of the files that hold them.
     """
 
     name: str
-    sha256: Mapping[str, str]
+    sha256: tuple[str, ...]
+
+    def checked(self, source: str) -> Path:
+        """The path of a file that holds these weights, or others that are wanted, named by their hash.
+
+        Args:
+            source: the path, and perhaps "@" and at least 8 hexadecimal digits of the sha256 of the file.
+
+        Raises:
+            ValueError: no such file, or one with another content; names both hashes.
+        """
+        path, wanted = with_hash(source)
+        found = file_sha256(path)
+        if wanted is not None and not found.startswith(wanted):
+            raise ValueError(f"{path} has the sha256 {found}, not {wanted}")
+        if wanted is None and found not in self.sha256:
+            raise ValueError(
+                f"{path} has the sha256 {found}, not {' or '.join(self.sha256)} of the published weights of "
+                f"{self.name}; if it is wanted all the same, name it by its hash: {path}@{found[:8]}"
+            )
+        return Path(path)
+
+
+@dataclass(frozen=True)
+class PublishedOnline(Published):
+    """Published weights that can be downloaded.
+
+    Attributes:
+        torch_file: name of the file at download.pytorch.org, and in torch's cache, where torchvision has it too.
+        hub: repository, revision and name of a file on the Hub, which is preferred; None: there is none.
+    """
+
     torch_file: str
     hub: tuple[str, str, str] | None = None
 
     def fetch(self) -> Path:
-        """The file: from torch's cache, else from the Hub or, where they are not there, from download.pytorch.org.
+        """The file: from torch's cache, else from the Hub or download.pytorch.org.
 
         Raises:
-            OSError: it cannot be had, in whatever words of the library that tried.
+            OSError: it cannot be had, in the words of the library that tried.
             ValueError: it is there, with another content.
         """
         path = Path(torch.hub.get_dir(), "checkpoints", self.torch_file)
@@ -48,18 +77,8 @@ class Published:
             if constants.HF_HUB_OFFLINE:
                 raise FileNotFoundError(f"there is no {path}, and HF_HUB_OFFLINE says not to download it")
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(TORCH_URL + self.torch_file, str(path), self.sha256[self.torch_file][:8])
-        self.check(path)
-        return path
-
-    def check(self, path: Path) -> None:
-        """Raise a ValueError, with both hashes, unless a file holds these weights."""
-        found = file_sha256(path)
-        if found not in self.sha256.values():
-            raise ValueError(
-                f"{path} has the sha256 {found}, not {' or '.join(self.sha256.values())} of the published weights of "
-                f"{self.name}; if it is wanted all the same, say so by its hash: {path}@{found[:8]}"
-            )
+            torch.hub.download_url_to_file(TORCH_URL + self.torch_file, str(path), self.sha256[0])
+        return self.checked(str(path))
 
 
 def with_hash(source: str) -> tuple[str, str | None]:
@@ -68,16 +87,11 @@ def with_hash(source: str) -> tuple[str, str | None]:
     return (found[1], found[2].lower()) if found and not Path(source).exists() else (source, None)
 
 
-def check_hash(path: str | Path, wanted: str) -> None:
-    """Raise a ValueError, with both hashes, unless the sha256 of a file begins with `wanted`."""
-    found = file_sha256(path)
-    if not found.startswith(wanted):
-        raise ValueError(f"{path} has the sha256 {found}, not {wanted}")
-
-
 def file_sha256(path: str | Path) -> str:
-    """Hash of a file's content."""
+    """Hash of a file's content; a ValueError where there is no file."""
     check_file(path)
+    if not Path(path).exists():
+        raise ValueError(f"there is no file {path}")
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

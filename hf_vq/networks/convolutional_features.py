@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_vq.networks.features import FeatureExtractor
-from hf_vq.published import Published
+from hf_vq.published import PublishedOnline
 from hf_vq.weights import is_finite
 
 PIXEL_MEAN, PIXEL_DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of [-1, 1], as LPIPS has them
@@ -49,7 +49,7 @@ class ConvolutionalFeatures(FeatureExtractor):
     """
 
     layers: ClassVar[tuple[Convolution | Pool, ...]]
-    published: ClassVar[Published]
+    published: ClassVar[PublishedOnline]
     in_channels = 3
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -114,12 +114,12 @@ class VGG16Features(ConvolutionalFeatures):
         *(Convolution(512), Convolution(512), Convolution(512, seen=True), Pool()),
         *(Convolution(512), Convolution(512), Convolution(512, seen=True)),
     )
-    published = Published(
+    published = PublishedOnline(
         name="VGG16",
-        sha256={
-            "vgg16-397923af.pth": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-            "model.safetensors": "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
-        },
+        sha256=(
+            "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",  # the file on the Hub
+        ),
         torch_file="vgg16-397923af.pth",
         hub=("timm/vgg16.tv_in1k", "3394518cba29aee1ea82a49d971be90d2dd1dab7", "model.safetensors"),
     )
@@ -133,9 +133,9 @@ class AlexNetFeatures(ConvolutionalFeatures):
         *(Convolution(192, kernel=5, padding=2, seen=True), Pool(kernel=3)),
         *(Convolution(384, seen=True), Convolution(256, seen=True), Convolution(256, seen=True)),
     )
-    published = Published(
+    published = PublishedOnline(
         name="AlexNet",
-        sha256={"alexnet-owt-7be5be79.pth": "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02"},
+        sha256=("7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",),
         torch_file="alexnet-owt-7be5be79.pth",
     )
 

@@ -1,4 +1,4 @@
-"""From what a user names to a frozen network whose activations tell images apart."""
+"""From what a user names to a frozen network whose activations tell images apart, and to a perceptual loss."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_vq.auto import AutoVQModel
+from hf_vq.losses.perceptual import LPIPS, FeatureDistance, load_heads
 from hf_vq.networks.convolutional_features import (
     AlexNetFeatures,
     ConvolutionalFeatures,
@@ -16,7 +17,7 @@ from hf_vq.networks.convolutional_features import (
 )
 from hf_vq.networks.features import FeatureExtractor
 from hf_vq.networks.model_features import AutoencoderFeatures, ClassifierFeatures
-from hf_vq.published import check_hash, read_tensors, with_hash
+from hf_vq.published import read_tensors, with_hash
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.saved import check_files, saved_name
 from hf_vq.weights import is_finite, listed, missing_names
@@ -43,10 +44,26 @@ def load_features(source: str) -> FeatureExtractor:
         return _load_published(source)
     path, wanted = with_hash(source)
     if Path(path).is_file():
-        return _load_file(path, wanted)
+        return _load_file(source, path)
     if wanted is not None:
         raise ValueError(f"{source}: a hash can follow a file alone, and there is no file {path}")
     return _load_model(source)
+
+
+def load_perceptual_loss(source: str) -> FeatureDistance:
+    """The distance of images that a training adds to its loss, or an evaluation reports.
+
+    Args:
+        source: as of `load_features`. Of VGG16 and AlexNet the distance is LPIPS, of everything else, random weights
+            included, that of features.
+
+    Raises:
+        ValueError: as `load_features`.
+        ImportError: LPIPS without torchmetrics or lpips, which have its weights.
+    """
+    features = load_features(source)
+    network = next((name for name, one in NETWORKS.items() if isinstance(features, one)), None)
+    return FeatureDistance(features) if network is None else LPIPS(features, load_heads(network))
 
 
 def _load_published(source):
@@ -62,13 +79,10 @@ def _load_published(source):
     return network(read_tensors(path, network.weight_names()), source)
 
 
-def _load_file(path, wanted):
+def _load_file(source, path):
     first = read_tensors(path, ["features.0.weight"])["features.0.weight"]
     network = AlexNetFeatures if tuple(first.shape[2:]) == (11, 11) else VGG16Features
-    if wanted is None:
-        network.published.check(Path(path))
-    else:
-        check_hash(path, wanted)
+    network.published.checked(source)
     return network(read_tensors(path, network.weight_names()), path)
 
 
