@@ -9,7 +9,8 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from hf_vq import VQVAE
-from hf_vq.metrics.distribution import DistributionDistance, FeatureDistance
+from hf_vq.losses import FeatureDistance
+from hf_vq.metrics.distribution import DistributionDistance, MeanDistance
 from hf_vq.metrics.similarity import MultiScaleSimilarity, StructuralSimilarity
 from hf_vq.networks.features import FeatureExtractor
 from hf_vq.training.evaluation import evaluate_autoencoder
@@ -23,18 +24,16 @@ EVERY = ("ssim", "feature_distance", "fid", "kid")
 class SmallFeatures(FeatureExtractor):
     """Two convolutions with random weights, and a batch norm."""
 
-    smallest_size = 8
-
     def __init__(self, channels=3, width=6):
         super().__init__()
+        self.in_channels, self.smallest_size = channels, 8
         torch.manual_seed(0)
         self.first, self.norm = nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4)
         self.second = nn.Conv2d(4, width, 3, 2, 1)
-        self.identity = {"extractor": "SmallFeatures", "source": "random", "sha256": "00"}
-        self.eval()
+        self.freeze("random")
 
     def forward(self, sample):
-        shallow = self.norm(self.first(sample)).relu()
+        shallow = self.norm(self.first(self.as_input(sample))).relu()
         return [shallow, 10 * self.second(shallow).relu()]
 
     def embed(self, sample):
@@ -45,6 +44,11 @@ def pairs(count=30, channels=3, size=16):
     torch.manual_seed(1)
     samples = torch.rand(count, channels, size, size) * 2 - 1
     return samples, samples + 0.4 * torch.randn_like(samples)
+
+
+def feature_distance():
+    extractor = SmallFeatures()
+    return MeanDistance("feature_distance", FeatureDistance(extractor), extractor)
 
 
 def measured(metric, samples, others, batch_size=7):
@@ -87,7 +91,7 @@ def test_padding_does_not_count():
     samples, others = pairs(2)
     mask = torch.ones(2, 16, 16, dtype=torch.bool)
     mask[1, 10:] = False
-    for metric in (StructuralSimilarity, lambda: FeatureDistance(SmallFeatures())):
+    for metric in (StructuralSimilarity, feature_distance):
         padded, alone = metric(), metric()
         padded.update(samples, others, mask)
         alone.update(samples[:1], others[:1])
@@ -106,9 +110,7 @@ def test_what_is_too_small_is_named():
         MultiScaleSimilarity().update(torch.zeros(1, 3, 175, 176), torch.zeros(1, 3, 175, 176))
     enough = torch.rand(1, 3, 176, 176) * 2 - 1
     assert measured(MultiScaleSimilarity(), enough, enough)["ms_ssim"] == pytest.approx(1)
-    with pytest.raises(
-        ValueError, match="the network of features needs pictures of at least 8 x 8 pixels, got 5 x 40"
-    ):
+    with pytest.raises(ValueError, match="images of at least 8 pixels a side, got 5 x 40"):
         DistributionDistance(SmallFeatures()).update(small, small)
 
 
@@ -140,16 +142,10 @@ def test_fid_and_kid_are_those_of_their_papers():
     assert same["kid"] < 0  # it is unbiased, not a distance
 
 
-def test_feature_distance_is_the_difference_of_directions():
-    samples, others = pairs(4)
-    extractor = SmallFeatures()
-    expected = 0.0
-    for one, other in zip(extractor(samples.clamp(-1, 1)), extractor(others.clamp(-1, 1)), strict=True):
-        cosines = torch.cosine_similarity(one.double(), other.double(), dim=1, eps=1e-12)
-        lengths = [(x.square().sum(dim=1) > 0).double() for x in (one, other)]
-        expected += (lengths[0] + lengths[1] - 2 * cosines).mean().item()
-    found = measured(FeatureDistance(extractor), samples, others)
-    assert found["feature_distance"] == pytest.approx(expected, rel=1e-6)
+def test_the_mean_of_distances_is_over_samples_that_are_cut_to_their_range():
+    samples, others = pairs(10)
+    expected = FeatureDistance(SmallFeatures())(samples.clamp(-1, 1), others.clamp(-1, 1)).mean().item()
+    assert measured(feature_distance(), samples, others)["feature_distance"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_network_of_features_stays_as_it_is():

@@ -20,42 +20,32 @@ PIXELS = "float32, samples cut to [-1, 1], not rounded"
 STATES = ("features_sum", "features_cov_sum", "features_num_samples")  # of torchmetrics' FID, of either set
 
 
-def seen_by(extractor: Any, method: str, sample: torch.Tensor) -> Any:
-    """What a network makes of samples (batch, channels, *space): cut to [-1, 1], in float32, in evaluation mode.
+def seen_by(network: nn.Module, *samples: torch.Tensor, method: str = "__call__") -> torch.Tensor:
+    """What a network makes of samples: cut to [-1, 1], in float32, all of it in evaluation mode.
 
     Args:
-        extractor: a `hf_vq.networks.features.FeatureExtractor`.
-        method: "forward" or "embed".
-
-    Raises:
-        ValueError: samples that are too small for it.
+        network: a module.
+        samples: (batch, channels, *space) each.
+        method: of the network.
     """
-    size = extractor.smallest_size
-    if min(sample.shape[2:]) < size:
-        raise ValueError(
-            f"the network of features needs pictures of at least {size} x {size} pixels, got "
-            f"{' x '.join(map(str, sample.shape[2:]))}"
-        )
-    with torch.no_grad(), in_eval_mode(extractor), full_float32(sample.device):
-        return getattr(extractor, method)(sample.float().clamp(-1, 1))
+    with torch.no_grad(), in_eval_mode(network), full_float32(samples[0].device):
+        return getattr(network, method)(*(sample.float().clamp(-1, 1) for sample in samples))
 
 
-class FeatureDistance(nn.Module):
-    """Mean distance of reconstructions from their samples in the activations of a frozen network, summed in float64.
-
-    That of LPIPS (https://arxiv.org/abs/1801.03924, eq. 1) without learned weights: at every depth, activations are
-    scaled to length 1 over the channels; squared differences are summed over channels and depths, and averaged over
-    places.
+class MeanDistance(nn.Module):
+    """Mean distance of reconstructions from their samples, by a network, summed in float64.
 
     Args:
-        extractor: a `hf_vq.networks.features.FeatureExtractor`.
+        name: of the figure.
+        distance: from two batches in [-1, 1] to the distance (batch,) of each sample, such as `hf_vq.losses.LPIPS`.
+        extractor: the network in it, a `hf_vq.networks.features.FeatureExtractor`.
     """
 
     sums: torch.Tensor
 
-    def __init__(self, extractor: nn.Module):
+    def __init__(self, name: str, distance: nn.Module, extractor: Any):
         super().__init__()
-        self._extractor = [extractor]  # it is no part of this module
+        self.name, self._parts = name, (distance, extractor)  # they are no part of this module
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # samples, distances
 
     def update(
@@ -63,18 +53,19 @@ class FeatureDistance(nn.Module):
     ) -> None:
         """Adds samples and their reconstructions; see `StructuralSimilarity.update`."""
         for parts in real_parts(padding_mask, samples, reconstructions):
-            pairs = zip(*(seen_by(self._extractor[0], "forward", part) for part in parts), strict=True)
-            distances = torch.stack([_normed_difference(*pair) for pair in pairs]).sum(dim=0)
+            distances = seen_by(self._parts[0], *parts).double()
             self.sums += torch.stack([torch.ones_like(distances), distances]).sum(dim=1).to(self.sums.device)
 
     def compute(self) -> dict[str, float]:
-        """`feature_distance` over everything added, on all processes; NaN without samples."""
+        """The mean over everything added, on all processes, by its name; NaN without samples."""
         count, total = sum_over_processes(self.sums.clone()).tolist()
-        return {"feature_distance": total / count if count else math.nan}
+        return {self.name: total / count if count else math.nan}
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, dict[str, Any]]:
         """What figures are told apart by, by name."""
-        return {"feature_distance": f"hf_vq, squared differences of activations of length 1, {PIXELS}"}
+        distance, extractor = self._parts
+        words = f"hf_vq {type(distance).__name__}, {PIXELS}"
+        return {self.name: {"implementation": words, "extractor": extractor.identity}}
 
 
 class DistributionDistance(nn.Module):
@@ -95,7 +86,7 @@ class DistributionDistance(nn.Module):
 
     place: torch.Tensor
 
-    def __init__(self, extractor: nn.Module, names: Collection[str] = ("fid", "kid")):
+    def __init__(self, extractor: Any, names: Collection[str] = ("fid", "kid")):
         from torchmetrics import __version__
 
         super().__init__()
@@ -115,7 +106,7 @@ class DistributionDistance(nn.Module):
 
     def add(self, samples: torch.Tensor, *, real: bool) -> None:
         """Adds samples (batch, channels, *space) in [-1, 1] to the set of references, or to the other one."""
-        vectors = seen_by(self._extractor[0], "embed", samples)
+        vectors = seen_by(self._extractor[0], samples, method="embed")
         if vectors.shape[:-1] != samples.shape[:1]:
             raise ValueError(f"embed must give ({len(samples)}, dim), one vector a sample, got {tuple(vectors.shape)}")
         if "fid" in self.names:
@@ -124,7 +115,6 @@ class DistributionDistance(nn.Module):
         if "kid" in self.names:
             self._vectors[real].append(vectors)
 
-    @torch.no_grad()
     def compute(self) -> dict[str, float]:
         """`fid` and `kid` of everything added on all processes.
 
@@ -138,11 +128,15 @@ class DistributionDistance(nn.Module):
             figures["kid"] = self._compute_kernel()
         return figures
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, dict[str, Any]]:
         """What figures are told apart by, by name, once they are computed."""
         library = f"{self._library}, sums in float64, features in {PIXELS}"
         subsets = f"{library}, {SUBSETS} pairs of subsets of {self._subset_size}, seed {SEED}"
-        return {name: subsets if name == "kid" else library for name in self.names}
+        identity = self._extractor[0].identity
+        return {
+            name: {"implementation": subsets if name == "kid" else library, "extractor": identity}
+            for name in self.names
+        }
 
     def _compute_frechet(self):
         lengths = [0 if self._frechet is None else len(self._frechet.real_features_sum)]
@@ -207,9 +201,3 @@ def _frechet(dim, device):
 def _check_count(count):
     if count < 2:
         raise ValueError(f"fid and kid need two samples of each set, got {count}")
-
-
-def _normed_difference(one, other):
-    """Squared difference of activations (batch, channels, *space) of length 1 over the channels: (batch,) float64."""
-    one, other = (nn.functional.normalize(x.double(), dim=1, eps=1e-10) for x in (one, other))
-    return (one - other).square().sum(dim=1).flatten(1).mean(dim=1)

@@ -89,9 +89,9 @@ class StructuralSimilarity(nn.Module):
         count, total = sum_over_processes(self.sums.clone()).tolist()
         return {self.name: total / count if count else math.nan}
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, dict[str, Any]]:
         """What figures are told apart by, by name."""
-        return {self.name: f"{self._library}, {WINDOW}, {self.details}"}
+        return {self.name: {"implementation": f"{self._library}, {WINDOW}, {self.details}"}}
 
 
 class MultiScaleSimilarity(StructuralSimilarity):

@@ -5,17 +5,20 @@ from typing import Any
 
 from torch import nn
 
-from hf_vq.metrics.distribution import DistributionDistance, FeatureDistance
+from hf_vq.losses import LPIPS, FeatureDistance, load_heads
+from hf_vq.metrics.distribution import DistributionDistance, MeanDistance
 from hf_vq.registry import modality_of
+from hf_vq.training.features import NETWORKS
 
-DISTANCE = "feature_distance"
+DISTANCE, LEARNED = "feature_distance", "lpips"
 BETWEEN_SETS = ("fid", "kid")
+OF_FEATURES = (DISTANCE, LEARNED, *BETWEEN_SETS)  # they need a network
 OF_RECONSTRUCTIONS = {"fid": "rfid", "kid": "rkid"}  # what they are called there
 
 
 def known_metrics(model: Any) -> list[str]:
-    """Names of the metrics that can be asked for of an autoencoder; the last three need a network of features."""
-    return [*(each.name for each in _similarities(model)), DISTANCE, *BETWEEN_SETS]
+    """Names of the metrics that can be asked for of an autoencoder; those in `OF_FEATURES` need a network."""
+    return [*(each.name for each in _similarities(model)), *OF_FEATURES]
 
 
 def cheap_metrics(model: Any) -> list[str]:
@@ -38,13 +41,18 @@ def check_metrics(
     for name in names:
         if name not in known:
             raise ValueError(f"metrics: {name!r} must be one of {', '.join(known)}")
-        if name in (DISTANCE, *BETWEEN_SETS) and extractor is None:
+        if name in OF_FEATURES and extractor is None:
             raise ValueError(f"metrics: {name} needs a network of features, and none is given")
+        if name == LEARNED and _network_of(extractor) is None:
+            raise ValueError(
+                f"metrics: {name} has weights for {' and '.join(NETWORKS)} alone, not for "
+                f"{extractor.identity['extractor']}"
+            )
     if sample_shape is None:
         return
     sizes = {each.name: each.smallest_size for each in _similarities(model)}
     if extractor is not None:
-        sizes |= dict.fromkeys((DISTANCE, *BETWEEN_SETS), extractor.smallest_size)
+        sizes |= dict.fromkeys(OF_FEATURES, extractor.smallest_size)
     for name in names:
         if min(sample_shape[1:]) < sizes[name]:
             shape = " x ".join(map(str, sample_shape[1:]))
@@ -75,7 +83,10 @@ def reconstruction_metrics(model: Any, names: Collection[str] | None = None, ext
     if extractor is not None:
         extractor.to(model.device)
         if DISTANCE in names:
-            found.append(FeatureDistance(extractor))
+            found.append(MeanDistance(DISTANCE, FeatureDistance(extractor), extractor))
+        if LEARNED in names:
+            heads = load_heads(str(_network_of(extractor)))
+            found.append(MeanDistance(LEARNED, LPIPS(extractor, heads).to(model.device), extractor))
         if between := [name for name in BETWEEN_SETS if name in names]:
             found.append(DistributionDistance(extractor, between))
     return [metric.to(model.device) for metric in found]
@@ -85,6 +96,16 @@ def reconstruction_figures(metrics: Iterable[Any], method: str = "compute") -> d
     """The figures of `reconstruction_metrics`, or with `method="describe"` what they are told apart by, by name."""
     found = {name: value for metric in metrics for name, value in getattr(metric, method)().items()}
     return {OF_RECONSTRUCTIONS.get(name, name): value for name, value in found.items()}
+
+
+def feature_metrics(extractor: Any) -> list[str]:
+    """Names of the metrics that a network of features allows."""
+    return [name for name in OF_FEATURES if name != LEARNED or _network_of(extractor) is not None]
+
+
+def _network_of(extractor):
+    """The name of a published network, None for another one."""
+    return next((name for name, network in NETWORKS.items() if type(extractor) is network), None)
 
 
 def _similarities(model):
