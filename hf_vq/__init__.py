@@ -9,6 +9,7 @@ from hf_vq.auto import AutoVQModel, AutoVQPrior, know_registered_classes
 from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, ViTVQModel, VQModel
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
+from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
 from hf_vq.modalities import ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
@@ -63,12 +64,14 @@ __all__ = [
     "DiscreteDiffusionScheduler",
     "DVAE",
     "EMAVectorQuantizer",
+    "FeatureDistance",
     "flatten_codes",
     "GPTPrior",
     "GPTPriorConfig",
     "ImageProcessor",
     "LlamaGenPrior",
     "LlamaGenPriorConfig",
+    "LPIPS",
     "MAGVIT2Model",
     "MaskedPrior",
     "MaskedPriorConfig",
@@ -76,6 +79,7 @@ __all__ = [
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
+    "PatchDiscriminator",
     "PixelCNN",
     "PixelCNNConfig",
     "PixelSNAIL",
@@ -89,6 +93,7 @@ __all__ = [
     "TransformerPriorConfig",
     "register",
     "SchedulerMixin",  # the same
+    "SpectralLoss",
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",

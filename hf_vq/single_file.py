@@ -1,7 +1,7 @@
 """Checkpoints of other projects as models of ours."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class SingleFileMixin:
@@ -30,3 +30,10 @@ class SingleFileMixin:
         from hf_vq.converters import load_single_file
 
         return load_single_file(cls, path, config, format, first_stage)
+
+
+def read_discriminator(path: str | Path) -> Any:
+    """See `hf_vq.converters.discriminators.load_discriminator`."""
+    from hf_vq.converters.discriminators import load_discriminator
+
+    return load_discriminator(path)

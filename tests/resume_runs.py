@@ -8,7 +8,6 @@ import torch
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
-from .adversarial_task import tiny_discriminator, train_adversarial
 from .tiny_models import Codes, Images, tiny_autoencoder, tiny_prior
 
 OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, checkpoints fall in the middle of a pass
@@ -28,15 +27,26 @@ OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, c
 }
 
 
+ADVERSARIAL = {  # with every kind of state that a discriminator's turn can have
+    "perceptual": "random",
+    "adversarial_weight": 0.5,
+    "adversarial_ramp_steps": 5,
+    "discriminator_start_step": 4,
+    "discriminator_config": {"hidden_channels": 4, "num_layers": 1, "norm": "batch", "spectral_norm": True},
+    "lecam_weight": 0.1,
+    "lecam_decay": 0.9,
+    "r1_weight": 1.0,
+    "r1_interval": 3,
+}
+
+
 def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset, **more):
     torch.manual_seed(0)
-    more = {**OPTIONS, **more}
+    more = {**OPTIONS, **(ADVERSARIAL if kind == "adversarial" else {}), **more}
     if kind != "prior":
         args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
-        images = dataset_wrapper(Images(100))
-        if kind == "adversarial":
-            return train_adversarial(tiny_autoencoder(), tiny_discriminator(), images, args, Images(20))
-        return train_autoencoder(tiny_autoencoder(), images, args, Images(20))
+        size = 8 if kind == "adversarial" else 4
+        return train_autoencoder(tiny_autoencoder(), dataset_wrapper(Images(100, size)), args, Images(20, size))
     args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
     return train_prior(tiny_prior(), dataset_wrapper(Codes(100)), args, Codes(20))
 
@@ -75,15 +85,18 @@ def run_killed_in_a_checkpoint(kind, output_dir):
     run(kind, output_dir, resume=True)
 
 
-def run_as_rank(rank, port, output_dir):
+def run_as_rank(rank, port, kind, output_dir):
     """One of two processes that share each batch of `train_on_whole_batches`."""
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in environment.items()}, ACCELERATE_USE_CPU="true")
-    train_on_whole_batches(output_dir, batch_size=8)
+    train_on_whole_batches(kind, output_dir, batch_size=8)
 
 
-def train_on_whole_batches(output_dir, batch_size=16):
+def train_on_whole_batches(kind, output_dir, batch_size=16):
     torch.manual_seed(0)
     options = {**OPTIONS, "gradient_accumulation_steps": 1, "per_device_train_batch_size": batch_size, "max_steps": 10}
+    size = 4
+    if kind == "adversarial":
+        size, options = 8, {**options, **ADVERSARIAL, "logging_steps": 1}
     args = AutoencoderTrainingArguments(output_dir=output_dir, **options)
-    return train_autoencoder(tiny_autoencoder(dropout=0.0), Images(100), args, Images(21))
+    return train_autoencoder(tiny_autoencoder(dropout=0.0), Images(100, size), args, Images(21, size))

@@ -118,7 +118,7 @@ def test_wrong_weights_and_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{name} .* got shape \(3,\)"):
         load(**{name: torch.zeros(3)})
     path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=f"cannot read weights of {path}"):
+    with pytest.raises(ValueError, match=f"cannot read {path}: it is no whole file"):
         load_features(str(path))
     with pytest.raises(ValueError, match="'nowhere' must be one of random, vgg, alex, a file"):
         load_features("nowhere")

@@ -15,12 +15,12 @@ def tiny_autoencoder(codebook_size=8, dropout=0.1, **options):
 
 
 class Images(Dataset):
-    """Smooth grey images, 4x4, the same in every process."""
+    """Smooth grey images, the same in every process."""
 
-    def __init__(self, count):
+    def __init__(self, count, size=4):
         generator = torch.Generator().manual_seed(0)
         corners = torch.rand(count, 1, 2, 2, generator=generator) * 2 - 1
-        self.samples = F.interpolate(corners, size=4, mode="bilinear", align_corners=True)
+        self.samples = F.interpolate(corners, size=size, mode="bilinear", align_corners=True)
 
     def __len__(self):
         return len(self.samples)

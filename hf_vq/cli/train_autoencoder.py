@@ -41,8 +41,9 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.modes import in_eval_mode
+from hf_vq.training.adversarial import FOLDER as DISCRIMINATOR
 from hf_vq.training.arguments import check_stopping_data
-from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
+from hf_vq.training.autoencoder import AutoencoderTrainingArguments, make_task, train_autoencoder
 from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
 from hf_vq.training.evaluation import usage_metric
@@ -50,7 +51,6 @@ from hf_vq.training.pictures import SHOWN, draw_reconstructions, first_batch, sa
 from hf_vq.training.pushing import push_result
 from hf_vq.training.reading import check_readable
 from hf_vq.training.resuming import config_of_then
-from hf_vq.training.tasks import Reconstruction
 
 PICTURES = ("codebook_usage.png", "loss_curve.png")
 WEIGHTS = (
@@ -59,7 +59,7 @@ WEIGHTS = (
     "diffusion_pytorch_model*.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
 )
-OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs")
+OUTPUTS = ("checkpoint-*", *WEIGHTS, *PICTURES, "report.json", "recipe.yaml", "logs", DISCRIMINATOR)
 
 NAMES = ("codebook_size", "num_vq_embeddings"), ("codebook_dim", "vq_embed_dim")  # by hf_vq and by diffusers
 ALIKE = {other: own for pair in NAMES for other, own in (pair, pair[::-1])}
@@ -163,7 +163,8 @@ def prepare(
     first = collator_for(model, train)([next(iter(train))])
     with torch.no_grad(), in_eval_mode(model):  # what a forward refuses is refused now
         model(first["sample"], **padding_of(first))
-    task = Reconstruction(model, args)
+    task = make_task(model, args)
+    task.check_sample(first["sample"])
     task.metric_of(args)
     needed = training_bytes(task, args, None if is_stream(train) else len(train))
     check_disk_space(args.output_dir, needed, "training")

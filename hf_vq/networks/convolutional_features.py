@@ -141,7 +141,7 @@ class AlexNetFeatures(ConvolutionalFeatures):
 
 
 class RandomFeatures(ConvolutionalFeatures):
-    """VGG16 of a quarter of the width, with random weights: they too tell blurred images from sharp ones."""
+    """VGG16 of a quarter of the width with random weights, which nobody need download."""
 
     layers = tuple(
         layer._replace(width=layer.width // 4) if isinstance(layer, Convolution) else layer

@@ -9,6 +9,7 @@ from transformers import SchedulerType
 
 from hf_vq.arguments import as_plain, check_argument, check_fields
 from hf_vq.ranges import Chance, Count, OneOf, Positive, Range, Samples, Seed, Size, Weight, Workers
+from hf_vq.training.adversarial_arguments import AdversarialArguments
 from hf_vq.training.pushing import check_push_options
 from hf_vq.training.tracking import PROJECT, tracker_names
 
@@ -20,6 +21,8 @@ TEXTS: dict[str, Any] = {
     "license": str | None,
     "metric_for_best_model": str | None,
     "resume_from_checkpoint": str | bool | None,
+    "perceptual": str,
+    "discriminator_init": str | None,
 }
 REPORT_TO = "trackers to tell, several if need be: tensorboard, trackio, wandb; all: those installed (default: none)"
 PATIENCE = "end the training after so many evaluations without a better one; none: train all steps"
@@ -87,6 +90,8 @@ def take_texts(args: Any) -> None:
         ValueError: one is of another type.
     """
     for name, kind in TEXTS.items():
+        if not hasattr(args, name):  # of the other trainer's
+            continue
         value = as_plain(getattr(args, name), kind)
         if name == "resume_from_checkpoint" and str(value).lower() in ("true", "false"):
             value = str(value).lower() == "true"  # a flag of the command line is a str
@@ -113,7 +118,7 @@ def check_stopping_data(args: Any, eval_dataset: Any) -> None:
 
 
 @dataclass
-class AutoencoderTrainingArguments:
+class AutoencoderTrainingArguments(AdversarialArguments):
     """Options of the training, named as in `transformers.TrainingArguments`.
 
     A batch of one optimizer step is `per_device_train_batch_size` x `gradient_accumulation_steps` x processes samples.
@@ -152,6 +157,7 @@ class AutoencoderTrainingArguments:
     bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision"})
     fp16: bool = field(default=False, metadata={"help": "float16 mixed precision (GPU)"})
     torch_compile: bool = field(default=False, metadata={"help": "compile the model with inductor"})
+    channels_last: bool = field(default=False, metadata={"help": "keep channels innermost in memory, often faster"})
     use_cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where there is a GPU"})
     seed: Seed = field(default=42, metadata={"help": "of shuffling, dropout and codebook initialisation"})
     dataloader_num_workers: Workers = field(default=0, metadata={"help": "processes that load data"})
@@ -190,3 +196,4 @@ class AutoencoderTrainingArguments:
         check_launched_accumulation(self.gradient_accumulation_steps)
         check_stopping(self)
         check_push_options(self)
+        self.check_adversarial()

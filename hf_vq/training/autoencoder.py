@@ -1,15 +1,28 @@
-"""Trains autoencoders: a run of the loop over the task of reconstruction."""
+"""Trains autoencoders: a run of the loop over the task that the options ask for."""
 
 from collections.abc import Iterable
 from typing import Any
 
+from hf_vq.training.adversarial import Adversarial
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.loop import TrainingLoop
+from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.pushing import push_result
 from hf_vq.training.scores import reconstruction_metrics
 from hf_vq.training.tasks import Reconstruction
 
 __all__ = ["AutoencoderTrainingArguments", "train_autoencoder"]
+
+
+def make_task(model: Any, args: AutoencoderTrainingArguments) -> Reconstruction:
+    """What the options ask for: reconstruction alone, with a perceptual loss, or against a discriminator.
+
+    Raises:
+        ValueError: options that do not fit the model, or networks that cannot be had.
+    """
+    if args.adversarial_weight:
+        return Adversarial(model, args)
+    return Reconstruction(model, args) if args.perceptual == "none" else Perceptual(model, args)
 
 
 def train_autoencoder(
@@ -49,7 +62,7 @@ def train_autoencoder(
     """
     if eval_dataset is not None:
         reconstruction_metrics(model)  # an ImportError now, rather than at the end
-    report = TrainingLoop(Reconstruction(model, args), train_dataset, args, eval_dataset, callbacks).train()
+    report = TrainingLoop(make_task(model, args), train_dataset, args, eval_dataset, callbacks).train()
     if push and report is not None:
         push_result(args.output_dir, args)
     return report

@@ -19,7 +19,7 @@ from hf_vq.networks.features import FeatureExtractor
 from hf_vq.networks.model_features import AutoencoderFeatures, ClassifierFeatures
 from hf_vq.published import read_tensors, with_hash
 from hf_vq.registry import AUTOENCODERS
-from hf_vq.saved import check_files, saved_name
+from hf_vq.saved import check_folder, saved_name
 from hf_vq.weights import is_finite, listed, missing_names
 
 NETWORKS: dict[str, type[ConvolutionalFeatures]] = {"vgg": VGG16Features, "alex": AlexNetFeatures}
@@ -88,8 +88,7 @@ def _load_file(source, path):
 
 def _load_model(source):
     """The features of an autoencoder or a classifier, in a folder or a repository."""
-    if Path(source).is_dir():
-        check_files(source)
+    check_folder(source, None, AutoVQModel)
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
     except OSError as error:

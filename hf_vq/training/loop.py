@@ -99,8 +99,9 @@ class TrainingLoop:
         self.accelerator = self._build_accelerator()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         set_seed(args.seed)
+        self.memory_format = torch.channels_last if args.channels_last else torch.preserve_format
         for module in task.modules.values():
-            module.to(self.accelerator.device)
+            module.to(self.accelerator.device, memory_format=self.memory_format)
 
         self.reader = make_reader(train_dataset, task.collator(train_dataset), args, processes, rank)
         self.max_steps = args.max_steps
@@ -231,13 +232,20 @@ class TrainingLoop:
             module.train()
         for place, batch in enumerate(batches):
             check_batch(self.step + 1, batch, lambda place=place: self.reader.rows(self.step, place))  # type: ignore[misc]
-        batches = [send_to_device(batch, self.accelerator.device, non_blocking=True) for batch in batches]
+        batches = [self.to_device(batch) for batch in batches]
         for index, turn in enumerate(self.turns):
             if self.step >= turn.start_step:
                 with self.gradient_for(turn):
                     self.take_turn(turn, batches, prefix="" if index == 0 else f"{turn.name}_")
         self.state["step"] += 1
         self.whole_step = True
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch where the modules are, and in their memory format."""
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        if self.args.channels_last:
+            batch["sample"] = batch["sample"].contiguous(memory_format=self.memory_format)
+        return batch
 
     @contextlib.contextmanager
     def gradient_for(self, turn: Turn) -> Iterator[None]:

@@ -174,6 +174,11 @@ class Reconstruction(Task):
     def __init__(self, model: Any, args: AutoencoderTrainingArguments):
         if args.freeze_codes:
             model.check_freezable()
+        if args.channels_last and model.space_dims != 2:
+            raise ValueError(
+                f"channels_last=True is for samples with two axes of space, those of {type(model).__name__} have "
+                f"{model.space_dims}"
+            )
         self.autoencoder, self.args = model, args
         self.metrics = self.metrics | dict.fromkeys(cheap_metrics(model), True)
         self.modules = {"autoencoder": model}
@@ -202,6 +207,9 @@ class Reconstruction(Task):
             self.frozen = self.autoencoder.freeze_codes()
         elif not resumed:
             self.initialize_codebook(reader, device)  # before any forward is compiled
+
+    def check_sample(self, sample: torch.Tensor) -> None:
+        """Raise a ValueError for samples (batch, channels, *space) that a network beside the autoencoder refuses."""
 
     def initialize_codebook(self, reader: IndexedReader | StreamReader, device: torch.device) -> None:
         """Run k-means on the first samples, of which each process brings its share."""

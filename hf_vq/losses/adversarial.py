@@ -1,0 +1,57 @@
+"""What a discriminator learns, and what it tells the autoencoder: a class for each pair of losses."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+
+
+class AdversarialLoss(ABC):
+    """A loss of the discriminator and one of the generator, of logits of any shape; high logits mean "real"."""
+
+    @staticmethod
+    @abstractmethod
+    def discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """A scalar, lowest where real logits are high and fake ones low.
+
+        Args:
+            real: logits of samples.
+            fake: logits of reconstructions.
+        """
+
+    @staticmethod
+    def generator(fake: torch.Tensor) -> torch.Tensor:
+        """A scalar, low where the logits of reconstructions are high: -mean(fake)."""
+        return -fake.mean()
+
+
+class HingeLoss(AdversarialLoss):
+    """(mean(max(0, 1 - real)) + mean(max(0, 1 + fake))) / 2, and -mean(fake) (https://arxiv.org/abs/1705.02894)."""
+
+    @staticmethod
+    def discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+class VanillaLoss(AdversarialLoss):
+    """Cross-entropy (https://arxiv.org/abs/1406.2661, eq. 1), with the generator's -mean(fake) as VQGAN has it.
+
+    (mean(softplus(-real)) + mean(softplus(fake))) / 2: softplus(-x) = -log sigmoid(x).
+    """
+
+    @staticmethod
+    def discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+class NonSaturatingLoss(VanillaLoss):
+    """Cross-entropy for both, the generator's mean(softplus(-fake)) (https://arxiv.org/abs/1406.2661, section 3)."""
+
+    @staticmethod
+    def generator(fake: torch.Tensor) -> torch.Tensor:
+        return F.softplus(-fake).mean()
+
+
+ADVERSARIAL_LOSSES: dict[str, type[AdversarialLoss]] = {
+    "hinge": HingeLoss, "vanilla": VanillaLoss, "non_saturating": NonSaturatingLoss,
+}  # fmt: skip
