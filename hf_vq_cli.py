@@ -16,13 +16,14 @@ VERBS = {
     "sample": ("hf_vq.cli.sample", "draw new samples from a pipeline"),
     "reconstruct": ("hf_vq.cli.reconstruct", "show samples beside what a tokenizer makes of them"),
     "evaluate": ("hf_vq.cli.evaluate", "measure a tokenizer, a prior or a pipeline on held-out data"),
+    "compare": ("hf_vq.cli.compare", "show figures of evaluations side by side, where they were measured alike"),
     "convert": ("hf_vq.cli.convert", "turn a checkpoint of another project into a folder of ours"),
     "push": ("hf_vq.cli.push", "publish a folder on the Hugging Face Hub"),
     "inspect": ("hf_vq.cli.inspect", "tell what a folder is, without loading its weights"),
 }
 HELP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hf_vq", "cli", "help")
 EXPECTED = ("DivergenceError", "OutOfMemoryError")  # RuntimeErrors that are no bugs
-TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "yaml")
+TRAIN_EXTRA = ("datasets", "matplotlib", "sklearn", "torchmetrics", "yaml")
 
 
 def usage(verbs=VERBS):

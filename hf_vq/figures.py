@@ -7,6 +7,7 @@ REASONS = {  # why a figure is not defined, by the end of its name
     "error_over_variance": "the data have no variance",
     "psnr": "there is no error",
     "ratio": "all codes are equal",
+    "ssim": "some are smaller than its window",
 }
 NOT_DEFINED = "not_defined"  # in JSON: reasons by the name of the figure, which is null
 

@@ -48,6 +48,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute as float32 is written, on a GPU too: neither autocast nor TF32."""
+    cudnn: Any = torch.backends.cudnn  # a module that torch gives further names
+    parts = (torch.backends.cuda.matmul, cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
 @torch.compiler.disable
 def _hold(models: Iterable[nn.Module]) -> list[nn.Module]:
     modules = list(dict.fromkeys(module for model in models for module in model.modules()))

@@ -214,6 +214,41 @@ def test_evaluate_and_inspect_know_every_kind_of_folder(here, capsys):
     assert facts["pipeline"]["prior"]["parameters"] == facts["prior"]["parameters"]
 
 
+def test_samples_and_reconstructions_are_rated_by_features_and_compared(here, capsys):
+    flags = ["--data", "digits", "--split", "train[:90]", "--features", "quickstart/autoencoder", "--num_samples", 80]
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        assert run("evaluate", "quickstart/pipeline", *flags, "--seed", seed, "--output", f"{name}.json") == 0
+    found = {name: json.loads(Path(f"{name}.json").read_text()) for name in "abc"}
+    assert {"ssim", "feature_distance", "rfid", "rkid", "bits_per_pixel"} <= found["a"]["autoencoder"].keys()
+    assert found["a"]["samples"].keys() == {"fid", "kid", "num_samples"}
+    assert {**found["a"], "seed": 0} == {**found["b"], "seed": 0}
+    assert found["c"]["autoencoder"] == found["a"]["autoencoder"]
+    assert found["c"]["samples"]["fid"] != found["a"]["samples"]["fid"]
+    told = found["a"]["protocol"]
+    assert (told["num_images"], told["resize"], told["precision"]) == (90, "none", "float32")
+    assert told["metrics"]["rfid"]["extractor"].keys() == {"extractor", "source", "sha256"}
+    capsys.readouterr()
+    assert run("compare", "a.json", "b.json", "c.json") == 0
+    shown = capsys.readouterr()
+    assert "autoencoder.rfid" in shown.out
+    assert "samples.fid" not in shown.out
+    assert "left out: samples.fid does not compare: samples.seed is 0 in a.json, 1 in c.json" in shown.err
+    fails(
+        capsys,
+        here,
+        "samples.kid does not compare: samples.seed is 0",
+        "compare",
+        "a.json",
+        "c.json",
+        "--figures",
+        "kid",
+    )
+    evaluate = ["evaluate", "quickstart/autoencoder", "--data", "digits", "--output", "d.json", "--metrics"]
+    fails(capsys, here, "ms_ssim needs samples of 176 x 176 at least, got 8 x 8", *evaluate, "ssim,ms_ssim")
+    fails(capsys, here, "fid needs a network of features", *evaluate, "fid")
+    fails(capsys, here, "num_samples=5: samples to compare need a pipeline", *evaluate, "ssim", "--num_samples", 5)
+
+
 def test_inspect_loads_no_weights(here, monkeypatch):
     monkeypatch.setattr(hf_vq.VQVAE, "from_pretrained", None)
     assert run("inspect", "quickstart/autoencoder") == 0

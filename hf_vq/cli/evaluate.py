@@ -14,12 +14,16 @@ from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
+from hf_vq.cli.scoring import evaluate_samples, pick_metrics
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.figures import plain_figures
 from hf_vq.hub.folders import EVALUATION
-from hf_vq.ranges import Samples
+from hf_vq.metrics.reconstruction import ReconstructionError
+from hf_vq.ranges import Samples, Seed, Size
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
+from hf_vq.training.features import load_features
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
+from hf_vq.training.scores import BETWEEN_SETS, reconstruction_figures, reconstruction_metrics
 from hf_vq.writing import write_text
 
 PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
@@ -47,6 +51,26 @@ class EvaluateOptions:
         default="validation",
         metadata={"help": "split of the data or of the codes, or rows of the data: train[45000:50000]"},
     )
+    metrics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "of an autoencoder or a pipeline: ssim, ms_ssim; with --features feature_distance, lpips (of vgg "
+            "and alex), fid and kid, these two of new samples of a pipeline too; default: ssim, and with --features "
+            "all that need it"
+        },
+    )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "network of features: random, vgg, alex, a file of their weights, or folder or repo id of an "
+            "autoencoder or of a classifier of transformers"
+        },
+    )
+    num_samples: Size | None = field(
+        default=None,
+        metadata={"help": "of a pipeline: samples to draw for fid and kid; default: as many as the data has"},
+    )
+    seed: Seed = field(default=0, metadata={"help": "of these samples"})
     batch_size: Samples = field(default=64, metadata={"help": "items per forward pass"})
     output: str | None = field(
         default=None,
@@ -76,6 +100,7 @@ def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     folder = local_folder(options.model)
     kind = check_weights(folder, "autoencoder", "pipeline", "prior")
+    _check_options(kind, options)
     if kind == "prior":
         figures, protocol = _evaluate_prior_folder(folder, device, options)
     elif options.codes is not None:
@@ -89,6 +114,16 @@ def run(options: EvaluateOptions, data: DataOptions) -> dict[str, Any]:
     write_text(output, text + "\n")
     print(f"Wrote {output}.", file=sys.stderr)
     return figures
+
+
+def _check_options(kind, options):
+    """Raise a ValueError for an option that a folder of this kind has no use for."""
+    for name in ("metrics", "features") if kind == "prior" else ():
+        if (value := getattr(options, name)) is not None:
+            raise ValueError(f"{name}={value!r}: a prior alone makes no samples, give an autoencoder or a pipeline")
+    if options.num_samples is not None and (kind != "pipeline" or options.features is None):
+        need = "a pipeline" if kind != "pipeline" else "--features, a network that looks at them"
+        raise ValueError(f"num_samples={options.num_samples}: samples to compare need {need}")
 
 
 def where_to(options: EvaluateOptions) -> tuple[Path, bool]:
@@ -133,22 +168,32 @@ def _evaluate_on_data(folder, device, kind, options, data):
     for prior in priors.values():
         if prior.config.num_classes not in (0, dataset.num_classes):
             raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {dataset.num_classes}")
+    extractor = None if options.features is None else load_features(options.features).to(device)
+    names = pick_metrics(autoencoder, options.metrics, extractor, dataset.sample_shape)
     protocol, changes = _data_protocol(dataset, options, data)
-    figures = {"autoencoder": evaluate_autoencoder(autoencoder, dataset, options.batch_size)}
+    metrics = reconstruction_metrics(autoencoder, names, extractor)
+    figures = {"autoencoder": evaluate_autoencoder(autoencoder, dataset, options.batch_size, metrics)}
+    told = {**ReconstructionError.describe(), **reconstruction_figures(metrics, "describe")}
+    facts = {"precision": str(autoencoder.dtype).removeprefix("torch."), "metrics": told}
+    between = [name for name in BETWEEN_SETS if name in (names or ())]
+    if priors and between:
+        shape = (options.num_samples, options.batch_size, options.seed)
+        figures["samples"], more, drawn = evaluate_samples(pipeline, dataset, extractor, between, *shape)
+        facts |= {"metrics": told | more, "samples": drawn}
     has_own = getattr(autoencoder, "pixel_distribution", None) is not None
     if not priors and not has_own:
-        return figures, protocol
+        return figures, protocol | facts
     pixels, reason = _pixel_likelihood(autoencoder, has_own, dataset, options, data)
     given = list(priors.values()) or None
     codes, whole = evaluate_likelihood(autoencoder, given, dataset, pixels, options.batch_size)
     figures |= dict(zip(priors, codes, strict=False))
     if whole is None:
         print(f"no bits per dimension of the whole model: {reason}", file=sys.stderr)
-        return {**figures, "likelihood": {"skipped": reason}}, protocol
+        return {**figures, "likelihood": {"skipped": reason}}, protocol | facts
     for line in changes:
         print(f"warning: {line}", file=sys.stderr)
     whole["protocol"] = {**protocol, **whole["protocol"]}
-    return {**figures, "likelihood": whole}, protocol
+    return {**figures, "likelihood": whole}, protocol | facts
 
 
 def _pixel_likelihood(autoencoder, has_own, dataset, options, data):

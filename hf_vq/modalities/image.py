@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import PIL
 from diffusers import ImagePipelineOutput
 
 from hf_vq.data.image_dataset import ImageDataset
 from hf_vq.data.images import load_images
 from hf_vq.data.resizing import RESIZE_RULES, as_sides
+from hf_vq.metrics.similarity import MultiScaleSimilarity, StructuralSimilarity
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
@@ -103,6 +105,8 @@ def describe_data(images: ImageDataset) -> tuple[dict[str, Any], list[str]]:
         **({"commit": images.source.commit} if images.source.commit else {}),
         "images": f"{names[0]} to {names[-1]}",
         "pixels": f"values 0 to {white}, x 2 / {white} - 1",
+        "resize": images.resize,
+        **({} if images.resize == "none" else {"resizer": f"Pillow {PIL.__version__}, Lanczos"}),
         **({"value_range": list(images.rules.value_range)} if images.rules.value_range else {}),
         "changed_pixels": changes or "none: lossless, of their original size",
     }
@@ -135,6 +139,7 @@ IMAGE = Modality(
     save_samples=save_sample_rows,
     output_class=ImagePipelineOutput,
     output_types=OUTPUT_TYPES,
+    similarities=(StructuralSimilarity, MultiScaleSimilarity),
     largest_value=8.0,
 )
 register(IMAGE)

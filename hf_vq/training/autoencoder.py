@@ -8,6 +8,7 @@ from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.loop import TrainingLoop
 from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.pushing import push_result
+from hf_vq.training.scores import reconstruction_metrics
 from hf_vq.training.tasks import Reconstruction
 
 __all__ = ["AutoencoderTrainingArguments", "train_autoencoder"]
@@ -54,10 +55,13 @@ def train_autoencoder(
         ValueError: an output folder that cannot be used or that another run writes into, an unusable checkpoint, an
             option that a resume cannot change, an empty data set, or codes to freeze of a model that has none yet or
             has BatchNorm.
+        ImportError: a library that evaluates is missing.
         ConnectionError: the push at the end failed; the run is whole.
         DivergenceError: the loss or its gradient became NaN or infinite.
         WriteError: something could not be written, such as on a full disk; the last checkpoint is whole.
     """
+    if eval_dataset is not None:
+        reconstruction_metrics(model)  # an ImportError now, rather than at the end
     report = TrainingLoop(make_task(model, args), train_dataset, args, eval_dataset, callbacks).train()
     if push and report is not None:
         push_result(args.output_dir, args)

@@ -1,7 +1,8 @@
 """What a trained model is worth on held-out data; used during training, by the command line and by reports."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,10 +21,14 @@ from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.modes import evaluating
 from hf_vq.processes import sum_over_processes
 from hf_vq.ranges import Samples
+from hf_vq.registry import modality_of
+from hf_vq.training.scores import reconstruction_figures, reconstruction_metrics
 
 
 @checked
-def evaluate_autoencoder(model: Any, dataset: Any, batch_size: Samples = 64) -> dict[str, Any]:
+def evaluate_autoencoder(
+    model: Any, dataset: Any, batch_size: Samples = 64, metrics: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """Reconstruct a data set and measure the error and the use of the codebook.
 
     Args:
@@ -32,40 +37,52 @@ def evaluate_autoencoder(model: Any, dataset: Any, batch_size: Samples = 64) -> 
             where it has `variable_length` True; map-style, or an `IterableDataset` that ends.
         batch_size: samples per forward; the result does not depend on it (but for `loss` where lengths differ: it is
             the mean over samples of the batches' losses).
+        metrics: further ones, of `hf_vq.training.scores.reconstruction_metrics`, which are added to; None: the cheap
+            ones of the model's modality.
 
     Returns:
-        A dict of floats and ints: `loss` (the model's own), `mse`, `error_over_variance`, `psnr` (dB), `usage` (share
-        of the codes in use), `perplexity`, `dead_codes`, `num_codes` (how many were counted), `num_samples`. With
-        levels (of a residual quantizer or of a hierarchy), usage and perplexity are means over them, dead codes their
-        sum, and `usage_level_0`, `perplexity_level_0` and so on say each, counted through all grids; of a hierarchy
-        `usage_top`, `perplexity_top` and so on say those of each grid.
+        A dict of floats and ints: `loss` (the model's own), `mse`, `l1`, `error_over_variance`, `psnr` (dB), the
+        figures of `metrics`, `usage` (share of the codes in use), `perplexity`, `dead_codes`, `bits_per_pixel` (or
+        what the modality calls a place; log2 of the codebook's size for each code), `num_codes` (how many were
+        counted), `num_samples`. With levels (of a residual quantizer or of a hierarchy), usage and perplexity are
+        means over them, dead codes their sum, and `usage_level_0`, `perplexity_level_0` and so on say each, counted
+        through all grids; of a hierarchy `usage_top`, `perplexity_top` and so on say those of each grid.
 
     Raises:
         ValueError: an empty data set, or one with NaN or infinity.
     """
     device = model.device
+    metrics = reconstruction_metrics(model) if metrics is None else metrics
     with torch.no_grad(), evaluating(model):
         error, codebook = ReconstructionError().to(device), usage_metric(model).to(device)
-        loss, count = torch.zeros(2, dtype=torch.float64, device=device).unbind()
+        loss, count, bits, places = torch.zeros(4, dtype=torch.float64, device=device).unbind()
         for number, batch in enumerate(batches(dataset, batch_size, device, collator_for(model, dataset))):
             _check_finite(batch["sample"], number * batch_size)
             sample, padding = batch["sample"], padding_of(batch)
             output = model(sample, **padding)
-            error.update(sample, output.sample, **padding)
+            for metric in (error, *metrics):
+                metric.update(sample, output.sample, **padding)
             masks = model.without_padding(sample, **padding)[1] if padding else None
             codebook.update(as_grids(output.codes), masks)
+            bits += count_bits(model, as_grids(output.codes), masks)
+            places += padding["padding_mask"].sum() if padding else len(sample) * math.prod(sample.shape[2:])
             loss += output.loss.double() * len(sample)
             count += len(sample)
     num_samples = int(sum_over_processes(count))
     if not num_samples:
         raise ValueError("the data set to evaluate on is empty")
     reconstruction, used = error.compute(), codebook.compute()
+    modality = modality_of(type(model).__name__)
+    unit = "position" if modality is None else modality.unit
     return {
         "loss": sum_over_processes(loss).item() / num_samples,
         "mse": reconstruction.mse,
+        "l1": reconstruction.l1,
         "error_over_variance": reconstruction.error_over_variance,
         "psnr": reconstruction.psnr,
+        **reconstruction_figures(metrics),
         **describe_usage(used, model),
+        f"bits_per_{unit}": (sum_over_processes(bits) / sum_over_processes(places)).item(),
         "num_codes": int(used.counts.sum()),
         "num_samples": num_samples,
     }
@@ -77,6 +94,13 @@ def _check_finite(sample: torch.Tensor, first: int) -> None:
     if not finite.all():
         row = first + int((~finite).int().argmax())
         raise ValueError(f"the data to evaluate on hold NaN or infinity: sample of row {row}")
+
+
+def count_bits(model: Any, grids: Sequence[torch.Tensor], masks: Sequence[torch.Tensor] | None) -> float:
+    """Bits that the codes of a batch cost, log2 of the codebook's size each, those of padding left out."""
+    counts = [grid.numel() // model.num_levels for grid in grids] if masks is None else [int(x.sum()) for x in masks]
+    bits = (quantizer.bits_per_token for quantizer in model.quantizers)
+    return sum(count * each for count, each in zip(counts, bits, strict=True))
 
 
 def usage_metric(model: Any) -> HierarchyUsage:

@@ -26,6 +26,7 @@ from hf_vq.training.evaluation import describe_usage, evaluate_autoencoder, usag
 from hf_vq.training.module_states import published_weights
 from hf_vq.training.pictures import draw_reconstructions, first_batch
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
+from hf_vq.training.scores import cheap_metrics, reconstruction_metrics
 from hf_vq.training.weight_ema import WeightEMA
 
 logger = logging.getLogger(__name__)
@@ -166,8 +167,8 @@ class Reconstruction(Task):
     """
 
     metrics = {
-        "loss": False, "mse": False, "error_over_variance": False, "psnr": True, "usage": True, "perplexity": True,
-        "dead_codes": False,
+        "loss": False, "mse": False, "l1": False, "error_over_variance": False, "psnr": True, "usage": True,
+        "perplexity": True, "dead_codes": False,
     }  # fmt: skip
 
     def __init__(self, model: Any, args: AutoencoderTrainingArguments):
@@ -179,7 +180,9 @@ class Reconstruction(Task):
                 f"{model.space_dims}"
             )
         self.autoencoder, self.args = model, args
+        self.metrics = self.metrics | dict.fromkeys(cheap_metrics(model), True)
         self.modules = {"autoencoder": model}
+        self.extractor: Any = None  # a network of features, by whose distances the evaluation rates reconstructions
         distance = model.config.reconstruction_loss in RECONSTRUCTION_LOSSES
         self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
         self.frozen: list[nn.Parameter] = []
@@ -278,7 +281,8 @@ class Reconstruction(Task):
     def evaluate(self, dataset: Any, batch_size: int, step: int) -> dict[str, Any]:
         """`evaluate_autoencoder` of the weights that would be published; warns when the codebook has collapsed."""
         with self.as_published():
-            metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size)
+            judges = reconstruction_metrics(self.autoencoder, extractor=self.extractor)
+            metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size, judges)
         size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
         used = size - metrics["dead_codes"]
         if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
