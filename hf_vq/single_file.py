@@ -34,6 +34,6 @@ class SingleFileMixin:
 
 def read_discriminator(path: str | Path) -> Any:
     """See `hf_vq.converters.discriminators.load_discriminator`."""
-    from hf_vq.converters.discriminators import load_discriminator
+    from hf_vq.converters import load_discriminator
 
     return load_discriminator(path)

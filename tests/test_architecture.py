@@ -15,6 +15,7 @@ FLOORS = (
     {"cli", "demo"},
     {"training", "converters"},
     {"__init__"},
+    {"features"},
     {"auto"},
     {"pipelines"},
     {"autoencoders", "priors"},

@@ -11,10 +11,10 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, 
 from transformers.image_processing_base import ImageProcessingMixin
 
 from hf_vq import VQVAE, published
+from hf_vq.features import load_features
 from hf_vq.networks.convolutional_features import AlexNetFeatures, VGG16Features
 from hf_vq.networks.model_features import AutoencoderFeatures
 from hf_vq.published import Published, PublishedOnline
-from hf_vq.training.features import load_features
 
 from .contracts.test_autoencoders import make
 from .tiny_codecs import register_codecs

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from hf_vq.features import load_perceptual_loss
 from hf_vq.losses.perceptual import LPIPS, FeatureDistance, load_heads
 from hf_vq.losses.spectral import SpectralLoss
 from hf_vq.networks.convolutional_features import AlexNetFeatures, RandomFeatures
-from hf_vq.training.features import load_perceptual_loss
 
 
 def images(*shape):

@@ -16,12 +16,12 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.scoring import evaluate_samples, pick_metrics
 from hf_vq.data.sources import MissingSplitError
+from hf_vq.features import load_features
 from hf_vq.figures import plain_figures
 from hf_vq.hub.folders import EVALUATION
 from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.ranges import Samples, Seed, Size
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
-from hf_vq.training.features import load_features
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
 from hf_vq.training.scores import BETWEEN_SETS, reconstruction_figures, reconstruction_metrics
 from hf_vq.writing import write_text

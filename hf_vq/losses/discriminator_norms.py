@@ -1,5 +1,6 @@
 """Normalisation within a discriminator, over the whole batch of all processes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,4 +79,9 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0), channels)
 
 
-NORMS = {"none": lambda channels: nn.Identity(), "batch": BatchNorm, "group": group_norm, "act": ActNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "batch": BatchNorm,
+    "group": group_norm,
+    "act": ActNorm,
+}

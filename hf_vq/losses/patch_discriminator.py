@@ -1,7 +1,7 @@
 """The PatchGAN discriminator: is each patch that of a sample, or of a reconstruction?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -33,6 +33,8 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
     Raises:
         ValueError: an argument out of its range.
     """
+
+    config: Any
 
     @register_to_config
     @checked

@@ -129,7 +129,7 @@ def _installed_heads(network):
             path = Path(place, folder, f"{network}.pth")
             if path.is_file():
                 return str(path)
-    raise ImportError("LPIPS needs its published weights, which torchmetrics has: pip install hf_vq[perceptual]")
+    raise ImportError("LPIPS needs its published weights, which torchmetrics has: pip install hf_vq[train]")
 
 
 def _directions(activations: torch.Tensor) -> torch.Tensor:

@@ -42,9 +42,11 @@ class Adversarial(Perceptual):
 
     def __init__(self, model: Any, args: AutoencoderTrainingArguments):
         super().__init__(model, args)
-        self.discriminator = make_discriminator(args, model.in_channels)
+        self.discriminator: Any = make_discriminator(args, model.in_channels)
         self.lecam = LeCamRegularizer(args.lecam_decay)
-        self.modules |= {"discriminator": self.discriminator} | ({"lecam": self.lecam} if args.lecam_weight else {})
+        self.modules |= {"discriminator": self.discriminator}
+        if args.lecam_weight:
+            self.modules["lecam"] = self.lecam
         self.losses = ADVERSARIAL_LOSSES[args.adversarial_loss]
         self.adaptive = AdaptiveWeight(maximum=args.adaptive_weight_maximum)
         self.ramp = LinearRamp(args.discriminator_start_step, args.adversarial_ramp_steps)
@@ -118,12 +120,13 @@ class Adversarial(Perceptual):
         return super().publish(output_dir)
 
 
-def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> PatchDiscriminator:
+def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any:
     """The discriminator to start with; new weights hang on the training's seed alone."""
     if args.discriminator_init is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)
-            return PatchDiscriminator(**{"in_channels": channels, **(args.discriminator_config or {})})
+            config: dict[str, Any] = {"in_channels": channels}
+            return PatchDiscriminator(**config | dict(args.discriminator_config or {}))
     source = Path(args.discriminator_init)
     if source.is_file():
         found = PatchDiscriminator.from_single_file(source)

@@ -23,6 +23,7 @@ TEXTS: dict[str, Any] = {
     "resume_from_checkpoint": str | bool | None,
     "perceptual": str,
     "discriminator_init": str | None,
+    "eval_features": str | None,
 }
 REPORT_TO = "trackers to tell, several if need be: tensorboard, trackio, wandb; all: those installed (default: none)"
 PATIENCE = "end the training after so many evaluations without a better one; none: train all steps"
@@ -167,6 +168,9 @@ class AutoencoderTrainingArguments(AdversarialArguments):
     )
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "what `best` of the report goes by, such as eval_psnr; none: the task's own"}
+    )
+    eval_features: str | None = field(
+        default=None, metadata={"help": "network whose feature distance evaluations report; none: that of perceptual"}
     )
     save_steps: Count = field(
         default=500, metadata={"help": "optimizer steps between checkpoints; 0: only at the end"}

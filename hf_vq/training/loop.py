@@ -99,9 +99,10 @@ class TrainingLoop:
         self.accelerator = self._build_accelerator()
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         set_seed(args.seed)
-        self.memory_format = torch.channels_last if args.channels_last else torch.preserve_format
         for module in task.modules.values():
-            module.to(self.accelerator.device, memory_format=self.memory_format)
+            module.to(self.accelerator.device)
+            if args.channels_last:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch documents
 
         self.reader = make_reader(train_dataset, task.collator(train_dataset), args, processes, rank)
         self.max_steps = args.max_steps
@@ -115,7 +116,7 @@ class TrainingLoop:
             "stream": self.reader.identity,
             "modules": list(task.modules),
             "arguments": recorded(args),
-            "configs": configs(task.modules),
+            "configs": configs(task.modules) | task.identities,
         }
         self.before_step: StepStart | None = None  # while a step runs
         with telling_divergence(1, "start", task.modules):
@@ -244,7 +245,7 @@ class TrainingLoop:
         """A batch where the modules are, and in their memory format."""
         batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
         if self.args.channels_last:
-            batch["sample"] = batch["sample"].contiguous(memory_format=self.memory_format)
+            batch["sample"] = batch["sample"].contiguous(memory_format=torch.channels_last)
         return batch
 
     @contextlib.contextmanager

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from hf_vq.features import load_perceptual_loss
 from hf_vq.losses import SampleTerm
 from hf_vq.training.arguments import AutoencoderTrainingArguments
-from hf_vq.training.features import load_perceptual_loss
 from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.tasks import Reconstruction, Terms
 
@@ -35,6 +35,10 @@ class Perceptual(Reconstruction):
                 f"{model.space_dims}"
             )
         self.perceptual = None if args.perceptual == "none" else load_perceptual_loss(args.perceptual)
+        if self.perceptual is not None:
+            features: Any = self.perceptual.features
+            self.identities["perceptual"] = {name: features.identity[name] for name in ("extractor", "sha256")}
+            self.extractor = self.extractor or features
 
     def begin(self, reader: IndexedReader | StreamReader, device: torch.device, resumed: bool) -> None:
         sample = reader.first()["sample"][:1]

@@ -21,7 +21,7 @@ MAY_CHANGE = frozenset(
         *HORIZON,
         *("logging_strategy", "logging_steps", "logging_first_step"),
         *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
-        *("per_device_eval_batch_size", "metric_for_best_model", "greater_is_better"),
+        *("per_device_eval_batch_size", "eval_features", "metric_for_best_model", "greater_is_better"),
         *("save_strategy", "save_steps", "save_total_limit"),
         *("dataloader_num_workers", "early_stopping_patience"),
     }
@@ -168,7 +168,7 @@ def read_state(
             )
     for name, config in own["configs"].items():
         then = state.get("configs", {}).get(name)
-        changes(folder, {} if then is None else config_of_then(modules[name], then), config)
+        changes(folder, {} if then is None else config_of_then(modules.get(name), then), config)
     return {**state, "arguments": own["arguments"], "configs": own["configs"]}, changed
 
 

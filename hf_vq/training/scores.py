@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from hf_vq.features import NETWORKS, published_network
 from hf_vq.losses import LPIPS, FeatureDistance, load_heads
 from hf_vq.metrics.distribution import DistributionDistance, MeanDistance
 from hf_vq.registry import modality_of
-from hf_vq.training.features import NETWORKS
 
 DISTANCE, LEARNED = "feature_distance", "lpips"
 BETWEEN_SETS = ("fid", "kid")
@@ -43,7 +43,7 @@ def check_metrics(
             raise ValueError(f"metrics: {name!r} must be one of {', '.join(known)}")
         if name in OF_FEATURES and extractor is None:
             raise ValueError(f"metrics: {name} needs a network of features, and none is given")
-        if name == LEARNED and _network_of(extractor) is None:
+        if name == LEARNED and published_network(extractor) is None:
             raise ValueError(
                 f"metrics: {name} has weights for {' and '.join(NETWORKS)} alone, not for "
                 f"{extractor.identity['extractor']}"
@@ -85,7 +85,7 @@ def reconstruction_metrics(model: Any, names: Collection[str] | None = None, ext
         if DISTANCE in names:
             found.append(MeanDistance(DISTANCE, FeatureDistance(extractor), extractor))
         if LEARNED in names:
-            heads = load_heads(str(_network_of(extractor)))
+            heads = load_heads(str(published_network(extractor)))
             found.append(MeanDistance(LEARNED, LPIPS(extractor, heads).to(model.device), extractor))
         if between := [name for name in BETWEEN_SETS if name in names]:
             found.append(DistributionDistance(extractor, between))
@@ -100,12 +100,7 @@ def reconstruction_figures(metrics: Iterable[Any], method: str = "compute") -> d
 
 def feature_metrics(extractor: Any) -> list[str]:
     """Names of the metrics that a network of features allows."""
-    return [name for name in OF_FEATURES if name != LEARNED or _network_of(extractor) is not None]
-
-
-def _network_of(extractor):
-    """The name of a published network, None for another one."""
-    return next((name for name, network in NETWORKS.items() if type(extractor) is network), None)
+    return [name for name in OF_FEATURES if name != LEARNED or published_network(extractor) is not None]
 
 
 def _similarities(model):

@@ -16,6 +16,7 @@ from transformers import get_scheduler
 
 from hf_vq.autoencoders.base import RECONSTRUCTION_LOSSES
 from hf_vq.data.padding import SampleCollator, collator_for, padding_of
+from hf_vq.features import FeatureExtractor, load_features
 from hf_vq.grids import as_grids
 from hf_vq.processes import sum_over_processes
 from hf_vq.registry import modality_of
@@ -68,11 +69,13 @@ class Task(ABC):
     Attributes:
         modules: every module that a checkpoint must hold, by name: those with a turn, and others such as a moving
             average that `after_turn` makes.
+        identities: of frozen networks that no checkpoint holds, what must be the same for a run to resume, by name.
         metrics: of `evaluate`, those that `metric_for_best_model` may name; True where more is better.
         best_metric: which of them it is by default.
     """
 
     modules: dict[str, nn.Module]
+    identities: dict[str, dict[str, Any]] = {}
     metrics: dict[str, bool]
     best_metric: str
 
@@ -181,8 +184,10 @@ class Reconstruction(Task):
             )
         self.autoencoder, self.args = model, args
         self.metrics = self.metrics | dict.fromkeys(cheap_metrics(model), True)
-        self.modules = {"autoencoder": model}
-        self.extractor: Any = None  # a network of features, by whose distances the evaluation rates reconstructions
+        self.modules, self.identities = {"autoencoder": model}, {}
+        self.extractor: FeatureExtractor | None = None  # rates reconstructions
+        if args.eval_features is not None:
+            self.extractor = load_features(args.eval_features)
         distance = model.config.reconstruction_loss in RECONSTRUCTION_LOSSES
         self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
         self.frozen: list[nn.Parameter] = []

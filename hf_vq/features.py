@@ -62,8 +62,13 @@ def load_perceptual_loss(source: str) -> FeatureDistance:
         ImportError: LPIPS without torchmetrics or lpips, which have its weights.
     """
     features = load_features(source)
-    network = next((name for name, one in NETWORKS.items() if isinstance(features, one)), None)
+    network = published_network(features)
     return FeatureDistance(features) if network is None else LPIPS(features, load_heads(network))
+
+
+def published_network(features: FeatureExtractor) -> str | None:
+    """The name, "vgg" or "alex", of the network that LPIPS has weights for; None for another one."""
+    return next((name for name, network in NETWORKS.items() if type(features) is network), None)
 
 
 def _load_published(source):
