@@ -45,7 +45,7 @@ def run(kind, output_dir, resume=None, dataset_wrapper=lambda dataset: dataset, 
     more = {**OPTIONS, **(ADVERSARIAL if kind == "adversarial" else {}), **more}
     if kind != "prior":
         args = AutoencoderTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
-        size = 8 if kind == "adversarial" else 4
+        size = 16 if kind == "adversarial" else 4
         return train_autoencoder(tiny_autoencoder(), dataset_wrapper(Images(100, size)), args, Images(20, size))
     args = PriorTrainingArguments(output_dir=output_dir, resume_from_checkpoint=resume, **more)
     return train_prior(tiny_prior(), dataset_wrapper(Codes(100)), args, Codes(20))
@@ -97,6 +97,6 @@ def train_on_whole_batches(kind, output_dir, batch_size=16):
     options = {**OPTIONS, "gradient_accumulation_steps": 1, "per_device_train_batch_size": batch_size, "max_steps": 10}
     size = 4
     if kind == "adversarial":
-        size, options = 8, {**options, **ADVERSARIAL, "logging_steps": 1}
+        size, options = 16, {**options, **ADVERSARIAL, "logging_steps": 1}
     args = AutoencoderTrainingArguments(output_dir=output_dir, **options)
     return train_autoencoder(tiny_autoencoder(dropout=0.0), Images(100, size), args, Images(21, size))

@@ -10,7 +10,7 @@ import torch
 from hf_vq.converters.files import find_tensors, read_file
 from hf_vq.losses.patch_discriminator import PatchDiscriminator
 
-FIRST = re.compile(r"(?:.*\.)?discriminator\.main\.0\.(?:weight|weight_orig)")
+FIRST = re.compile(r"((?:.*\.)?discriminator\.)?main\.0\.(?:weight|weight_orig|parametrizations\.weight\.original)")
 RENAMED = {  # torch's older spectral norm and its names today
     "weight_orig": "parametrizations.weight.original",
     "weight_u": "parametrizations.weight.0._u",
@@ -45,12 +45,9 @@ def load_discriminator(path: str | Path) -> PatchDiscriminator:
 
 def _own_tensors(tensors, path):
     """Those of the discriminator, as it names them."""
-    if "main.0.weight" in tensors or "main.0.weight_orig" in tensors:
-        return tensors
-    first = next((name for name in tensors if FIRST.fullmatch(name)), None)
-    if first is None:
+    prefix = next((match[1] or "" for match in map(FIRST.fullmatch, tensors) if match), None)
+    if prefix is None:
         raise ValueError(f"{path} holds no discriminator: no tensor is named such as loss.discriminator.main.0.weight")
-    prefix = first[: first.index("main.0.")]
     return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(f"{prefix}main.")}
 
 

@@ -21,6 +21,7 @@ from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.reading import Batch
 from hf_vq.training.tasks import Terms, Turn
+from hf_vq.weights import listed, missing_names
 
 FOLDER = "discriminator"  # beside the autoencoder that it has judged
 
@@ -131,8 +132,12 @@ def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any
     if source.is_file():
         found = PatchDiscriminator.from_single_file(source)
     else:
-        inner = {"subfolder": FOLDER} if (source / FOLDER).is_dir() else {}
-        found = PatchDiscriminator.from_pretrained(args.discriminator_init, **inner)
+        folder = source / FOLDER if (source / FOLDER).is_dir() else args.discriminator_init
+        found, info = PatchDiscriminator.from_pretrained(folder, output_loading_info=True)
+        if missing := missing_names(info):
+            raise ValueError(
+                f"discriminator_init={args.discriminator_init!r} lacks {listed(missing)} of a discriminator"
+            )
     if found.config.in_channels != channels:
         raise ValueError(
             f"discriminator_init={args.discriminator_init!r} takes {found.config.in_channels} channels, the "

@@ -1,0 +1,115 @@
+"""Training with perceptual and adversarial terms: the gradient of a step, when who trains, what is written."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_vq import PatchDiscriminator
+from hf_vq.features import load_perceptual_loss
+from hf_vq.training.autoencoder import make_task, train_autoencoder
+
+from .test_tasks import arguments, entries
+from .tiny_codecs import PatchCodec
+from .tiny_models import Images, tiny_autoencoder
+
+SIZE = 16  # the smallest that the features of random weights take
+TINY = {"hidden_channels": 4, "num_layers": 1}
+ADVERSARIAL = {"adversarial_weight": 0.5, "adversarial_ramp_steps": 4, "discriminator_config": TINY}
+
+
+def train(folder, **options):
+    torch.manual_seed(0)
+    model = tiny_autoencoder(dropout=0.0)
+    report = train_autoencoder(model, Images(64, SIZE), arguments(folder, **options), Images(16, SIZE))
+    return model, report
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_gradient_of_a_step_is_that_of_the_whole_formula(adaptive, tmp_path):
+    """Reconstruction + perceptual + weight x ramp x adversarial, each written down and differentiated in one graph."""
+    options = {**ADVERSARIAL, "adaptive_weight": adaptive, "adversarial_loss": "non_saturating"}
+    model = tiny_autoencoder(dropout=0.0)
+    task = make_task(model, arguments(tmp_path, perceptual="random", perceptual_weight=0.3, **options))
+    task.make_turns(10)
+    batch = {"sample": torch.stack([Images(8, SIZE)[index]["sample"] for index in range(8)])}
+    model.set_codebook_updates("off")
+    task.step, task.reconstructions = 1, []
+    loss, terms = task.loss(batch, model(batch["sample"]))
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+    output = model(batch["sample"])
+    distance = load_perceptual_loss("random")(output.sample, batch["sample"]).mean()
+    judged = torch.nn.functional.softplus(-task.discriminator(output.sample)[0]).mean()
+    whole = output.loss + 0.3 * distance
+    weight = 0.5 * 1 / 4
+    if adaptive:
+        layer = model.last_layer
+        own, other = (torch.autograd.grad(one, layer, retain_graph=True)[0].norm() for one in (whole, judged))
+        weight = weight * own / (other + 1e-4)
+    expected_loss = whole + weight * judged
+    expected = torch.autograd.grad(expected_loss, list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(terms["loss_perceptual"], distance.detach())
+    torch.testing.assert_close(terms["loss_adversarial"], judged.detach())
+    assert any(gradient is not None for gradient in expected)
+    torch.testing.assert_close(found, expected)
+
+
+def test_nothing_changes_before_the_start_and_then_the_reconstruction_is_judged(tmp_path):
+    models = [train(tmp_path / "alone")[0], train(tmp_path / "two", discriminator_start_step=6, **ADVERSARIAL)[0]]
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+    model, report = train(tmp_path / "early", discriminator_start_step=2, **ADVERSARIAL)
+    assert not torch.equal(model.last_layer, models[0].last_layer)
+    names = [set(entry) for entry in entries(report)]  # of steps 1 to 6
+    assert ["discriminator_loss" in each for each in names] == [False, False, True, True, True, True]
+    assert ["loss_adversarial" in each for each in names] == [False, False, False, True, True, True]  # the ramp's 0
+
+
+def test_the_discriminator_is_published_beside_the_autoencoder_and_starts_another_training(tmp_path):
+    train(tmp_path / "first", lecam_weight=0.1, r1_weight=1.0, weight_ema_decay=0.9, **ADVERSARIAL)
+    trained = PatchDiscriminator.from_pretrained(tmp_path / "first" / "discriminator")
+    options = {"discriminator_init": str(tmp_path / "first"), "learning_rate": 1e-30, "adversarial_weight": 0.5}
+    train(tmp_path / "second", **options)
+    again = PatchDiscriminator.from_pretrained(tmp_path / "second" / "discriminator")
+    for one, other in zip(trained.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_another_memory_format_trains_alike_and_is_saved_as_any_model(tmp_path):
+    options = {"perceptual": "random", **ADVERSARIAL}
+    _, expected = train(tmp_path / "whole", **options)
+    model, found = train(tmp_path / "other", channels_last=True, **options)
+    for one, other in zip(entries(expected), entries(found), strict=True):
+        for name in ("loss", "discriminator_loss"):
+            if name in one:
+                assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (name, one["step"])
+    published = load_file(tmp_path / "other" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(published[name], one) for name, one in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lecam_weight": 0.1}, r"lecam_weight=0\.1 is of a discriminator, and adversarial_weight=0"),
+        ({"discriminator_config": TINY}, "discriminator_config=.* is of a discriminator"),
+        ({"adversarial_weight": -1.0}, "adversarial_weight"),
+        ({"adversarial_loss": "wasserstein"}, "adversarial_loss"),
+        ({**ADVERSARIAL, "discriminator_init": "there"}, "discriminator_config=.* given beside discriminator_init"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **options)
+
+
+def test_networks_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="at least 24 high and wide"):
+        train(tmp_path / "size", adversarial_weight=0.5)
+    PatchDiscriminator(2, **TINY).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="takes 2 channels, the autoencoder has 1"):
+        train(tmp_path / "channels", adversarial_weight=0.5, discriminator_init=str(tmp_path / "two"))
+    signals = type("SignalCodec", (PatchCodec,), {"space_dims": 1})()
+    with pytest.raises(ValueError, match=r"adversarial_weight=0\.5 is for samples with two axes of space"):
+        make_task(signals, arguments(tmp_path, adversarial_weight=0.5))
+    assert not list(tmp_path.glob("*/checkpoint-*"))
