@@ -126,8 +126,8 @@ def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any
     if args.discriminator_init is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)
-            config: dict[str, Any] = {"in_channels": channels}
-            return PatchDiscriminator(**config | dict(args.discriminator_config or {}))
+            given: Any = args.discriminator_config or {}
+            return PatchDiscriminator(**{"in_channels": channels, **given})
     source = Path(args.discriminator_init)
     if source.is_file():
         found = PatchDiscriminator.from_single_file(source)

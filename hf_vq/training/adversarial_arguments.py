@@ -34,7 +34,7 @@ class AdversarialArguments:
     adversarial_ramp_steps: Count = field(
         default=500, metadata={"help": "the adversarial loss sets in linearly over so many steps; 0: at once"}
     )
-    discriminator_config: dict[str, Any] | None = field(
+    discriminator_config: dict | str | None = field(
         default=None, metadata={"help": "arguments of PatchDiscriminator; --discriminator_config.norm batch sets one"}
     )
     discriminator_init: str | None = field(default=None, metadata={"help": DISCRIMINATOR_INIT})
