@@ -102,7 +102,7 @@ def load_single_file(
     """
     model, chosen, _ = load_checkpoint(path, format, config, first_stage)
     if isinstance(model, DiffusionPipeline):
-        parts = {type(part).__name__: part for part in model.components.values()}
+        parts = {type(part).__name__: part for part in model.components.values() if part is not None}
         for part in parts.values():
             if isinstance(part, model_class):
                 return part
