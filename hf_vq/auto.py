@@ -13,11 +13,8 @@ from hf_vq.autoencoders.pretrained import make_face
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
 from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS, subscribe
-from hf_vq.saved import check_folder, how_to_load, saved_name
+from hf_vq.saved import HUB_ARGUMENTS, check_folder, how_to_load, saved_name
 
-HUB_ARGUMENTS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
-)  # fmt: skip
 HINT = "import the package that registers it first"
 
 

@@ -14,6 +14,10 @@ SAVED_TO_DISK = ("dataset_dict.json", "dataset_info.json")  # one of them, of a 
 LOADERS = {"autoencoder": "AutoVQModel", "prior": "AutoVQPrior"}
 AUTOENCODER_WEIGHTS = "diffusion_pytorch_model*"
 WEIGHTS = ((AUTOENCODER_WEIGHTS,), ("model*", "pytorch_model*"), ("*",))  # names of weights, the first that are there
+DISCRIMINATOR = "discriminator"  # folder beside an autoencoder, of the network that judged it in training
+HUB_ARGUMENTS = (  # of from_pretrained, that find a config
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
 FILES = ("*.json", "*.safetensors", "*.bin", "*.py", "*.md", "*.yaml")  # names of a model's files
 
 
@@ -223,6 +227,22 @@ def check_folder(path: Any, subfolder: str | None, owner: type) -> None:
         check_class(folder, {**index, "_class_name": saved_name(index)}, owner)
     elif folder_kind(folder) == "codes":
         raise ValueError(f"{folder} holds codes, not a model")
+
+
+def below(path: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A local folder and its `subfolder` as one path: diffusers reads the config there, and the weights above it.
+
+    Args:
+        path: what is loaded.
+        options: of `from_pretrained`.
+
+    Returns:
+        Both, without a `subfolder` where the path holds it.
+    """
+    folder = Path(str(path), options.get("subfolder") or "")
+    if not options.get("subfolder") or not folder.is_dir():
+        return path, options
+    return folder, {name: value for name, value in options.items() if name != "subfolder"}
 
 
 def how_to_load(config: dict) -> str:

@@ -392,7 +392,10 @@ def main(tasks, fresh=FRESH):
                 serve(tasks, [line], answers)
             else:
                 print(line, end="", file=warm_lines, flush=True)
-                print(warm_answers.readline(), end="", file=answers, flush=True)
+                answer = warm_answers.readline()
+                if not answer:  # its process has died, and said why
+                    sys.exit(1)
+                print(answer, end="", file=answers, flush=True)
     os.wait()
 
 

@@ -7,6 +7,9 @@ from safetensors.torch import load_file
 from hf_vq import PatchDiscriminator
 from hf_vq.features import load_perceptual_loss
 from hf_vq.training.autoencoder import make_task, train_autoencoder
+from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.divergence import DivergenceError
+from hf_vq.training.loop import TrainingLoop
 
 from .test_tasks import arguments, entries
 from .tiny_codecs import PatchCodec
@@ -68,12 +71,42 @@ def test_nothing_changes_before_the_start_and_then_the_reconstruction_is_judged(
 
 def test_the_discriminator_is_published_beside_the_autoencoder_and_starts_another_training(tmp_path):
     train(tmp_path / "first", lecam_weight=0.1, r1_weight=1.0, weight_ema_decay=0.9, **ADVERSARIAL)
-    trained = PatchDiscriminator.from_pretrained(tmp_path / "first" / "discriminator")
+    trained = PatchDiscriminator.from_pretrained(tmp_path / "first", subfolder="discriminator")
+    assert len(load_file(tmp_path / "first" / "discriminator" / "diffusion_pytorch_model.safetensors")) == len(
+        trained.state_dict()
+    )
+    with pytest.raises(ValueError, match="holds a PictureCodec, not a PatchDiscriminator"):
+        PatchDiscriminator.from_pretrained(tmp_path / "first")
     options = {"discriminator_init": str(tmp_path / "first"), "learning_rate": 1e-30, "adversarial_weight": 0.5}
     train(tmp_path / "second", **options)
     again = PatchDiscriminator.from_pretrained(tmp_path / "second" / "discriminator")
     for one, other in zip(trained.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("network", "call", "message"),
+    [
+        ("perceptual", 4, r"step 4: loss is nan \(loss_perceptual nan"),
+        ("discriminator", 6, r"step 4: loss is nan \(loss_adversarial nan"),  # asked from the second step on
+        ("discriminator", 7, r"step 4: discriminator_loss is nan \(real nan, fake nan"),
+    ],
+)
+def test_a_term_that_is_no_number_is_told_by_step_and_name_and_loses_nothing(network, call, message, tmp_path):
+    args = arguments(tmp_path, perceptual="random", save_steps=1, logging_steps=1, **ADVERSARIAL)
+    task, calls = make_task(tiny_autoencoder(dropout=0.0), args), []
+
+    def spoil(module, inputs, output):
+        calls.append(1)
+        spoiled = len(calls) == call
+        return torch.utils._pytree.tree_map(lambda one: one * torch.nan, output) if spoiled else output
+
+    loop = TrainingLoop(task, Images(64, SIZE), args)
+    getattr(task, network).register_forward_hook(spoil)
+    with pytest.raises(DivergenceError, match=message):
+        loop.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (1, 2, 3)]
+    assert resolve_checkpoint(tmp_path, True) == tmp_path / "checkpoint-3"
 
 
 def test_another_memory_format_trains_alike_and_is_saved_as_any_model(tmp_path):
@@ -91,8 +124,16 @@ def test_another_memory_format_trains_alike_and_is_saved_as_any_model(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lecam_weight": 0.1}, r"lecam_weight=0\.1 is of a discriminator, and adversarial_weight=0"),
-        ({"discriminator_config": TINY}, "discriminator_config=.* is of a discriminator"),
+        ({"lecam_weight": 0.1}, r"lecam_weight=0\.1 is given for nothing beside adversarial_weight=0"),
+        ({"discriminator_config": TINY}, "discriminator_config=.* is given for nothing beside adversarial_weight"),
+        ({"adversarial_loss": "vanilla"}, "adversarial_loss='vanilla' is given for nothing"),
+        ({"perceptual_weight": 0.5}, r"perceptual_weight=0\.5 is given for nothing beside perceptual='none'"),
+        ({**ADVERSARIAL, "lecam_decay": 0.9}, r"lecam_decay=0\.9 is given for nothing beside lecam_weight=0"),
+        ({**ADVERSARIAL, "r1_interval": 2}, "r1_interval=2 is given for nothing beside r1_weight"),
+        (
+            {**ADVERSARIAL, "adaptive_weight": False, "adaptive_weight_maximum": 9.0},
+            r"adaptive_weight_maximum=9\.0 is given for nothing beside adaptive_weight=False",
+        ),
         ({"adversarial_weight": -1.0}, "adversarial_weight"),
         ({"adversarial_loss": "wasserstein"}, "adversarial_loss"),
         ({**ADVERSARIAL, "discriminator_init": "there"}, "discriminator_config=.* given beside discriminator_init"),

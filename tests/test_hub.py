@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from huggingface_hub import ModelCard
 
 import hf_vq
@@ -404,8 +405,10 @@ def test_trainings_push_what_they_wrote_and_survive_a_hub_that_hangs_up(client, 
         return client("command", arguments=given, folder=str(client.work))
 
     config = "{hidden_channels: 8, stage_channels: [4], num_residual_layers: 0, codebook_size: 8}"
+    judge = ["--adversarial_weight", "0.5", "--discriminator_config", "{hidden_channels: 4, num_layers: 1}"]
     code, output, errors = train(
-        "autoencoder", "digits", "tok", "--model_config", config, "--hub_model_id", "me/tok", "--hub_private_repo"
+        *("autoencoder", "digits", "tok", "--model_config", config, "--hub_model_id", "me/tok", "--hub_private_repo"),
+        *judge,
     )
     assert code == 0, errors
     assert f"Pushed: {hub.endpoint}/me/tok/commit/" in output
@@ -413,6 +416,18 @@ def test_trainings_push_what_they_wrote_and_survive_a_hub_that_hangs_up(client, 
     assert {"README.md", "config.json", "reconstructions.png", "recipe.yaml", "report.json"} <= set(
         hub.files("me/tok")
     )
+    assert {"discriminator/config.json", f"discriminator/{SAFETENSORS_WEIGHTS_NAME}"} <= set(hub.files("me/tok"))
+    further = ["--max_steps", "1", "--init_from", "me/tok", "--discriminator_init", "me/tok"]
+    code, _, errors = client(
+        "command",
+        arguments=["train", "autoencoder", "digits", "further", "--use_cpu", *judge[:2], *further],
+        folder=str(client.work),
+    )
+    assert code == 0, errors
+    shutil.rmtree(client.work / "tok" / "discriminator")
+    code, _, errors = client.push("tok", "me/tok", "--license", "mit")
+    assert code == 0, errors
+    assert not [name for name in hub.files("me/tok") if name.startswith("discriminator/")]
     code, _, errors = client(
         "command", arguments=["tokenize", "tok", "--data", "digits", "--output", "codes"], folder=str(client.work)
     )

@@ -29,7 +29,7 @@ from hf_vq.quantizers import Quantizer
 from hf_vq.quantizers.registry import with_changed_options, without_earlier_options
 from hf_vq.registry import MODALITIES
 from hf_vq.renaming import warn_renamed, warn_user, with_new_names
-from hf_vq.saved import check_class, check_folder
+from hf_vq.saved import HUB_ARGUMENTS, below, check_class, check_folder
 from hf_vq.single_file import SingleFileMixin
 from hf_vq.version import __version__
 from hf_vq.weights import (
@@ -44,8 +44,6 @@ from hf_vq.weights import (
 )
 
 SAVED_IN_CONFIGS = ("_class_name", "_diffusers_version", "_hf_vq_version", "transformers_version")  # one at least
-PROCESSOR_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-HUB_ARGUMENTS = (*PROCESSOR_ARGUMENTS, "proxies")
 AVERAGE = {
     "optimization_step",
     "update_after_step",
@@ -177,7 +175,8 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
             ValueError: a folder or repository of another class, or weights that are missing, no floating-point numbers
                 or not finite; named.
         """
-        path, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        wants_info = kwargs.pop("output_loading_info", False)
+        path, kwargs = below(pretrained_model_name_or_path, kwargs)
         check_folder(path, kwargs.get("subfolder"), cls)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config: Any = cls.load_config(path, **hub)
@@ -221,7 +220,7 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
     def load_processor(self, path_or_repo: str | Path, **kwargs: Any) -> None:
         """Takes the processor of a folder or repository, where it has one; arguments as of `from_pretrained`."""
         if self.modality is not None:
-            hub = {name: kwargs[name] for name in PROCESSOR_ARGUMENTS if kwargs.get(name) is not None}
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name != "proxies" and kwargs.get(name)}
             try:
                 self.processor = MODALITIES[self.modality].processor.from_pretrained(path_or_repo, **hub)
             except ValueError as error:

@@ -1,4 +1,4 @@
-"""Names that the training scripts of diffusers and TRL have for our options; both are taken, in flags and recipes."""
+"""Names that scripts of diffusers, TRL and VQGAN have for our options; both are taken, in flags and recipes."""
 
 NAMES = {
     "output": "output_dir",
@@ -24,6 +24,10 @@ NAMES = {
     "checkpointing_steps": "save_steps",
     "checkpoints_total_limit": "save_total_limit",
     "num_samples": "num",
+    "disc_start": "discriminator_start_step",
+    "disc_weight": "adversarial_weight",
+    "disc_loss": "adversarial_loss",
+    "disc_lr": "discriminator_learning_rate",
 }
 
 VALUES = {  # names whose values say what several options are

@@ -41,7 +41,7 @@ from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
 from hf_vq.modes import in_eval_mode
-from hf_vq.training.adversarial import FOLDER as DISCRIMINATOR
+from hf_vq.saved import DISCRIMINATOR
 from hf_vq.training.arguments import check_stopping_data
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, make_task, train_autoencoder
 from hf_vq.training.callbacks import Announcement

@@ -17,6 +17,7 @@ from hf_vq.hub.shims import PIPELINE, SHIM, needed_modules, needed_packages
 from hf_vq.registry import PIPELINES, modality_of
 from hf_vq.saved import (
     CONFIG,
+    DISCRIMINATOR,
     INDEX,
     PRIOR_SECTION,
     check_files,
@@ -87,7 +88,8 @@ class ModelFolder:
 def read_folder(path: str | Path) -> ModelFolder:
     """Recognise a folder that hf_vq wrote, and check that its weights, or shards of codes, are there and whole.
 
-    Checkpoints, optimizer states and logs of a training in the same folder do not travel.
+    Checkpoints, optimizer states and logs of a training in the same folder do not travel; the discriminator that an
+    autoencoder was trained against does.
 
     Returns:
         ModelFolder.
@@ -208,6 +210,11 @@ def _read_model(path: Path) -> ModelFolder:
     others = {*path.glob("*.safetensors")} - {*weight_files(path, ".safetensors")}  # of a training's checkpoint
     folder.files = {name: file for name, file in _find(path, MODEL_FILES).items() if file not in others}
     _check_weights(path, ("*.safetensors",))
+    judge = path / DISCRIMINATOR
+    if kind == "autoencoder" and (judge / CONFIG).is_file():
+        check_files(judge)
+        _check_weights(judge, ("*.safetensors",))
+        folder.files |= {f"{DISCRIMINATOR}/{name}": file for name, file in _find(judge, MODEL_FILES).items()}
     return folder
 
 

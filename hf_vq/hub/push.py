@@ -20,7 +20,7 @@ from hf_vq.data.shards import SHARD_NAME
 from hf_vq.hub.cards import complete_card, describe, is_automatic, write_card
 from hf_vq.hub.folders import CONVERSION, read_folder
 from hf_vq.hub.licenses import LICENSES_PAGE, check_license
-from hf_vq.saved import check_links, read_mapping, shard_names
+from hf_vq.saved import CONFIG, DISCRIMINATOR, check_links, read_mapping, shard_names
 from hf_vq.weights import PUSH_OPTIONS
 
 README = "README.md"
@@ -164,14 +164,18 @@ def _collect(found, card, evaluation, tokenizer, work):
 def stale_files(remote: list[str], files: dict[str, Path]) -> list[str]:
     """Files in the repository that a push replaces under other names: weights in shards by one file, other codes.
 
+    The discriminator of a model that was there before goes with it.
+
     Args:
         remote: paths in the repository.
         files: paths that the push writes.
     """
     replaced = {_unsharded(name) for name in files if _unsharded(name)}
     codes = any(_is_shard(name) for name in files)
-    gone = (name for name in remote if name not in files)
-    return [name for name in gone if _unsharded(name) in replaced or (codes and _is_shard(name))]
+    gone = [name for name in remote if name not in files]
+    others = {name for name in gone if name.startswith(f"{DISCRIMINATOR}/") and CONFIG in files}
+    others |= {name for name in gone if codes and _is_shard(name)}
+    return [name for name in gone if _unsharded(name) in replaced or name in others]
 
 
 def _is_shard(name):

@@ -12,7 +12,9 @@ from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 from hf_vq.arguments import checked
 from hf_vq.losses.discriminator_norms import NORMS, BatchNorm
 from hf_vq.ranges import Depth, OneOf, Width
+from hf_vq.saved import HUB_ARGUMENTS, below, check_class
 from hf_vq.single_file import read_discriminator
+from hf_vq.weights import listed, missing_names
 
 KERNEL_SIZE, MOST_DOUBLINGS, SLOPE = 4, 3, 0.2
 
@@ -63,6 +65,22 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         layer = nn.Conv2d(before, after, KERNEL_SIZE, stride, padding=1, bias=bias)
         nn.init.normal_(layer.weight, 0.0, 0.02)
         return with_spectral_norm(layer) if self.config["spectral_norm"] else layer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """As diffusers, but a folder or repository of something else, or without some of the weights, is an error.
+
+        Raises:
+            ValueError: names what it holds instead, or lacks.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        path, kwargs = below(pretrained_model_name_or_path, kwargs)
+        config: Any = cls.load_config(path, **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
+        check_class(path, config, cls)
+        discriminator, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
+        if missing := missing_names(info):
+            raise ValueError(f"{path} lacks {listed(missing)} of a discriminator")
+        return (discriminator, info) if wants_info else discriminator
 
     @classmethod
     def from_single_file(cls, path: str | Path) -> "PatchDiscriminator":

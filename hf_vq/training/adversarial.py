@@ -16,14 +16,12 @@ from hf_vq.losses import (
     r1_penalty,
 )
 from hf_vq.processes import is_distributed
+from hf_vq.saved import DISCRIMINATOR
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.reading import Batch
 from hf_vq.training.tasks import Terms, Turn
-from hf_vq.weights import listed, missing_names
-
-FOLDER = "discriminator"  # beside the autoencoder that it has judged
 
 
 class Adversarial(Perceptual):
@@ -75,7 +73,6 @@ class Adversarial(Perceptual):
 
     def before_turn(self, turn: Turn, step: int) -> None:
         super().before_turn(turn, step)
-        self.step = step
         if turn is self.turn:
             self.unjudged = iter(self.reconstructions)
         else:
@@ -117,7 +114,7 @@ class Adversarial(Perceptual):
         return loss, terms
 
     def publish(self, output_dir: str) -> dict[str, Any]:
-        self.discriminator.eval().save_pretrained(Path(output_dir, FOLDER))
+        self.discriminator.eval().save_pretrained(Path(output_dir, DISCRIMINATOR))
         return super().publish(output_dir)
 
 
@@ -128,16 +125,12 @@ def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any
             torch.manual_seed(args.seed)
             given: Any = args.discriminator_config or {}
             return PatchDiscriminator(**{"in_channels": channels, **given})
-    source = Path(args.discriminator_init)
-    if source.is_file():
-        found = PatchDiscriminator.from_single_file(source)
+    if Path(args.discriminator_init).is_file():
+        found = PatchDiscriminator.from_single_file(args.discriminator_init)
     else:
-        folder = source / FOLDER if (source / FOLDER).is_dir() else args.discriminator_init
-        found, info = PatchDiscriminator.from_pretrained(folder, output_loading_info=True)
-        if missing := missing_names(info):
-            raise ValueError(
-                f"discriminator_init={args.discriminator_init!r} lacks {listed(missing)} of a discriminator"
-            )
+        owner = PatchDiscriminator.load_config(args.discriminator_init).get("_class_name")
+        subfolder = None if owner == PatchDiscriminator.__name__ else DISCRIMINATOR
+        found = PatchDiscriminator.from_pretrained(args.discriminator_init, subfolder=subfolder)
     if found.config.in_channels != channels:
         raise ValueError(
             f"discriminator_init={args.discriminator_init!r} takes {found.config.in_channels} channels, the "

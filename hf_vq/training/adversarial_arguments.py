@@ -1,7 +1,7 @@
 """Options of the losses beside the reconstruction's: perceptual and adversarial."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated
 
 from hf_vq.losses.adversarial import ADVERSARIAL_LOSSES
 from hf_vq.ranges import Chance, Count, OneOf, Positive, Size, Weight
@@ -9,13 +9,26 @@ from hf_vq.ranges import Chance, Count, OneOf, Positive, Size, Weight
 PERCEPTUAL = "none, random, vgg or alex (LPIPS), a file of their weights, a folder or repo id of a trained network"
 DISCRIMINATOR_INIT = "folder or repo id of a trained discriminator, or a checkpoint such as taming-transformers'"
 
+NEEDS = {  # options by the one without which they do nothing
+    "perceptual": ("perceptual_weight",),
+    "adversarial_weight": (
+        "adversarial_loss", "adaptive_weight", "adaptive_weight_maximum", "discriminator_start_step",
+        "adversarial_ramp_steps", "discriminator_config", "discriminator_init", "discriminator_learning_rate",
+        "discriminator_adam_beta1", "discriminator_adam_beta2", "lecam_weight", "lecam_decay", "r1_weight",
+        "r1_interval",
+    ),
+    "adaptive_weight": ("adaptive_weight_maximum",),
+    "lecam_weight": ("lecam_decay",),
+    "r1_weight": ("r1_interval",),
+}  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class AdversarialArguments:
     """What VQGAN (https://arxiv.org/abs/2012.09841) adds to a reconstruction's loss; by default nothing.
 
     Raises:
-        ValueError: an option out of its range, or one of a discriminator where none is trained.
+        ValueError: an option out of its range, or one that does nothing beside the others.
     """
 
     perceptual: str = field(default="none", metadata={"help": PERCEPTUAL})
@@ -54,24 +67,14 @@ class AdversarialArguments:
             raise ValueError(
                 f"discriminator_config={self.discriminator_config!r} must be a mapping of names to values"
             )
-        idle = self._idle()
-        if idle is not None:
-            raise ValueError(
-                f"{idle}={getattr(self, idle)!r} is of a discriminator, and adversarial_weight=0 trains none: "
-                "give adversarial_weight, such as VQGAN's 0.8"
-            )
+        for needed, names in NEEDS.items():
+            for name in names if getattr(self, needed) in (0, "none") else ():
+                default = next(each.default for each in fields(self) if each.name == name)
+                if getattr(self, name) != default:
+                    given, without = getattr(self, name), getattr(self, needed)
+                    raise ValueError(f"{name}={given!r} is given for nothing beside {needed}={without!r}")
         if self.discriminator_init is not None and self.discriminator_config:
             raise ValueError(
                 f"discriminator_config={self.discriminator_config!r} given beside "
                 f"discriminator_init={self.discriminator_init!r}, which has its own"
             )
-
-    def _idle(self) -> str | None:
-        """The first option given for nothing."""
-        if self.adversarial_weight:
-            return None
-        values: dict[str, Any] = {
-            "discriminator_config": None, "discriminator_init": None, "discriminator_start_step": 0,
-            "discriminator_learning_rate": None, "lecam_weight": 0.0, "r1_weight": 0.0,
-        }  # fmt: skip
-        return next((name for name, default in values.items() if getattr(self, name) != default), None)

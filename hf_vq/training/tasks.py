@@ -1,7 +1,6 @@
 """What is trained: modules, and the turns they take in every optimizer step."""
 
 import contextlib
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from hf_vq.grids import as_grids
 from hf_vq.processes import sum_over_processes
 from hf_vq.registry import modality_of
 from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.collapse import CollapseWatch
 from hf_vq.training.disk import Footprint, module_footprint
 from hf_vq.training.divergence import check_batch
 from hf_vq.training.evaluation import describe_usage, evaluate_autoencoder, usage_metric
@@ -30,11 +30,8 @@ from hf_vq.training.reading import Batch, IndexedReader, StreamReader
 from hf_vq.training.scores import cheap_metrics, reconstruction_metrics
 from hf_vq.training.weight_ema import WeightEMA
 
-logger = logging.getLogger(__name__)
-
 LATENTS_PER_CODE = 16  # k-means of the first codebook sees this many latents for each code, where the bound allows
 INITIAL_BATCHES = 16  # bound on the optimizer steps whose samples are gathered for it
-COLLAPSE_USAGE = 0.25  # an evaluation that finds a smaller share of the codes it could have met warns of collapse
 
 Terms = tuple[torch.Tensor, dict[str, torch.Tensor]]  # a loss, and scalars to log by name
 
@@ -192,6 +189,8 @@ class Reconstruction(Task):
         self.best_metric = "mse" if distance else "loss"  # of a decoder with a likelihood the loss is what it is for
         self.frozen: list[nn.Parameter] = []
         self.weight_ema: WeightEMA | None = None
+        self.step = 0  # finished ones, before the turns of the present one
+        self.watch = CollapseWatch(model, args)
         self.codes: Any = None  # of the last batch, and the mask of those that count
         self.shown: Batch | None = None  # samples whose pictures are drawn
 
@@ -255,6 +254,7 @@ class Reconstruction(Task):
 
     def before_turn(self, turn: Turn, step: int) -> None:
         """Statistics of the codebook are gathered in the autoencoder's turn alone, whatever others do with it."""
+        self.step = step
         if not self.args.freeze_codes:
             self.autoencoder.set_codebook_updates("deferred" if turn.name == "autoencoder" else "off")
 
@@ -288,11 +288,7 @@ class Reconstruction(Task):
         with self.as_published():
             judges = reconstruction_metrics(self.autoencoder, extractor=self.extractor)
             metrics = evaluate_autoencoder(self.autoencoder, dataset, batch_size, judges)
-        size = sum(self.autoencoder.codebook_sizes) * self.autoencoder.num_levels
-        used = size - metrics["dead_codes"]
-        if used < COLLAPSE_USAGE * min(size, metrics["num_codes"]):
-            message = "Step %d: the codebook is collapsing, %d of %d codes are in use (perplexity %.1f)."
-            logger.warning(message, step, used, size, metrics["perplexity"])
+        self.watch.look(step, metrics["dead_codes"], metrics["num_codes"], metrics["perplexity"])
         return metrics
 
     def save_published(self, folder: Path) -> nn.Module | None:
@@ -301,7 +297,10 @@ class Reconstruction(Task):
         return self.autoencoder if self.weight_ema is None else None
 
     def observe(self) -> dict[str, float]:
-        """Use of the codebook in the last batch; nothing where items dropped levels, whose codes are then -1."""
+        """Use of the codebook in the last batch; warns when it has collapsed.
+
+        Nothing where items dropped levels, whose codes are then -1.
+        """
         if self.codes is None:
             return {}
         codes, masks = self.codes
@@ -310,7 +309,9 @@ class Reconstruction(Task):
             return {}
         usage = usage_metric(self.autoencoder).to(self.autoencoder.device)
         usage.update(as_grids(codes), masks)
-        used = describe_usage(usage.compute(), self.autoencoder)
+        counted = usage.compute()
+        used = describe_usage(counted, self.autoencoder)
+        self.watch.look(self.step + 1, used["dead_codes"], int(counted.counts.sum()), used["perplexity"])
         return {f"batch_{name}": used[name] for name in ("usage", "perplexity")}
 
     def draw(self, dataset: Any, folder: Path) -> list[Path]:
