@@ -20,7 +20,14 @@ AUTOMATIC = (  # ours, diffusers' and transformers', Trainer's
 FIGURES = {
     "error_over_variance": "Reconstruction error over data variance",
     "mse": "Mean squared error, {plural} in [-1, 1]",
+    "l1": "Mean absolute error, {plural} in [-1, 1]",
     "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
+    "lpips": "LPIPS",
+    "feature_distance": "Distance of features",
+    "rfid": "rFID",
+    "rkid": "rKID",
     "usage": "Share of the codes in use",
     "perplexity": "Codebook perplexity",
     "dead_codes": "Codes never used",
@@ -42,6 +49,7 @@ class Measurements:
         bound: whether the `LIKELIHOODS` among them are upper bounds.
         dataset: name or Hub id of the data; None where the files do not tell.
         split: of the data.
+        extractors: of figures of features, whose they are: figures of others do not compare.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -49,6 +57,7 @@ class Measurements:
     bound: bool = False
     dataset: str | None = None
     split: str | None = None
+    extractors: dict[str, str] = field(default_factory=dict)
 
     def take(self, metrics: dict[str, Any]) -> None:
         """Take the known ones of some figures."""
@@ -58,7 +67,9 @@ class Measurements:
 
     def title(self, name: str, plural: str) -> str:
         """What a card calls a figure, of samples of which several are called `plural`."""
-        return FIGURES[name].format(plural=plural) + (" (upper bound)" if self.bound and name in LIKELIHOODS else "")
+        bound = " (upper bound)" if self.bound and name in LIKELIHOODS else ""
+        features = f" (features of {self.extractors[name]})" if name in self.extractors else ""
+        return FIGURES[name].format(plural=plural) + bound + features
 
 
 def is_automatic(text: str) -> bool:
@@ -79,6 +90,10 @@ def read_measurements(files: dict[str, Path], dataset: str | None = None) -> "Me
         for part in ("autoencoder", "prior"):
             found.take(evaluation.get(part, {}))
         found.dataset, found.split = evaluation.get("data"), evaluation.get("split")
+        for name, metric in evaluation.get("protocol", {}).get("metrics", {}).items():
+            if "extractor" in metric:
+                network = metric["extractor"]
+                found.extractors[name] = f"{network['extractor']} {network['sha256'][:8]}"
     elif "report.json" in files:
         metrics = read_mapping(files["report.json"]).get("metrics", {})
         found.take({name.removeprefix("eval_"): value for name, value in metrics.items()})
