@@ -1,13 +1,17 @@
 """Training with perceptual and adversarial terms: the gradient of a step, when who trains, what is written."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hf_vq import PatchDiscriminator
 from hf_vq.features import load_perceptual_loss
+from hf_vq.training.adversarial_arguments import AdversarialArguments
 from hf_vq.training.autoencoder import make_task, train_autoencoder
-from hf_vq.training.checkpoints import resolve_checkpoint
+from hf_vq.training.checkpoints import resolve_checkpoint, seal
 from hf_vq.training.divergence import DivergenceError
 from hf_vq.training.loop import TrainingLoop
 
@@ -154,3 +158,19 @@ def test_networks_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"adversarial_weight=0\.5 is for samples with two axes of space"):
         make_task(signals, arguments(tmp_path, adversarial_weight=0.5))
     assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
+def test_a_checkpoint_of_a_version_without_these_options_goes_on_without_what_they_add(tmp_path):
+    train(tmp_path, max_steps=1)
+    state = tmp_path / "checkpoint-1" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    for option in dataclasses.fields(AdversarialArguments):
+        del content["arguments"][option.name]
+    state.write_text(json.dumps(content))
+    seal(state.parent, 1)
+    with pytest.raises(ValueError, match="written with perceptual=none, this run has random"):
+        train(tmp_path, max_steps=2, resume_from_checkpoint="true", perceptual="random")
+    with pytest.raises(ValueError, match=r"written with adversarial_weight=0\.0, this run has 0\.5"):
+        train(tmp_path, max_steps=2, resume_from_checkpoint="true", **ADVERSARIAL)
+    _, report = train(tmp_path, max_steps=2, resume_from_checkpoint="true")
+    assert [entry["step"] for entry in entries(report)] == [1, 2]

@@ -375,7 +375,7 @@ class TrainingLoop:
             ValueError: the checkpoint belongs to other data, another batch size, seed, number of processes, task or
                 model, or is of a later step than the last.
         """
-        state, changed = read_state(folder, self.state, self.task.modules)
+        state, changed = read_state(folder, self.state, self.task.modules, self.args)
         check_goes_on(folder, state["step"], self.max_steps, changed)
         self.state = state
         if state.get("position") is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,21 @@ def config_of_then(owner: Any, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return owner.with_written_options(config, earlier=True) if hasattr(owner, "with_written_options") else config
 
 
+def arguments_of_then(state: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """The arguments that a checkpoint tells, those that its version did not know at their defaults.
+
+    Args:
+        state: of the checkpoint; one of a version that recorded no arguments tells none.
+        args: of this run, a dataclass.
+    """
+    if "arguments" not in state:
+        return {}
+    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    return {**plain(defaults), **state["arguments"]}
+
+
 def read_state(
-    folder: Path, own: Mapping[str, Any], modules: Mapping[str, Any]
+    folder: Path, own: Mapping[str, Any], modules: Mapping[str, Any], args: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state of a run of `TrainingLoop` in a checkpoint, which must be of a run like this one.
 
@@ -149,6 +162,7 @@ def read_state(
         folder: the checkpoint.
         own: the state that this run would start with.
         modules: of this run, by name; options that a config of an earlier version lacks are as they were in it.
+        args: of this run.
 
     Returns:
         That state, with the arguments of this run, and its `changes`.
@@ -159,7 +173,7 @@ def read_state(
     state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
     state.setdefault("modules", ["autoencoder"])  # of a time that knew one module
     state.setdefault("turns", own["turns"])
-    changed = changes(folder, state.get("arguments", {}), own["arguments"], MAY_CHANGE)
+    changed = changes(folder, arguments_of_then(state, args), own["arguments"], MAY_CHANGE)
     changes(folder, {name: state["stream"].get(name) for name in own["stream"]}, own["stream"])
     for kind, verb in (("modules", "trains"), ("turns", "has")):
         if state[kind] != own[kind]:
