@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_vq import PatchDiscriminator
 from hf_vq.features import load_perceptual_loss
+from hf_vq.losses import AdaptiveWeight
 from hf_vq.training.adversarial_arguments import AdversarialArguments
 from hf_vq.training.autoencoder import make_task, train_autoencoder
 from hf_vq.training.checkpoints import resolve_checkpoint, seal
@@ -123,6 +125,42 @@ def test_another_memory_format_trains_alike_and_is_saved_as_any_model(tmp_path):
                 assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-4), (name, one["step"])
     published = load_file(tmp_path / "other" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(published[name], one) for name, one in model.state_dict().items())
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations of all layers' gradients within the `with` block."""
+
+    def __enter__(self):
+        self.count = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "convolution_backward" in str(function)
+        return function(*args, **kwargs or {})
+
+
+def test_compiled_code_trains_alike_and_its_adaptive_weight_goes_back_through_one_layer(tmp_path, monkeypatch):
+    """R1, which differentiates twice, and the gradient of the last layer alone are not what compiled code gives."""
+    compiling, weigh, counts = torch.compile, AdaptiveWeight.__call__, []
+
+    def counting(*inputs):
+        with Calls() as calls:
+            weight = weigh(*inputs)
+        counts.append(calls.count)
+        return weight
+
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compiling(module, backend="aot_eager"))  # is fast
+    monkeypatch.setattr(AdaptiveWeight, "__call__", counting)
+    options = {"r1_weight": 1.0, "r1_interval": 2, "max_steps": 4, **ADVERSARIAL}
+    torch.compiler.reset()
+    (expected, report), (found, compiled) = (
+        train(tmp_path / str(each), torch_compile=each, **options) for each in (False, True)
+    )
+    assert counts == [2] * 6  # without a ramp's 0, two gradients of one layer
+    for one, other in zip(entries(report), entries(compiled), strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-5), one["step"]
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
+    assert not any("forward" in vars(layer) for layer in found.children())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Adversarial training: a discriminator takes its own turn in every optimizer step."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hf_vq.processes import is_distributed
 from hf_vq.saved import DISCRIMINATOR
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
+from hf_vq.training.partial_gradients import PartialGradients, uncompiled
 from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.reading import Batch
 from hf_vq.training.tasks import Terms, Turn
@@ -49,6 +51,7 @@ class Adversarial(Perceptual):
         self.losses = ADVERSARIAL_LOSSES[args.adversarial_loss]
         self.adaptive = AdaptiveWeight(maximum=args.adaptive_weight_maximum)
         self.ramp = LinearRamp(args.discriminator_start_step, args.adversarial_ramp_steps)
+        self.partial: PartialGradients | None = None  # for the adaptive weight in compiled code
         self.reconstructions: list[torch.Tensor] = []  # of this step's batches, for the discriminator's turn
 
     def footprint(self) -> Footprint:
@@ -69,7 +72,14 @@ class Adversarial(Perceptual):
         )
         schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.warmup_steps, max(max_steps - start, 1))
         self.turn = Turn("discriminator", self.discriminator, optimizer, schedule, self.judge, start)
-        return [*super().make_turns(max_steps), self.turn]
+        turns = [*super().make_turns(max_steps), self.turn]
+        if args.torch_compile and args.adaptive_weight:
+            self.partial = PartialGradients(self.autoencoder, self.autoencoder.last_layer)
+        return turns
+
+    def compute(self, module: torch.nn.Module, batch: Batch) -> Terms:
+        with contextlib.nullcontext() if self.partial is None else self.partial.allowed():
+            return super().compute(module, batch)
 
     def before_turn(self, turn: Turn, step: int) -> None:
         super().before_turn(turn, step)
@@ -102,7 +112,8 @@ class Adversarial(Perceptual):
         """The discriminator's loss, with its regularisation."""
         args, sample = self.args, batch["sample"].detach()
         penalised = args.r1_weight > 0 and (self.step - self.turn.start_step) % args.r1_interval == 0
-        real, fake = module(sample.requires_grad_(penalised), next(self.unjudged))
+        judging = uncompiled(module) if penalised else module
+        real, fake = judging(sample.requires_grad_(penalised), next(self.unjudged))
         loss = self.losses.discriminator(real, fake)
         terms = {"real": real.mean(), "fake": fake.mean()}
         if args.lecam_weight:
@@ -112,6 +123,11 @@ class Adversarial(Perceptual):
             terms["r1"] = r1_penalty(real, sample)
             loss = loss + args.r1_weight * args.r1_interval * terms["r1"]
         return loss, terms
+
+    def finish(self) -> None:
+        super().finish()
+        if self.partial is not None:
+            self.partial.undo()
 
     def publish(self, output_dir: str) -> dict[str, Any]:
         self.discriminator.eval().save_pretrained(Path(output_dir, DISCRIMINATOR))

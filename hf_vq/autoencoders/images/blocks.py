@@ -37,12 +37,13 @@ class ConvNorm(nn.Module):
         super().__init__()
         total = kernel_size - 2
         before = total // 2 if padding == "same" else (total + 1) // 2
-        self.pads = (before, total - before) * 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=2)
+        even = 2 * before == total  # which the convolution pads by itself, without a copy
+        self.pads = None if even else (before, total - before) * 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=before if even else 0)
         self.norm = _norm(norm, out_channels)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(F.pad(hidden, self.pads)))
+        return self.norm(self.conv(hidden if self.pads is None else F.pad(hidden, self.pads)))
 
 
 class TransposedConvNorm(nn.Module):
@@ -55,13 +56,17 @@ class TransposedConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: str, norm: str):
         super().__init__()
         total = kernel_size - 2
-        self.start = total // 2 if padding == "same" else (total + 1) // 2
-        self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2)
+        before = total // 2 if padding == "same" else (total + 1) // 2
+        even = 2 * before == total  # which the convolution leaves out by itself
+        self.start = None if even else before
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2, padding=before if even else 0)
         self.norm = _norm(norm, out_channels)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        full = self.conv(hidden)  # (batch, out, 2h, 2w), or each side kernel_size - 2 more
+        if self.start is None:
+            return self.norm(full)
         height, width = (2 * side for side in hidden.shape[2:])
-        full = self.conv(hidden)  # (batch, out, 2h + kernel_size - 2, 2w + kernel_size - 2)
         return self.norm(full[:, :, self.start : self.start + height, self.start : self.start + width])
 
 
