@@ -482,3 +482,15 @@ def test_other_sizes_load_where_the_caller_says_so(tmp_path):
     options = {"low_cpu_mem_usage": False, "ignore_mismatched_sizes": True, "num_vq_embeddings": 6}
     assert diffusers.VQModel.from_pretrained(tmp_path, **options).config.num_vq_embeddings == 6
     assert hf_vq.VQModel.from_pretrained(tmp_path, **options).codebook_size == 6
+
+
+def test_a_subfolder_has_its_own_weights_where_the_folder_has_some_too(tmp_path):
+    """diffusers takes the config of the one, and the weights of the other."""
+    for folder in (tmp_path, tmp_path / "ema"):
+        options = {"quantizer_type": "finite_scalar", "quantizer_config": {"levels_per_dim": [2, 2]}}
+        hf_vq.VQVAE(hidden_channels=8, stage_channels=(4,), num_residual_layers=0, **options).save_pretrained(folder)
+    for name, options in ((tmp_path, {"subfolder": "ema"}), (tmp_path / "ema", {}), (tmp_path, {})):
+        wanted = load_file((name / options.get("subfolder", "")) / "diffusion_pytorch_model.safetensors")
+        for loader in (hf_vq.VQVAE, AutoVQModel):
+            found = loader.from_pretrained(name, **options).state_dict()
+            assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
