@@ -2,7 +2,18 @@
 
     python benchmarks/vqgan_step.py
 
-TABLE
+A `VQVAE` of f8 with an EMA codebook against a PatchGAN with hinge loss and adaptive weight, no perceptual term. Both
+start from the same weights; after each step of ours the plain loop takes one, with the same options, and one without
+any; the printed means of their losses show that they compute the same. Medians; seconds of the processor on a CPU. On
+a GPU it also prints images a second and peak memory (not run).
+
+One thread beside other work, batches of 8, 128 px but for bf16 (32 px; this CPU has no fast bfloat16):
+
+| options of both | ours / plain | ours / plain float32 | plain / plain float32 | steps |
+| --- | --- | --- | --- | --- |
+| none | 1.026 | 1.025 | 0.999 | 24 |
+| channels_last | 1.027 | 1.020 | 0.993 | 16 |
+| bf16 | 1.033 | 11.6 | 11.2 | 6 |
 """
 
 import argparse
