@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch._inductor.exc import CppCompileError
 from torch.utils.data import IterableDataset
 
 import hf_vq
@@ -16,7 +17,7 @@ from hf_vq.figures import figure_text, plain_figures
 from hf_vq.hub import describe, read_folder, write_card
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.checkpoints import latest_checkpoint
-from hf_vq.training.divergence import DivergenceError
+from hf_vq.training.divergence import DivergenceError, telling_divergence
 from hf_vq.training.evaluation import evaluate_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 from hf_vq.training.report import best_entry
@@ -261,3 +262,11 @@ def test_the_command_line_tells_divergence_in_one_line_and_keeps_the_last_checkp
     assert len(lines) == 1
     assert re.match(r"hf-vq: error: step [12]: ", lines[0])
     assert not (tmp_path / "a/report.json").exists()
+
+
+def test_a_compiler_that_fails_is_not_told_as_numbers_that_overflow():
+    failed = CppCompileError(["g++"], "warning: overflow in conversion [-Woverflow]")
+    with pytest.raises(CppCompileError), telling_divergence(1, "loss", {}):
+        raise failed
+    with pytest.raises(DivergenceError, match="step 1: loss: overflow"), telling_divergence(1, "loss", {}):
+        raise RuntimeError("overflow")

@@ -132,6 +132,7 @@ def telling_divergence(step: int | Callable[[], int], term: str, modules: Mappin
 
 
 def is_about_nonfinite(error: Exception) -> bool:
-    """Whether an error says that numbers were NaN or infinite."""
+    """Whether an error says that numbers were NaN or infinite; one of a compiler does not, whatever it warns of."""
     about = re.search(r"\b(nan|inf|infinity|infinite|not finite|non-?finite|overflow)\b", str(error), re.IGNORECASE)
-    return about is not None and isinstance(error, ValueError | ArithmeticError | RuntimeError)
+    compiling = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
+    return about is not None and not compiling and isinstance(error, ValueError | ArithmeticError | RuntimeError)
