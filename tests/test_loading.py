@@ -496,3 +496,6 @@ def test_a_subfolder_has_its_own_weights_where_the_folder_has_some_too(tmp_path)
         for loader in (hf_vq.VQVAE, AutoVQModel):
             found = loader.from_pretrained(name, **options).state_dict()
             assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    for loader in (hf_vq.VQVAE, AutoVQModel):
+        with pytest.raises(FileNotFoundError, match="has no folder 'emaa'"):
+            loader.from_pretrained(tmp_path, subfolder="emaa")

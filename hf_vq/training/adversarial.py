@@ -17,6 +17,7 @@ from hf_vq.losses import (
     r1_penalty,
 )
 from hf_vq.processes import is_distributed
+from hf_vq.registry import AUTOENCODERS
 from hf_vq.saved import DISCRIMINATOR
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.disk import Footprint, module_footprint
@@ -145,7 +146,7 @@ def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any
         found = PatchDiscriminator.from_single_file(args.discriminator_init)
     else:
         owner = PatchDiscriminator.load_config(args.discriminator_init).get("_class_name")
-        subfolder = None if owner == PatchDiscriminator.__name__ else DISCRIMINATOR
+        subfolder = DISCRIMINATOR if owner in AUTOENCODERS else None  # of the folder of a training
         found = PatchDiscriminator.from_pretrained(args.discriminator_init, subfolder=subfolder)
     if found.config.in_channels != channels:
         raise ValueError(
