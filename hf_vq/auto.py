@@ -13,7 +13,7 @@ from hf_vq.autoencoders.pretrained import make_face
 from hf_vq.hub import PRIOR_SECTION
 from hf_vq.priors import TransformerPrior, TransformerPriorConfig
 from hf_vq.registry import AUTOENCODERS, PIPELINES, PRIORS, subscribe
-from hf_vq.saved import HUB_ARGUMENTS, check_folder, how_to_load, saved_name
+from hf_vq.saved import HUB_ARGUMENTS, below, check_folder, how_to_load, saved_name
 
 HINT = "import the package that registers it first"
 
@@ -29,16 +29,17 @@ class AutoVQModel:
             OSError: no config, or no weights there.
             ValueError: the config names a class that is not registered.
         """
+        path, kwargs = below(pretrained_model_name_or_path, kwargs)
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        check_folder(pretrained_model_name_or_path, kwargs.get("subfolder"), AutoVQModel)
-        config = VQVAE.load_config(pretrained_model_name_or_path, **hub)
+        check_folder(path, kwargs.get("subfolder"), AutoVQModel)
+        config = VQVAE.load_config(path, **hub)
         name = config.get("_class_name")
         if name not in AUTOENCODERS:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds {saved_name(config)!r}, which is none of "
-                f"{sorted(AUTOENCODERS)}; {HINT if name else how_to_load(config)}"
+                f"{path} holds {saved_name(config)!r}, which is none of {sorted(AUTOENCODERS)}; "
+                f"{HINT if name else how_to_load(config)}"
             )
-        return AUTOENCODERS[name].from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return AUTOENCODERS[name].from_pretrained(path, **kwargs)
 
 
 class AutoVQPrior:

@@ -238,10 +238,16 @@ def below(path: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     Returns:
         Both, without a `subfolder` where the path holds it.
+
+    Raises:
+        FileNotFoundError: a local folder without that subfolder, in whose place diffusers loads the folder.
     """
-    folder = Path(str(path), options.get("subfolder") or "")
-    if not options.get("subfolder") or not folder.is_dir():
+    subfolder = options.get("subfolder")
+    if not subfolder or not Path(str(path)).is_dir():
         return path, options
+    folder = Path(str(path), subfolder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path} has no folder {str(subfolder)!r}")
     return folder, {name: value for name, value in options.items() if name != "subfolder"}
 
 

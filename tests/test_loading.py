@@ -487,12 +487,11 @@ def test_other_sizes_load_where_the_caller_says_so(tmp_path):
 def test_a_subfolder_has_its_own_weights_where_the_folder_has_some_too(tmp_path):
     """diffusers takes the config of the one, and the weights of the other."""
     for folder in (tmp_path, tmp_path / "ema"):
-        options = {"quantizer_type": "finite_scalar", "quantizer_config": {"levels_per_dim": [2, 2]}}
-        hf_vq.VQVAE(
-            hidden_channels=8, stage_channels=(4,), num_residual_layers=0, codebook_size=4, **options
-        ).save_pretrained(folder)
+        make_codec(PictureCodec).save_pretrained(folder)
     for name, options in ((tmp_path, {"subfolder": "ema"}), (tmp_path / "ema", {}), (tmp_path, {})):
         wanted = load_file((name / options.get("subfolder", "")) / "diffusion_pytorch_model.safetensors")
-        for loader in (hf_vq.VQVAE, AutoVQModel):
-            found = loader.from_pretrained(name, **options).state_dict()
-            assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+        found = PictureCodec.from_pretrained(name, **options).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    for loader in (PictureCodec, AutoVQModel):
+        with pytest.raises(FileNotFoundError, match="has no folder 'emaa'"):
+            loader.from_pretrained(tmp_path, subfolder="emaa")

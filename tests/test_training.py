@@ -189,14 +189,14 @@ def test_evaluation_depends_neither_on_the_batch_size_nor_on_dropout_and_costs_t
 def test_a_collapsed_codebook_is_told_once_and_early_with_what_helps(tmp_path, caplog):
     flat = Images(64)
     flat.samples = torch.zeros_like(flat.samples)
-    options = {"logging_steps": 1, "eval_steps": 1}
+    options = {"logging_steps": 1}
     train_autoencoder(tiny_autoencoder(), Images(64), autoencoder_arguments(tmp_path / "fine", **options), Images(20))
     assert "collapsing" not in caplog.text
     model = tiny_autoencoder(quantizer_config={"kmeans_init": False, "restart_threshold": 0.0})
     train_autoencoder(model, flat, autoencoder_arguments(tmp_path / "flat", **options), flat)
     told = [each.message for each in caplog.records if "collapsing" in each.message]
     assert len(told) == 1
-    assert told[0].startswith("Step 1: the codebook is collapsing, 1 of ")
+    assert told[0].startswith("Step 2: the codebook is collapsing, 1 of ")
     for remedy in ("kmeans_init=True", "restart_threshold=0.05", "a smaller codebook_size", "a lower learning_rate"):
         assert remedy in told[0]
     assert "discriminator_start_step" not in told[0]

@@ -14,7 +14,7 @@ from hf_vq.losses.discriminator_norms import NORMS, BatchNorm
 from hf_vq.ranges import Depth, OneOf, Width
 from hf_vq.saved import HUB_ARGUMENTS, below, check_class
 from hf_vq.single_file import read_discriminator
-from hf_vq.weights import listed, missing_names
+from hf_vq.weights import check_loaded, missing_names
 
 KERNEL_SIZE, MOST_DOUBLINGS, SLOPE = 4, 3, 0.2
 
@@ -68,18 +68,18 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """As diffusers, but a folder or repository of something else, or without some of the weights, is an error.
+        """As diffusers, but something else, or weights that are missing or not finite, are an error.
 
         Raises:
-            ValueError: names what it holds instead, or lacks.
+            FileNotFoundError: a local folder without that subfolder.
+            ValueError: names what it holds instead, or the weights.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         path, kwargs = below(pretrained_model_name_or_path, kwargs)
         config: Any = cls.load_config(path, **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
         check_class(path, config, cls)
         discriminator, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
-        if missing := missing_names(info):
-            raise ValueError(f"{path} lacks {listed(missing)} of a discriminator")
+        check_loaded(discriminator, missing_names(info), path, lambda: cls.from_config(dict(discriminator.config)))
         return (discriminator, info) if wants_info else discriminator
 
     @classmethod

@@ -145,7 +145,7 @@ def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any
         found = PatchDiscriminator.from_single_file(args.discriminator_init)
     else:
         owner = PatchDiscriminator.load_config(args.discriminator_init).get("_class_name")
-        subfolder = None if owner == PatchDiscriminator.__name__ else DISCRIMINATOR
+        subfolder = None if owner in (None, PatchDiscriminator.__name__) else DISCRIMINATOR  # of a training
         found = PatchDiscriminator.from_pretrained(args.discriminator_init, subfolder=subfolder)
     if found.config.in_channels != channels:
         raise ValueError(

@@ -70,7 +70,7 @@ class AdversarialArguments:
         for needed, names in NEEDS.items():
             for name in names if getattr(self, needed) in (0, "none") else ():
                 default = next(each.default for each in fields(self) if each.name == name)
-                if getattr(self, name) != default:
+                if getattr(self, name) and getattr(self, name) != default:  # switched off is no fault
                     given, without = getattr(self, name), getattr(self, needed)
                     raise ValueError(f"{name}={given!r} is given for nothing beside {needed}={without!r}")
         if self.discriminator_init is not None and self.discriminator_config:

@@ -13,7 +13,9 @@ NARROW = 16  # axes of a code above which fewer help
 
 
 class CollapseWatch:
-    """Warns once in a run, with the first batch or evaluation that uses too few codes.
+    """Warns once in a run: of an evaluation that uses too few codes, or of batches that do, and not more with time.
+
+    (Many a codebook starts with few codes and gains others.)
 
     Args:
         model: an autoencoder of this package, which trains.
@@ -22,19 +24,36 @@ class CollapseWatch:
 
     def __init__(self, model: Any, args: AutoencoderTrainingArguments):
         self.model, self.args, self.told = model, args, False
+        self.before = 0  # codes in use in the batch before
 
-    def look(self, step: int, dead_codes: int, num_codes: int, perplexity: float) -> None:
+    def look_at_batch(self, step: int, dead_codes: int, positions: list[int], perplexity: float) -> None:
+        """Warn where few codes are in use, and no more than in the batch before.
+
+        Args:
+            step: finished optimizer steps.
+            dead_codes: of all levels and grids, how many did not occur.
+            positions: of each grid, how many had a code; no more codes can have occurred.
+            perplexity: of them.
+        """
+        sizes = self.model.codebook_sizes
+        possible = sum(map(min, sizes, positions)) * self.model.num_levels
+        used = sum(sizes) * self.model.num_levels - dead_codes
+        if used <= self.before:
+            self.look(step, dead_codes, possible, perplexity)
+        self.before = used
+
+    def look(self, step: int, dead_codes: int, possible: int, perplexity: float) -> None:
         """Warn where the codebook has collapsed.
 
         Args:
             step: finished optimizer steps.
             dead_codes: of all levels and grids, how many never occurred.
-            num_codes: that were counted; no more can have occurred.
+            possible: how many of them can have occurred at most.
             perplexity: of them.
         """
         size = sum(self.model.codebook_sizes) * self.model.num_levels
         used = size - dead_codes
-        if self.told or used >= COLLAPSE_USAGE * min(size, num_codes):
+        if self.told or used >= COLLAPSE_USAGE * min(size, possible):
             return
         self.told = True
         logger.warning(

@@ -309,9 +309,9 @@ class Reconstruction(Task):
             return {}
         usage = usage_metric(self.autoencoder).to(self.autoencoder.device)
         usage.update(as_grids(codes), masks)
-        counted = usage.compute()
-        used = describe_usage(counted, self.autoencoder)
-        self.watch.look(self.step + 1, used["dead_codes"], int(counted.counts.sum()), used["perplexity"])
+        used = describe_usage(usage.compute(), self.autoencoder)
+        positions = [grid.numel() // self.autoencoder.num_levels for grid in as_grids(codes)]
+        self.watch.look_at_batch(self.step + 1, used["dead_codes"], positions, used["perplexity"])
         return {f"batch_{name}": used[name] for name in ("usage", "perplexity")}
 
     def draw(self, dataset: Any, folder: Path) -> list[Path]:
