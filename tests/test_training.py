@@ -200,6 +200,10 @@ def test_a_collapsed_codebook_is_told_once_and_early_with_what_helps(tmp_path, c
     for remedy in ("kmeans_init=True", "restart_threshold=0.05", "a smaller codebook_size", "a lower learning_rate"):
         assert remedy in told[0]
     assert "discriminator_start_step" not in told[0]
+    caplog.clear()
+    train_autoencoder(tiny_autoencoder(), flat, autoencoder_arguments(tmp_path / "late", logging_steps=1000), flat)
+    (told,) = [each.message for each in caplog.records if "collapsing" in each.message]
+    assert told.startswith(f"Step {autoencoder_arguments(tmp_path / 'steps').max_steps}: ")  # of the evaluation
 
 
 # -- stops

@@ -67,11 +67,14 @@ class AdversarialArguments:
             raise ValueError(
                 f"discriminator_config={self.discriminator_config!r} must be a mapping of names to values"
             )
+        defaults = {each.name: each.default for each in fields(self)}
         for needed, names in NEEDS.items():
-            for name in names if getattr(self, needed) in (0, "none") else ():
-                default = next(each.default for each in fields(self) if each.name == name)
-                if getattr(self, name) and getattr(self, name) != default:  # switched off is no fault
-                    given, without = getattr(self, name), getattr(self, needed)
+            without = getattr(self, needed)
+            if without not in (0, "none"):
+                continue
+            for name in names:
+                given = getattr(self, name)
+                if given and given != defaults[name]:  # switched off is no fault
                     raise ValueError(f"{name}={given!r} is given for nothing beside {needed}={without!r}")
         if self.discriminator_init is not None and self.discriminator_config:
             raise ValueError(

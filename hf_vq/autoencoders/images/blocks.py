@@ -26,6 +26,13 @@ class CheckpointedLayers(nn.Module):
         return layer(*inputs)
 
 
+def _margins(kernel_size: int, padding: str) -> tuple[int, int]:
+    """What a convolution of stride 2 needs before and after each axis, so that it halves it."""
+    total = kernel_size - 2
+    before = total // 2 if padding == "same" else (total + 1) // 2
+    return before, total - before
+
+
 class ConvNorm(nn.Module):
     """A convolution of stride 2, (batch, in, 2h, 2w) to (batch, out, h, w), then a norm.
 
@@ -35,10 +42,9 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: str, norm: str):
         super().__init__()
-        total = kernel_size - 2
-        before = total // 2 if padding == "same" else (total + 1) // 2
-        even = 2 * before == total  # which the convolution pads by itself, without a copy
-        self.pads = None if even else (before, total - before) * 2
+        before, after = _margins(kernel_size, padding)
+        even = before == after  # which the convolution pads by itself, without a copy
+        self.pads = None if even else (before, after) * 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=before if even else 0)
         self.norm = _norm(norm, out_channels)
 
@@ -55,9 +61,8 @@ class TransposedConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: str, norm: str):
         super().__init__()
-        total = kernel_size - 2
-        before = total // 2 if padding == "same" else (total + 1) // 2
-        even = 2 * before == total  # which the convolution leaves out by itself
+        before, after = _margins(kernel_size, padding)
+        even = before == after  # which the convolution leaves out by itself
         self.start = None if even else before
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2, padding=before if even else 0)
         self.norm = _norm(norm, out_channels)
