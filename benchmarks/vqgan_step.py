@@ -7,14 +7,13 @@ start from the same weights; after each step of ours the plain loop takes one, w
 any; the printed means of their losses show that they compute the same. Medians; seconds of the processor on a CPU. On
 a GPU it also prints images a second and peak memory (not run).
 
-One thread beside other work, batches of 8, 128 px but for torch_compile (64 px) and bf16 (32 px; this CPU has
-no fast bfloat16):
+One thread beside other work, batches of 8, 128 px but for bf16 (32 px; this CPU has no fast bfloat16):
 
 | options of both | ours / plain | ours / plain float32 | plain / plain float32 | steps |
 | --- | --- | --- | --- | --- |
 | none | 1.026 | 1.025 | 0.999 | 24 |
 | channels_last | 1.027 | 1.020 | 0.993 | 16 |
-| torch_compile | 1.007 | 1.090 | 1.082 | 8 |
+| torch_compile | 0.940 | 0.973 | 1.035 | 12 |
 | bf16 | 1.033 | 11.6 | 11.2 | 6 |
 """
 
