@@ -1,10 +1,12 @@
 """Checkpoints of others, read safely, as models of this package: one file per origin."""
 
 from hf_vq.converters import (  # each registers its formats
+    dac,
     dalle,
     diffusers,
     diffusers_vq_diffusion,
     diffusers_vq_diffusion_pipeline,
+    encodec,
     keras,
     llamagen,
     llamagen_gpt,
