@@ -86,9 +86,14 @@ def _original_stem(tensors, stem):
 def _arguments(source, theirs, levels, codebook):
     """What weights and config say of an `AudioCodec`."""
     tensors, told = source.tensors, source.config
-    shape = lambda stem: shape_of(tensors, f"{theirs(stem)}.{weight_kind(tensors, theirs(stem))}", 3)  # noqa: E731
     places = range(256)
-    there = lambda stem: any(name.startswith(f"{theirs(stem)}.") for name in tensors)  # noqa: E731
+
+    def shape(stem):
+        return shape_of(tensors, f"{theirs(stem)}.{weight_kind(tensors, theirs(stem))}", 3)
+
+    def there(stem):
+        return any(name.startswith(f"{theirs(stem)}.") for name in tensors)
+
     top = [place for place in places if there(f"encoder.layers.{place}.conv")]
     units = [place for place in places if there(f"encoder.layers.{place}.block.1.conv")]
     stages = top[1:-1]
@@ -110,10 +115,11 @@ def _arguments(source, theirs, levels, codebook):
     size, dim = shape_of(tensors, f"{levels}.0.{codebook}.embed", 2)
     lstm = next((place for place in places if there(f"encoder.layers.{place}.lstm")), None)
     stem = "" if lstm is None else theirs(f"encoder.layers.{lstm}") + ".lstm.weight_ih_l"
+    ratios = [shape(f"encoder.layers.{place}.conv")[2] // 2 for place in reversed(stages)]
     found = {
         "audio_channels": channels,
         "num_filters": width,
-        "upsampling_ratios": [shape(f"encoder.layers.{place}.conv")[2] // 2 for place in reversed(stages)],
+        "upsampling_ratios": ratios,
         "num_residual_layers": len(units) // len(stages),
         "kernel_size": kernel,
         "last_kernel_size": last,
@@ -135,7 +141,7 @@ def _arguments(source, theirs, levels, codebook):
         "sampling_rate": told["sampling_rate"],
         "in_channels": channels,
         "hidden_channels": width,
-        "strides": tuple(reversed(found["upsampling_ratios"])),
+        "strides": tuple(reversed(ratios)),
         "kernel_size": kernel,
         "latent_kernel_size": last,
         "output_kernel_size": told.get("last_kernel_size", last),

@@ -2,8 +2,6 @@
 
 import re
 
-import torch
-
 from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.sources import read_config

@@ -54,8 +54,8 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
             code, in [0, 1]; 0 switches it off.
         code_dim: width of the codes; learned linear maps lead there and back (ViT-VQGAN,
             https://arxiv.org/abs/2110.04627, section 3.2). None: `dim`, without maps.
-        normalize: compare latents and codes by direction; both are scaled to length 1 (the same section). "search": they
-            are compared so, and keep their length in all else (DAC, https://arxiv.org/abs/2306.06546, section 3.2).
+        normalize: compare latents and codes by direction; both are scaled to length 1 (the same section). "search":
+            they are compared so, and keep their length in all else (DAC, https://arxiv.org/abs/2306.06546).
         gradient: "straight_through"; "rotation", the rotation trick (https://arxiv.org/abs/2410.06424); or "bypass",
             straight through past the normalisation too, as ViT-VQGAN does.
         entropy_weight: of the entropy penalty, 0 or more: mean entropy of each latent's soft assignment to the codes,

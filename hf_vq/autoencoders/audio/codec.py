@@ -1,5 +1,6 @@
 """Audio codecs: SEANet's networks around residual codes, as SoundStream, EnCodec, DAC and SNAC have them."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -108,6 +109,7 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
     face_type = "hf_vq_audio_codec"
     space_dims = 1
     decoder_modules = ("decoder",)
+    inference_verbs = (*AutoencoderMixin.inference_verbs, "tokenize_chunk", "detokenize_chunk")
     encoder: Any
     decoder: Any
 
@@ -193,7 +195,7 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
         if config.chunk_length_s is not None and config.chunk_length_s * config.sampling_rate < 1:
             raise ValueError(f"chunk_length_s={config.chunk_length_s} is less than a sample")
         grids = tuple(config.code_strides or ())
-        if any(coarser % finer for coarser, finer in zip(grids, grids[1:], strict=False)):
+        if any(coarser % finer for coarser, finer in itertools.pairwise(grids)):
             raise ValueError(f"code_strides must each be a multiple of the next, got {grids}")
 
     def _make_quantizer(self, make: Callable[[], Quantizer]) -> Any:
@@ -258,7 +260,8 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
             This model.
         """
         if self.config.norm == "weight":
-            fold_weight_norm(self)
+            for network in (self.encoder, self.decoder):
+                fold_weight_norm(network)
             self.register_to_config(norm="none")
         return self
 

@@ -1,4 +1,4 @@
-"""Convolutions of signals that keep time: a length L in, ceil(L / stride) or L x stride out, whole or piece by piece."""
+"""Convolutions of signals that keep time: length L in, ceil(L / stride) or L x stride out, whole or piece by piece."""
 
 import math
 from typing import Any, NamedTuple

@@ -47,8 +47,9 @@ def stream_through(
     after: list[Any] = []
     for index, layer in enumerate(layers):
         state = states[index] if states else None
-        if hasattr(layer, "stream"):
-            signal, state = layer.stream(signal, state, end)
+        stream: Any = getattr(layer, "stream", None)
+        if stream is not None:
+            signal, state = stream(signal, state, end)
         elif signal.shape[-1]:
             signal = layer(signal)
         after.append(state)

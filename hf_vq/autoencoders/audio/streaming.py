@@ -36,7 +36,6 @@ class StreamingVerbs(ModelHost):
     hop: int
     chunks: Chunks
     levels_for: Any
-    inference_verbs = ("tokenize", "detokenize", "reconstruction_log_prob", "tokenize_chunk", "detokenize_chunk")
 
     @property
     def latency(self) -> int:
@@ -93,8 +92,8 @@ class StreamingVerbs(ModelHost):
         self.check_streams()
         if not sample.is_floating_point() or sample.ndim != 3 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"sample must be floating point, (batch, {self.config.in_channels}, time), got {sample.dtype} of shape "
-                f"{tuple(sample.shape)}"
+                f"sample must be floating point, (batch, {self.config.in_channels}, time); got {sample.dtype} of "
+                f"shape {tuple(sample.shape)}"
             )
         levels = self.levels_for(num_levels, bandwidth)
         states, seen = cache or SignalCache([], 0)
