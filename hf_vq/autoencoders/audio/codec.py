@@ -265,6 +265,16 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
             self.register_to_config(norm="none")
         return self
 
+    def to_transformers(self) -> Any:
+        """This codec as transformers' `EncodecModel`, or with Snake as its `DacModel`: the same codes and sound.
+
+        Raises:
+            ValueError: an option that the stock model does not have.
+        """
+        from hf_vq.converters.stock_codecs import to_transformers
+
+        return to_transformers(self)
+
     # One signal, or several of one length
 
     def encode_signal(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

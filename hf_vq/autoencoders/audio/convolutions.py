@@ -149,8 +149,21 @@ class TransposedSignalConv(nn.Module):
         return ready[..., now:] + self.conv.bias[:, None], (overlap, skipped - now)
 
 
+@torch.no_grad()
 def fold_weight_norm(network: nn.Module) -> None:
-    """Make every weight that is a direction times a length a plain weight, in place."""
-    for module in network.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    """Put layers with plain weights in the place of those whose weights are a direction times a length.
+
+    (`remove_parametrizations` changes the layer's class, which it shares with all copies of the layer.)
+    """
+    for owner in network.modules():
+        conv: Any = getattr(owner, "conv", None)
+        if conv is None or not parametrize.is_parametrized(conv, "weight"):
+            continue
+        plain_class = nn.ConvTranspose1d if conv.transposed else nn.Conv1d
+        plain: Any = plain_class(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, dilation=conv.dilation,
+            groups=conv.groups, device=conv.bias.device, dtype=conv.bias.dtype,
+        )  # fmt: skip
+        plain.weight.copy_(conv.weight)
+        plain.bias.copy_(conv.bias)
+        owner.conv = plain
