@@ -157,7 +157,7 @@ def rows_source(
     import datasets
 
     column = sample_column(rows.features, columns.kind, columns.sample, source)
-    flat = rows.flatten()
+    flat = _flat(rows)
     label = label_column(flat.features, columns.label, source)
     labels, class_names = read_labels(flat, label, names, class_names)
     feature_class = getattr(datasets, columns.kind.feature)
@@ -173,6 +173,14 @@ def rows_source(
     )
 
 
+def _flat(rows):
+    """What stands beside sounds, fields within columns as columns of their own (`datasets` flattens no sounds)."""
+    import datasets
+
+    sounds = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Audio)]
+    return rows.remove_columns(sounds).flatten()
+
+
 def _commit_of(rows):
     """The commit of the Hub's data set that rows are of, None for others: `datasets` names a folder so."""
     folders = {part for file in rows.cache_files for part in Path(file["filename"]).parent.parts}
@@ -186,7 +194,7 @@ def _named(rows, source, split):
 
 def _names_of_training(rows, columns, source):
     """The classes of a training split, which are those of all its splits."""
-    flat = rows.flatten()
+    flat = _flat(rows)
     label = label_column(flat.features, columns.label, source)
     return read_labels(flat, label, _named(rows, source, "train"))[1]
 
