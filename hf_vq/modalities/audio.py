@@ -12,7 +12,6 @@ from hf_vq.modalities.audio_pictures import save_code_maps, save_reconstructions
 from hf_vq.modalities.audio_processor import OUTPUT_TYPES, AudioProcessor
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.options import SharedOptions, SharedTraining
-from hf_vq.registry import register
 
 
 @dataclass
@@ -118,4 +117,3 @@ AUDIO = Modality(
     output_types=OUTPUT_TYPES,
     largest_value=LARGEST,
 )
-register(AUDIO)

@@ -1,5 +1,6 @@
 """What is shown of sounds: WAV files with spectrograms beside them, and maps of their codes over time."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hf_vq.modalities.audio_processor import write_wav
 from hf_vq.modalities.figures import ACCENT, INK, MUTED, code_colours, code_maps, describe_grids, save_figure
 
 MOST_SHOWN = 4  # sounds in a picture
-WINDOW = 512  # samples of a spectrum, of sounds that have so many
+WINDOW = 512  # samples of a spectrum; of short sounds fewer
 FLOOR = 80  # dB below the loudest part of the originals that are black
 PAUSE = 0.5  # seconds between sounds in one file
 
@@ -104,23 +105,27 @@ def save_code_maps(
     for axis in axes[2][1:]:
         axis.axis("off")
     usage = axes[2][0]
-    for number, ((name, _), rows) in enumerate(zip(maps, real, strict=True)):
-        counts = torch.cat(rows).unique(return_counts=True)[1].double().sort(descending=True).values
-        share, tint = 100 * counts / counts.sum(), 0.3 + 0.7 * (1 - number / len(maps))
-        label = name if number in (0, len(maps) - 1) else None
-        usage.plot(range(1, len(share) + 1), share, color=ACCENT, alpha=tint, linewidth=1.2, label=label)
-    usage.set_ylabel("share (%)", fontsize=8)
-    usage.set_xlabel("code, most used first", fontsize=8)
-    usage.legend(frameon=False, fontsize=7)
+    used, spread = zip(*(_usage(torch.cat(rows)) for rows in real), strict=True)
+    usage.bar(range(1, len(used) + 1), used, color=MUTED, label="codes in use")
+    usage.bar(range(1, len(used) + 1), spread, width=0.5, color=ACCENT, label="perplexity")
+    usage.set_xlabel("level", fontsize=8)
+    usage.xaxis.get_major_locator().set_params(integer=True)
+    usage.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     save_figure(path, figure)
+
+
+def _usage(codes):
+    """How many different codes there are, and their perplexity."""
+    share = codes.unique(return_counts=True)[1].double() / len(codes)
+    return len(share), torch.special.entr(share).sum().exp().item()
 
 
 def spectrogram(sound: torch.Tensor) -> torch.Tensor:
     """Levels (frequencies, times) in dB of the mean of channels of a sound (channels, length)."""
     mono = sound.detach().float().cpu().mean(dim=0)
-    window = min(WINDOW, 2 * max(1, len(mono) // 2))
+    window = min(WINDOW, 2 ** max(4, int(math.log2(len(mono)) - 3)))
     mono = F.pad(mono, (0, max(0, window - len(mono))))
-    hop = max(1, window // 4, len(mono) // 1000)
+    hop = max(window // 4, len(mono) // 1000)
     spectrum = torch.stft(mono, window, hop, window=torch.hann_window(window), center=False, return_complex=True)
     return 20 * spectrum.abs().clamp_min(1e-10).log10()
 

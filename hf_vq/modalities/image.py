@@ -14,7 +14,6 @@ from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
 from hf_vq.modalities.options import SharedOptions, SharedTraining
-from hf_vq.registry import register
 
 
 @dataclass
@@ -135,4 +134,3 @@ IMAGE = Modality(
     similarities=(StructuralSimilarity, MultiScaleSimilarity),
     largest_value=8.0,
 )
-register(IMAGE)

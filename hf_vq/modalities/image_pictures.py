@@ -9,7 +9,8 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
-from hf_vq.modalities.figures import INK, code_colours, code_maps, describe_grids
+from hf_vq.modalities.figures import INK, code_maps, describe_grids
+from hf_vq.modalities.figures import code_colours as _code_colours
 from hf_vq.writing import whole
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
@@ -67,7 +68,7 @@ def save_code_maps(
         ValueError: not one map of codes a sample, or codes out of range.
     """
     maps = code_maps(codes, codebook_size, len(samples), axes=2)
-    shown = [(name, code_colours(one.cpu().numpy())) for name, one in maps[:MAX_MAPS]]
+    shown = [(name, _code_colours(one.cpu().numpy())) for name, one in maps[:MAX_MAPS]]
     title = f"Codes: {describe_grids(codes, codebook_size)}"
     _save_rows(path, [("original", _to_pixels(samples)), *shown], title)
 
