@@ -10,7 +10,7 @@ from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, 
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
 from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
-from hf_vq.modalities import ImageProcessor
+from hf_vq.modalities import AudioProcessor, ImageProcessor
 from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
@@ -53,6 +53,7 @@ __all__ = [
     "__version__",
     "add_code_tokens",
     "as_grids",
+    "AudioProcessor",
     "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,9 +11,12 @@ from hf_vq.cli.checks import check_output_file, check_weights, folder_modality, 
 from hf_vq.cli.data_options import SUFFIXES, DataOptions, data_options
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
+from hf_vq.data.padding import collator_for, padding_of
 from hf_vq.figures import figure_text
+from hf_vq.metrics.reconstruction import ReconstructionError
 from hf_vq.modalities import MODALITIES
 from hf_vq.ranges import Size
+from hf_vq.training.pictures import first_batch, lengths_of
 
 MANUAL = Manual(
     "reconstruct",
@@ -63,13 +67,26 @@ def run(options: ReconstructOptions, data: DataOptions) -> float:
     model = hf_vq.AutoVQModel.from_pretrained(folder).to(device)
     data = data.fit_model(model)
     dataset = data.load_files(options.files) if options.files else data.load(options.split, cache_bytes=0)
-    samples = torch.stack([dataset[index]["sample"] for index in range(min(options.num, len(dataset)))])
-    model.eval()
-    with torch.no_grad():
-        reconstructions = model.detokenize(model.tokenize(samples.to(device))).cpu()
+    batch = first_batch(dataset, collator_for(model, dataset), options.num)
+    samples, reconstructions, padding = reconstruct(model, batch)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    modality.save_reconstructions(options.output, samples, reconstructions)
-    error = torch.nn.functional.mse_loss(reconstructions, samples).item()
+    more = modality.file_options(model.processor) | lengths_of(padding)
+    modality.save_reconstructions(options.output, samples, reconstructions, **more)
+    metric = ReconstructionError()
+    metric.update(samples, reconstructions, **padding)
+    error = metric.compute().mse
     told = figure_text("mse", error, ".5f")
     print(f"Wrote {len(samples)} reconstructions to {options.output}; mean squared error {told} (on [-1, 1]).")
     return error
+
+
+def reconstruct(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Samples of a batch and what their codes decode to, of one shape, and the mask of their padding, if any."""
+    samples, padding = batch["sample"], padding_of(batch)
+    masks = {name: mask.to(model.device) for name, mask in padding.items()}
+    found = model.tokenize(samples.to(model.device), **masks, return_dict=True)
+    reconstructions = model.detokenize(found.codes, found.scales, found.length).cpu()
+    sides = zip(samples.shape[2:], reconstructions.shape[2:], strict=True)
+    inside = [slice(min(pair)) for pair in sides]  # cells reach beyond samples, and padding beyond the longest of them
+    cut = {name: mask[:, *inside] for name, mask in padding.items()}
+    return samples[:, :, *inside], reconstructions[:, :, *inside], cut

@@ -121,7 +121,10 @@ def run(options: SampleOptions) -> None:
         **sampling,
     )
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    modality.save_samples(options.output, samples, columns=options.num if conditions else min(options.num, 8))
+    columns = options.num if conditions else min(options.num, 8)
+    modality.save_samples(
+        options.output, samples, columns=columns, **modality.file_options(pipeline.autoencoder.processor)
+    )
     print(f"Wrote {len(samples)} {modality.plural} to {options.output}.")
 
 

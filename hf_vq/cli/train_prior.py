@@ -420,7 +420,7 @@ def save_samples(pipeline: Any, num: int, seed: int, folder: Path, bar: bool) ->
     pipeline.set_progress_bar_config(disable=not bar)
     samples = draw(pipeline.to(device), conditions, num, 64, torch.Generator().manual_seed(seed))
     file = folder / f"samples{modality.suffix}"
-    modality.save_samples(file, samples, columns=8)
+    modality.save_samples(file, samples, columns=8, **modality.file_options(pipeline.autoencoder.processor))
     return [file]
 
 

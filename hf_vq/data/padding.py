@@ -83,6 +83,20 @@ def collator_for(autoencoder: Any, dataset: Any, whole: bool = False) -> SampleC
     return SampleCollator(autoencoder.grid_strides[0], dataset.sample_shape[1:] if whole else None)
 
 
+def padded_shape(autoencoder: Any, dataset: Any) -> tuple[int, ...]:
+    """(channels, *space) of a data set's samples, of the longest where they differ, as batches for an autoencoder are.
+
+    Args:
+        autoencoder: its downsampling says what padded sides are multiples of.
+        dataset: with `sample_shape`.
+    """
+    channels, *space = dataset.sample_shape
+    if not has_variable_length(dataset):
+        return (channels, *space)
+    strides = autoencoder.grid_strides[0]
+    return (channels, *(-(-side // stride) * stride for side, stride in zip(space, strides, strict=True)))
+
+
 def is_stream(dataset: Any) -> bool:
     """Whether a data set can only be gone through: an `IterableDataset` of torch or of datasets."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
