@@ -14,6 +14,7 @@ from hf_vq.autoencoders import (
     VQVAE2,
     AudioCodec,
     MAGVIT2Model,
+    SpectralCodec,
     StreamingDetokenizer,
     StreamingTokenizer,
     ViTVQModel,
@@ -107,6 +108,7 @@ __all__ = [
     "TransformerPriorConfig",
     "register",
     "SchedulerMixin",  # the same
+    "SpectralCodec",
     "SpectralLoss",
     "StreamingDetokenizer",
     "StreamingTokenizer",

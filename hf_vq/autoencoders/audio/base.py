@@ -35,6 +35,7 @@ class SoundCodec(Bandwidths, SignalLengths, AutoencoderMixin):
     decoder_modules = ("decoder",)
     code_strides: tuple[int, ...] = (1,)
     pads_input = True
+    hop: int
     encoder: Any
     decoder: Any
 
