@@ -33,6 +33,32 @@ class HingeLoss(AdversarialLoss):
         return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
+class ClippedHingeLoss(HingeLoss):
+    """The generator's word ends where it convinces, too: mean(max(0, 1 - fake)).
+
+    So in SoundStream (https://arxiv.org/abs/2107.03312, section III-E) and EnCodec (https://arxiv.org/abs/2210.13438).
+    """
+
+    @staticmethod
+    def generator(fake: torch.Tensor) -> torch.Tensor:
+        return F.relu(1 - fake).mean()
+
+
+class LeastSquaresLoss(AdversarialLoss):
+    """(mean((1 - real)^2) + mean(fake^2)) / 2, and mean((1 - fake)^2).
+
+    LSGAN (https://arxiv.org/abs/1611.04076), as HiFi-GAN and DAC have it.
+    """
+
+    @staticmethod
+    def discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        return ((1 - real).square().mean() + fake.square().mean()) / 2
+
+    @staticmethod
+    def generator(fake: torch.Tensor) -> torch.Tensor:
+        return (1 - fake).square().mean()
+
+
 class VanillaLoss(AdversarialLoss):
     """Cross-entropy (https://arxiv.org/abs/1406.2661, eq. 1), with the generator's -mean(fake) as VQGAN has it.
 
@@ -54,4 +80,5 @@ class NonSaturatingLoss(VanillaLoss):
 
 ADVERSARIAL_LOSSES: dict[str, type[AdversarialLoss]] = {
     "hinge": HingeLoss, "vanilla": VanillaLoss, "non_saturating": NonSaturatingLoss,
+    "clipped_hinge": ClippedHingeLoss, "least_squares": LeastSquaresLoss,
 }  # fmt: skip
