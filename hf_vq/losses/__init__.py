@@ -8,6 +8,8 @@ from hf_vq.losses.adversarial import (
     LeastSquaresLoss,
     NonSaturatingLoss,
     VanillaLoss,
+    mean_over_judges,
+    together,
 )
 from hf_vq.losses.balancer import Balancer
 from hf_vq.losses.combined_discriminator import DISCRIMINATORS, CombinedDiscriminator
@@ -49,5 +51,7 @@ __all__ = [
     "SpectralLoss",
     "VanillaLoss",
     "load_heads",
+    "mean_over_judges",
     "r1_penalty",
+    "together",
 ]

@@ -1,6 +1,7 @@
 """What a discriminator learns, and what it tells the autoencoder: a class for each pair of losses."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -82,3 +83,21 @@ ADVERSARIAL_LOSSES: dict[str, type[AdversarialLoss]] = {
     "hinge": HingeLoss, "vanilla": VanillaLoss, "non_saturating": NonSaturatingLoss,
     "clipped_hinge": ClippedHingeLoss, "least_squares": LeastSquaresLoss,
 }  # fmt: skip
+
+
+def mean_over_judges(
+    loss: Callable[..., torch.Tensor], *logits: torch.Tensor | tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    """The mean of a loss over the sub-discriminators, whatever number of logits each of them has.
+
+    Args:
+        loss: of logits, such as `HingeLoss.discriminator`.
+        logits: what it takes, each a tensor, or a tuple of those of the sub-discriminators.
+    """
+    judges = zip(*([each] if torch.is_tensor(each) else each for each in logits), strict=True)
+    return torch.stack([loss(*of_judge) for of_judge in judges]).mean()
+
+
+def together(logits: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The logits of all sub-discriminators as of one."""
+    return logits if torch.is_tensor(logits) else torch.cat([each.flatten(1) for each in logits], dim=1)

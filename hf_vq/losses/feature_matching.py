@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from hf_vq.arguments import checked
+from hf_vq.processes import count_processes, sum_over_processes
 
 EPSILON = 1e-8  # added to the means that distances are divided by
 
@@ -15,7 +16,8 @@ class FeatureMatchingLoss:
         relative: mean |real - fake| / mean |real|   (EnCodec, https://arxiv.org/abs/2210.13438, section 3.4)
         else:     mean |real - fake|                 (HiFi-GAN, https://arxiv.org/abs/2010.05646, and DAC)
 
-    The latter two sum over features: their weight is as many times this one's.
+    The mean |real| is that of all processes. HiFi-GAN and DAC sum over features: their
+    weights are here as many times as large.
 
     Args:
         relative: which of them.
@@ -38,9 +40,9 @@ class FeatureMatchingLoss:
         ones, others = ([layer for layers in each for layer in layers] for each in (real, fake))
         if not ones or len(ones) != len(others):
             raise ValueError(f"real and fake must be as many features, at least 1; got {len(ones)} and {len(others)}")
-        pairs = zip(ones, others, strict=True)
-        return torch.stack([self._distance(one.detach().float(), other.float()) for one, other in pairs]).mean()
-
-    def _distance(self, real, fake):
-        distance = (real - fake).abs().mean()
-        return distance / (real.abs().mean() + EPSILON) if self.relative else distance
+        pairs = [(one.detach().float(), other.float()) for one, other in zip(ones, others, strict=True)]
+        distances = torch.stack([(one - other).abs().mean() for one, other in pairs])
+        if self.relative:
+            sizes = torch.stack([one.abs().mean() for one, _ in pairs])
+            distances = distances / (sum_over_processes(sizes) / count_processes() + EPSILON)
+        return distances.mean()
