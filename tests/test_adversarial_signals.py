@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from hf_vq.data.padding import SampleCollator
-from hf_vq.losses import MelLoss, SpectralLoss
+from hf_vq.losses import CombinedDiscriminator, MelLoss, SpectralLoss
 from hf_vq.training.autoencoder import make_task, train_autoencoder
+from hf_vq.training.discriminators import load_discriminator
 
 from .resume_runs import CODEC, signal_codec
 from .test_tasks import arguments, entries
@@ -20,6 +21,10 @@ BY_HAND = {**{name: value for name, value in CODEC.items() if "balancer" not in 
 def train(folder, **options):
     torch.manual_seed(0)
     return train_autoencoder(signal_codec(), Waves(SignalCodec, 64), arguments(folder, **options))
+
+
+def task_of(folder, **options):
+    return make_task(signal_codec(), arguments(folder, adversarial_weight=1.0, **options))
 
 
 def step_of(options, folder, step=4):
@@ -80,8 +85,10 @@ def test_a_balanced_step_weighs_the_gradient_of_each_item_of_each_term(tmp_path)
     task, batch, output = step_of({**CODEC, **SPECTRA, "balancer_norm": 5.0}, tmp_path)
     loss, logged = task.loss(batch, output)
     leaf = output.sample.detach().requires_grad_()
+    values = terms_of(task, batch, leaf)
+    torch.testing.assert_close(loss, output.loss + sum(weight * values[name] for name, weight in WEIGHTS.items()))
     gradients = {name: torch.autograd.grad(term, leaf, retain_graph=True)[0] for name, term in
-                 terms_of(task, batch, leaf).items()}  # fmt: skip
+                 values.items()}  # fmt: skip
     weights = {"reconstruction": 1.0, **WEIGHTS}
     expected = 0
     for name, gradient in gradients.items():
@@ -116,6 +123,10 @@ def test_a_balanced_adversarial_training_resumes_exactly(tmp_path):
     last = entries(whole)[-1]
     assert {"discriminator_loss", "discriminator_real", "loss_feature_matching", "weight_adversarial"} <= last.keys()
     assert not any("nan" in str(value) for value in last.values())
+    assert isinstance(load_discriminator(str(tmp_path / "whole")), CombinedDiscriminator)
+    assert task_of(tmp_path / "more", discriminator_init=str(tmp_path / "whole")).discriminator.config.in_channels == 2
+    with pytest.raises(ValueError, match="holds a CombinedDiscriminator, not discriminator_type='multi_band'"):
+        task_of(tmp_path / "more", discriminator_init=str(tmp_path / "whole"), discriminator_type="multi_band")
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,8 @@ class MultiScaleSTFTDiscriminator(SignalDiscriminator):
             window = getattr(self, f"window_{index}")
             length = len(window)
             whole = F.pad(sample, (0, max(length - sample.shape[2], 0)))
-            spectrum = spectra(whole, length, length // 4, window) / window.square().sum().sqrt()
-            judged.append(judge([spectrum]))
+            picture = spectral_picture(whole, window) / window.square().sum().sqrt()
+            judged.append(judge([picture]))
         return Judgement(*zip(*judged, strict=True))
 
 
@@ -109,9 +109,9 @@ class MultiBandDiscriminator(SignalDiscriminator):
             window = getattr(self, f"window_{index}")
             length, hop = len(window), len(window) // 4
             margin, missing = (length - hop) // 2, -sample.shape[2] % hop
-            spectrum = spectra(mirrored(sample, margin, margin + missing), length, hop, window)
+            picture = spectral_picture(mirrored(sample, margin, margin + missing), window)
             places = [[_place(share, length) for share in band] for band in self.config.bands]
-            judged.append(judge([spectrum[:, :, low:high] for low, high in places]))
+            judged.append(judge([picture[..., low:high] for low, high in places]))
         return Judgement(*zip(*judged, strict=True))
 
 
@@ -136,17 +136,24 @@ class SpectrumJudge(nn.Module):
             self.bands.append(nn.ModuleList([*layers, _convolution(hidden_channels, hidden_channels, kernel=(3, 3))]))
         self.to_logits = _convolution(hidden_channels, 1, kernel=(3, 3))
 
-    def forward(self, spectra_of_bands: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Logits (batch, 1, frames, places) and features of bands (batch, channels, frequencies, frames), complex."""
+    def forward(self, pictures: list[torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Logits (batch, 1, frames, places) and features of the bands of a `spectral_picture`."""
         ends, features = [], []
         bands: Any = self.bands  # lists of layers
-        for spectrum, layers in zip(spectra_of_bands, bands, strict=True):
-            hidden = torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3).to(self.to_logits.weight.dtype)
+        for picture, layers in zip(pictures, bands, strict=True):
+            hidden = picture.to(self.to_logits.weight.dtype)
             for layer in layers:
                 hidden = F.leaky_relu(layer(hidden), self.slope)
                 features.append(hidden)
             ends.append(hidden)
         return self.to_logits(torch.cat(ends, dim=3)), tuple(features)
+
+
+@torch.compiler.disable(reason="inductor has no complex numbers")
+def spectral_picture(signal: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Signals (batch, channels, time) as real and imaginary parts (batch, 2 channels, frames, frequencies)."""
+    spectrum = spectra(signal, len(window), len(window) // 4, window)
+    return torch.cat([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)
 
 
 def _convolution(before, after, stride=(1, 1), dilation=1, kernel=KERNEL):

@@ -23,8 +23,8 @@ class SampleTerms(Reconstruction):
     """Trains an autoencoder on its own loss and on named terms of its samples.
 
     The perceptual term is that of VQGAN (https://arxiv.org/abs/2012.09841, eq. 4), the others are for signals. Each
-    counts by its weight; with `loss_balancer` its gradient does, as does the reconstruction's, see `Balancer`. What is
-    padding is 0 for all of them.
+    counts by its weight; with `loss_balancer` its gradient does, as does the reconstruction's, see `Balancer`, and the
+    loss keeps the value that it has without. What is padding is 0 for all of them.
 
     Args:
         model: an autoencoder of this package.
@@ -92,12 +92,14 @@ class SampleTerms(Reconstruction):
                 weight, told = self.weigh(name, term, loss, output.sample)
                 loss, terms = term.added_to(loss, output.sample, weight), terms | told
             return loss, terms
+        value = output.loss + sum(self.weight_of(name) * term.value for name, term in found.items())
         found = {"reconstruction": self.reconstruction(batch, output.sample), **found}
         weights = {name: self.weight_of(name) for name in found}
         scales = self.balancer({name: term.gradient for name, term in found.items()}, weights)
         loss = output.quantizer_loss
         for name, term in found.items():
-            loss = term.added_to(loss, output.sample, scales[name])
+            loss = loss + scales[name] * term.linear(output.sample)
+        loss = loss + (value - loss).detach()  # what it is without a balancer, with the balanced gradient
         return loss, terms | {f"weight_{name}": scale for name, scale in scales.items()}
 
     def sample_terms(self, batch: Batch, sample: torch.Tensor) -> dict[str, SampleTerm]:
