@@ -34,7 +34,9 @@ NEEDS = {  # options by the one without which they do nothing
 
 @dataclass(kw_only=True)
 class AdversarialArguments:
-    """What VQGAN (https://arxiv.org/abs/2012.09841) and codecs add to a reconstruction's loss; by default nothing.
+    """Losses beside the reconstruction's, by default none.
+
+    VQGAN (https://arxiv.org/abs/2012.09841) has a perceptual and an adversarial one, codecs of signals those of spectra.
 
     Raises:
         ValueError: an option out of its range, or one that does nothing beside the others.
