@@ -36,7 +36,7 @@ NEEDS = {  # options by the one without which they do nothing
 class AdversarialArguments:
     """Losses beside the reconstruction's, by default none.
 
-    VQGAN (https://arxiv.org/abs/2012.09841) has a perceptual and an adversarial one, codecs of signals those of spectra.
+    VQGAN (https://arxiv.org/abs/2012.09841) has a perceptual and an adversarial one, codecs of signals more.
 
     Raises:
         ValueError: an option out of its range, or one that does nothing beside the others.
