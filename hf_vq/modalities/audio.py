@@ -8,6 +8,7 @@ from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 from hf_vq.data.audio import load_audio
 from hf_vq.data.audio_dataset import AudioDataset
 from hf_vq.data.sound_rules import LARGEST
+from hf_vq.metrics.sounds import LogSpectralDistance, ScaleInvariantDistortion
 from hf_vq.modalities.audio_pictures import save_code_maps, save_reconstructions, save_samples
 from hf_vq.modalities.audio_processor import OUTPUT_TYPES, AudioProcessor
 from hf_vq.modalities.base import Modality
@@ -115,5 +116,6 @@ AUDIO = Modality(
     save_samples=save_samples,
     output_class=AudioPipelineOutput,
     output_types=OUTPUT_TYPES,
+    similarities=(ScaleInvariantDistortion, LogSpectralDistance),
     largest_value=LARGEST,
 )
