@@ -147,13 +147,13 @@ class AudioDataset(SampleDataset):
 
     def _to_sample(self, name, sound: Sound):
         values = sound.read()
-        peak = float(np.abs(values).max())
+        sample, peak = self.rules.to_sample(values, sound.sampling_rate), float(np.abs(values).max())
         if peak > 1:
             self.beyond[name] = peak
             if self.tells_beyond:
                 self.tells_beyond = False
                 self._warn_of_peaks(f"{name} and maybe others go")
-        return self.rules.to_sample(values, sound.sampling_rate)
+        return sample
 
     def _decoded_length(self, index):
         return self._decode(index).shape[1]

@@ -81,13 +81,16 @@ class Sound:
         return np.ascontiguousarray(values.T)
 
     def check_complete(self) -> None:
-        """Raise a ValueError unless the last sample is there, without decoding all."""
+        """Raise a ValueError unless the last sample is there, without decoding all where the format allows that."""
         self._values(self.length - 1, 1)
 
     def _values(self, start, count):
         library = require("soundfile")
+        if not self._file.seekable():  # such as GSM: it is read from its start, once
+            start, count = 0, self.length
         try:
-            self._file.seek(start)
+            if start:
+                self._file.seek(start)
             values = self._file.read(count, dtype="float32", always_2d=True)  # integers of peaks beyond 1 would wrap
         except library.LibsndfileError as error:
             raise ValueError(f"it cannot be decoded: {error.error_string or error}") from error
@@ -144,7 +147,7 @@ def is_sound(path: Path) -> bool:
 SOUNDS = FileKind(
     name="audio",
     plural="sounds",
-    article="a",
+    one="a sound",
     feature="Audio",
     columns=("audio", "sound", "speech", "wav", "flac", "mp3"),  # the last ones of WebDataset
     is_one=is_sound,
