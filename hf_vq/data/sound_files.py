@@ -59,6 +59,7 @@ class Sound:
         self.length = self._file.frames if told is None else min(told, self._file.frames)
         self.lossless = not any(word in self._file.subtype for word in LOSSY)
         if self.length == 0:
+            self._file.close()
             raise ValueError("it has no samples")
 
     def __enter__(self) -> Self:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from diffusers import AudioPipelineOutput
 
 from hf_vq.data.audio import load_audio
 from hf_vq.data.audio_dataset import AudioDataset
