@@ -98,7 +98,7 @@ AUDIO = Modality(
     example_space=(24000,),
     show_sample="audio = {call}.audios[0]  # (channels, length) in [-1, 1]\n"
     'pipe.autoencoder.processor.save_wav("sample.wav", audio)',
-    embed='<audio controls src="{file}"></audio> {title}',
+    embed='[{title}]({file}) <audio controls src="{file}"></audio>',
     suffix=".wav",
     map_suffix=".png",
     size_options=AudioSize,
