@@ -207,6 +207,17 @@ def test_crops_are_drawn_by_seed_and_position_and_a_resumed_run_draws_the_same(t
     assert all(torch.equal(one, other) for one, other in zip(once[4:], resumed, strict=True))
     seen = {tuple(part[0, :8].tolist()) for batch in once for part in batch}
     assert len(seen) > 6  # more than there are sounds: passes differ
+    for options in ({}, {"sampling_rate": 11025}, {"trim_silence": 50}):  # read alone, or cut out of the whole
+        one, other = (
+            load_audio(
+                tmp_path, validation_fraction=0, audio_length=320, random_crop=True, cache_bytes=size, **options
+            )
+            for size in (0, 2**20)
+        )
+        for row in range(6):
+            places = [np.random.default_rng((3, row)) for _ in range(2)]
+            assert torch.equal(one.draw(row, places[0])["sample"], other.draw(row, places[1])["sample"])
+            assert torch.equal(wave(one, row), wave(other, row))
     with pytest.raises(ValueError, match="random_crop=True needs audio_length"):
         load_audio(tmp_path, random_crop=True)
 

@@ -70,13 +70,18 @@ class Sound:
     ) -> None:
         self._file.close()
 
-    def read(self) -> np.ndarray:
-        """All samples, (channels, length) float32; 1.0 is full scale, which lossy formats and floats may exceed.
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Samples (channels, length) float32; 1.0 is full scale, which lossy formats and floats may exceed.
+
+        Args:
+            start: of them; where the format is lossy, decoding from there on may give others.
+            count: how many, or as many as there are; None: all.
 
         Raises:
             ValueError: it ends early, or holds NaN or infinity.
         """
-        values = self._values(0, self.length)
+        there = self.length - start
+        values = self._values(start, there if count is None else min(count, there))
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity")
         return np.ascontiguousarray(values.T)
