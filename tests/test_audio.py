@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from diffusers import AudioPipelineOutput
 from PIL import Image
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 from transformers import AutoFeatureExtractor
@@ -261,6 +262,32 @@ def test_evaluate_measures_whole_sounds_and_says_what_changed_them(workplace):
     assert -100 <= report["autoencoder"]["si_sdr"] <= 100
     assert report["protocol"]["changed_samples"] == ["5 of 5 sounds were resampled"]
     assert report["protocol"]["sampling_rate"] == 8000
+
+
+def test_a_pipeline_draws_sounds_and_is_measured_where_they_have_one_length(workplace):
+    model = hf_vq.AutoVQModel.from_pretrained(workplace / "codec")
+    config = hf_vq.DelayedTransformerPriorConfig(
+        codebook_size=16,
+        code_shape=(2, 20),
+        num_levels=2,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=1,
+        intermediate_size=8,
+    )
+    pipe = hf_vq.VQPipeline(model.eval(), hf_vq.DelayedTransformerPrior(config).eval())
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(batch_size=2)
+    assert type(output) is AudioPipelineOutput
+    assert output.audios.shape == (2, 1, 160)
+    assert np.abs(output.audios).max() <= 1
+    pipe.save_pretrained("pipeline")
+    assert run("sample", "pipeline", "--num", 2, "--output", "drawn.wav") == 0
+    assert soundfile.info("drawn.wav").frames == 2 * 160 + 4000
+    for flags, skipped in ([], True), (["--audio_length", 160], False):
+        data = ["--data", workplace / "sounds", "--output", "figures.json", "--overwrite"]
+        assert run("evaluate", "pipeline", *data, *flags) == 0
+        assert ("skipped" in json.loads(Path("figures.json").read_text())["likelihood"]) == skipped
 
 
 @pytest.mark.parametrize(

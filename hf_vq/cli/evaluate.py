@@ -1,5 +1,6 @@
 """`hf-vq evaluate`: a model and held-out data in, figures out."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.scoring import evaluate_samples, pick_metrics
+from hf_vq.data.padding import has_variable_length
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.features import load_features
 from hf_vq.figures import plain_figures
@@ -190,6 +192,11 @@ def _evaluate_on_data(folder, device, kind, options, data):
     has_own = getattr(autoencoder, "pixel_distribution", None) is not None
     if not priors and not has_own:
         return figures, protocol | facts
+    if has_variable_length(dataset):
+        sizes = " or ".join(entry.name for entry in dataclasses.fields(data.modality.size_options))
+        reason = f"{data.modality.plural} differ in length, give {sizes}; a prior alone is evaluated on --codes"
+        print(f"no bits per dimension: {reason}", file=sys.stderr)
+        return {**figures, "likelihood": {"skipped": reason}}, protocol | facts
     pixels, reason = _pixel_likelihood(autoencoder, has_own, dataset, options, data)
     given = list(priors.values()) or None
     codes, whole = evaluate_likelihood(autoencoder, given, dataset, pixels, options.batch_size)

@@ -70,6 +70,8 @@ def load_audio(
     """
     if random_crop and audio_length is None:
         raise ValueError("random_crop=True needs audio_length, how much of a sound is seen at once")
+    if str(source) == "digits":
+        raise ValueError("data='digits' holds images, no sounds")
     for library in ("soundfile", "soxr"):
         require(library)
     columns = Columns(SOUNDS, audio_column, label_column, caption_column)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset, Subset, default_collate
 
 from hf_vq.arguments import checked
 from hf_vq.ranges import Side
@@ -103,7 +103,9 @@ def is_stream(dataset: Any) -> bool:
 
 
 def has_variable_length(dataset: Any) -> bool:
-    """Whether samples of a data set differ in length, by its own word."""
+    """Whether samples of a data set, or of the one that it is part of, differ in length, by its own word."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
     return getattr(dataset, "variable_length", False)
 
 
