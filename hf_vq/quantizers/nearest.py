@@ -43,6 +43,10 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
         if latents.device.type == "cpu" and not lengths.sum().isfinite():
             _check_finite(latents)
         fused = fused_search() if latents.is_cuda and latents.dtype == torch.float32 else None
+        middle = None if dot else _far_middle(codebook)
+        if middle is not None:  # differences of what lies close together are exact, their products far from rounding
+            latents, codebook = latents - middle, codebook - middle
+            lengths = torch.where(lengths.isfinite(), torch.linalg.vector_norm(latents, dim=1), lengths)
         codes = search(latents, codebook, lengths, dot, best_two if fused is None else fused.best_two)
         return codes if latents.device.type == "cpu" else torch.where(lengths.isfinite(), codes, 0)
 
@@ -148,6 +152,13 @@ def _two_of(scores, group_best, member_step, group_step):
     inside.scatter_(1, member[:, None], -torch.inf)
     second = torch.maximum(group_best.amax(dim=1), inside.amax(dim=1))
     return best, group_step * group + member_step * member, second
+
+
+def _far_middle(codebook):
+    """The mean code, (dim,), where it is longer than the codes are far from it: all would look alike. Else None."""
+    middle = codebook.mean(dim=0)
+    spread = codebook.square().mean(dim=0).sum() - middle.square().sum()
+    return middle if middle.square().sum() > spread else None
 
 
 def _check_finite(latents):
