@@ -88,8 +88,9 @@ class Ours:
             middles = (torch.arange(grid.shape[-1]) + 0.5) * total / grid.shape[-1]
             inside = [(start <= middles) & (middles < end) for start, end in utterance.spans]
             masks.append(torch.stack(inside).any(dim=0)[None])
-        flat = [grid.flatten(0, -2) for grid in grids] if self.levels == 1 else grids  # the first of several has an axis
-        self.usage.update(flat, masks)
+        if self.levels == 1:  # codes of the first of several levels have an axis for it
+            grids = [grid.flatten(0, -2) for grid in grids]
+        self.usage.update(grids, masks)
 
     def levels_in_use(self, entropy: bool) -> list[str]:
         """Cells of the table: usage in percent of every level, and the entropy of its codes in bits."""
@@ -149,9 +150,11 @@ def make_codecs(options: argparse.Namespace) -> dict[str, Callable[[Utterance], 
             known = "; ".join(f"{each}:{','.join(peer.modes)}" for each, peer in PEERS.items())
             raise ValueError(f"--peers {':'.join([name, *modes])}: there are {known}")
         peers += [PEERS[name](mode) for mode in modes or PEERS[name].modes]
-    check_installed(list({type(peer) for peer in peers}))
+    check_installed(list(dict.fromkeys(map(type, peers))))
     codecs = {"clean": clean, **{peer.name: peer for peer in peers}}
     for folder, levels in map(split_modes, options.codec):
+        if not all(level.isdecimal() for level in levels):
+            raise ValueError(f"--codec {folder}:{','.join(levels)}: levels must be whole numbers")
         model = AutoVQModel.from_pretrained(folder).eval()
         for level in map(int, levels) if levels else [None]:
             ours = Ours(folder, model, level)
