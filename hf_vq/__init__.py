@@ -6,7 +6,19 @@ from diffusers import ModelMixin, SchedulerMixin
 from transformers import PreTrainedModel
 
 from hf_vq.auto import AutoVQModel, AutoVQPrior, know_registered_classes
-from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, ViTVQModel, VQModel
+from hf_vq.autoencoders import (
+    DVAE,
+    FACES,
+    RQVAE,
+    VQVAE,
+    VQVAE2,
+    AudioCodec,
+    MAGVIT2Model,
+    StreamingDetokenizer,
+    StreamingTokenizer,
+    ViTVQModel,
+    VQModel,
+)
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
 from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
@@ -53,6 +65,7 @@ __all__ = [
     "__version__",
     "add_code_tokens",
     "as_grids",
+    "AudioCodec",
     "AudioProcessor",
     "AutoregressivePrior",
     "AutoVQModel",
@@ -95,6 +108,8 @@ __all__ = [
     "register",
     "SchedulerMixin",  # the same
     "SpectralLoss",
+    "StreamingDetokenizer",
+    "StreamingTokenizer",
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",

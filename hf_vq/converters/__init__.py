@@ -27,5 +27,6 @@ from hf_vq.converters import (  # each registers its formats
 from hf_vq.converters.base import FORMATS
 from hf_vq.converters.convert import convert, load_single_file
 from hf_vq.converters.discriminators import load_discriminator
+from hf_vq.converters.stock_codecs import to_transformers
 
-__all__ = ["FORMATS", "convert", "load_discriminator", "load_single_file"]
+__all__ = ["FORMATS", "convert", "load_discriminator", "load_single_file", "to_transformers"]

@@ -83,9 +83,25 @@ def _original_stem(tensors, stem):
     return f"{outer}.{kind}.{last if last == 'norm' else kind}"
 
 
+def _told(source, norm):
+    """The config; where it has no rate, that of the published file with this norm."""
+    told = {key: value for key, value in source.config.items() if value is not None}
+    if "sampling_rate" in told:
+        return told
+    if norm not in PUBLISHED:
+        raise ValueError("the weights do not say the sampling rate: give a config with sampling_rate")
+    told = {**PUBLISHED[norm], **told}
+    warnings.warn(
+        f"{source.path} has no config with a sampling_rate: it is taken for EnCodec's published model of "
+        f"{told['sampling_rate']} Hz",
+        stacklevel=2,
+    )
+    return told
+
+
 def _arguments(source, theirs, levels, codebook):
     """What weights and config say of an `AudioCodec`."""
-    tensors, told = source.tensors, source.config
+    tensors = source.tensors
     places = range(256)
 
     def shape(stem):
@@ -104,14 +120,7 @@ def _arguments(source, theirs, levels, codebook):
     kind = weight_kind(tensors, theirs("encoder.layers.0.conv"))
     grouped = there("encoder.layers.0.norm")
     norm = "time_group" if grouped else "none" if kind == "weight" else "weight"
-    told = {key: value for key, value in told.items() if value is not None}
-    if "sampling_rate" not in told and norm in PUBLISHED:
-        told = {**PUBLISHED[norm], **told}
-        warnings.warn(
-            f"{source.path} has no config with a sampling_rate: it is taken for EnCodec's published model of "
-            f"{told['sampling_rate']} Hz",
-            stacklevel=2,
-        )
+    told = _told(source, norm)
     size, dim = shape_of(tensors, f"{levels}.0.{codebook}.embed", 2)
     lstm = next((place for place in places if there(f"encoder.layers.{place}.lstm")), None)
     stem = "" if lstm is None else theirs(f"encoder.layers.{lstm}") + ".lstm.weight_ih_l"

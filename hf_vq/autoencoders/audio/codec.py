@@ -21,6 +21,7 @@ from hf_vq.autoencoders.audio.streaming import StreamingVerbs
 from hf_vq.autoencoders.base import AutoencoderMixin, check_reconstruction
 from hf_vq.autoencoders.outputs import AutoencoderOutput, EncoderOutput, ReconstructionOutput, TokenizerOutput
 from hf_vq.grids import codes_as_int64
+from hf_vq.modalities.audio import AUDIO
 from hf_vq.quantizers import Quantizer, make_quantizer
 from hf_vq.ranges import (
     Chance,
@@ -38,6 +39,7 @@ from hf_vq.ranges import (
     Width,
 )
 from hf_vq.registry import register
+from hf_vq.single_file import to_transformers
 
 ACTIVATIONS, ENDS = ("elu", "snake"), ("none", "tanh")
 RESIDUAL_DEFAULTS = {"num_levels": 8, "level_dropout": 0.5}
@@ -107,6 +109,7 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
     """
 
     face_type = "hf_vq_audio_codec"
+    modality = AUDIO.name
     space_dims = 1
     decoder_modules = ("decoder",)
     inference_verbs = (*AutoencoderMixin.inference_verbs, "tokenize_chunk", "detokenize_chunk")
@@ -271,8 +274,6 @@ class AudioCodec(Bandwidths, StreamingVerbs, SignalLengths, AutoencoderMixin, Mo
         Raises:
             ValueError: an option that the stock model does not have.
         """
-        from hf_vq.converters.stock_codecs import to_transformers
-
         return to_transformers(self)
 
     # One signal, or several of one length
