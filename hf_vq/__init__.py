@@ -23,7 +23,7 @@ from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
 from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
 from hf_vq.modalities import AudioProcessor, ImageProcessor
-from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
+from hf_vq.pipelines import VQAudioPipeline, VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
     AutoregressivePrior,
@@ -113,6 +113,7 @@ __all__ = [
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",
+    "VQAudioPipeline",
     "VQModel",
     "VQPipeline",
     "VQTextToImagePipeline",
