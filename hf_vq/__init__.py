@@ -14,6 +14,7 @@ from hf_vq.autoencoders import (
     VQVAE2,
     AudioCodec,
     MAGVIT2Model,
+    SpectralCodec,
     StreamingDetokenizer,
     StreamingTokenizer,
     ViTVQModel,
@@ -21,7 +22,17 @@ from hf_vq.autoencoders import (
 )
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
-from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
+from hf_vq.losses import (
+    LPIPS,
+    CombinedDiscriminator,
+    FeatureDistance,
+    MelLoss,
+    MultiBandDiscriminator,
+    MultiPeriodDiscriminator,
+    MultiScaleSTFTDiscriminator,
+    PatchDiscriminator,
+    SpectralLoss,
+)
 from hf_vq.modalities import AudioProcessor, ImageProcessor
 from hf_vq.pipelines import VQAudioPipeline, VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
@@ -71,6 +82,7 @@ __all__ = [
     "AutoVQModel",
     "AutoVQPrior",
     "CodeVocabulary",
+    "CombinedDiscriminator",
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
     "DiscreteDiffusionPrior",
@@ -90,9 +102,13 @@ __all__ = [
     "MaskedPrior",
     "MaskedPriorConfig",
     "MaskedScheduler",
+    "MelLoss",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
+    "MultiBandDiscriminator",
+    "MultiPeriodDiscriminator",
+    "MultiScaleSTFTDiscriminator",
     "PatchDiscriminator",
     "PixelCNN",
     "PixelCNNConfig",
@@ -107,6 +123,7 @@ __all__ = [
     "TransformerPriorConfig",
     "register",
     "SchedulerMixin",  # the same
+    "SpectralCodec",
     "SpectralLoss",
     "StreamingDetokenizer",
     "StreamingTokenizer",

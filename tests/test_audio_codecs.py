@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
 import hf_vq
-from hf_vq.autoencoders import AudioCodec
+from hf_vq.autoencoders import AudioCodec, SpectralCodec
+from hf_vq.autoencoders.audio.spectra import COMPRESSED, SpectralFrames, SpectralSynthesis
 from hf_vq.converters import convert
 
 from .conftest import FIXTURES
@@ -32,13 +33,17 @@ FAMILIES = {
     "odd": {"strides": (3, 5), "trim_right_ratio": 0.5, "pad_mode": "replicate", "lstm_layers": 1,
             "attention_layers": 2, "attention_heads": 2, "attention_window": 4},
 }  # fmt: skip
-families = pytest.mark.parametrize("family", FAMILIES)
+SPECTRAL = {"sampling_rate": 800, "hop_length": 8, "subframes": 2, "fft_size": 12, "hidden_channels": 8,
+            "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 16, "codebook_dim": 6,
+            "quantizer_config": {"num_levels": 3}, "in_channels": 2, "normalize": True}  # fmt: skip
+families = pytest.mark.parametrize("family", [*FAMILIES, "spectral"])
 
 
 def make(family, **options):
     """A small codec with codes near its latents, in evaluation mode."""
     torch.manual_seed(0)
-    codec = AudioCodec(**{**SMALL, **FAMILIES[family], **options})
+    spectral = family == "spectral"
+    codec = SpectralCodec(**SPECTRAL) if spectral else AudioCodec(**{**SMALL, **FAMILIES[family], **options})
     codec.initialize_codebook(torch.randn(2, codec.config.in_channels, 400) * 0.3)
     return codec.eval()
 
@@ -91,6 +96,19 @@ def test_padding_changes_no_loss_and_no_statistic_and_every_parameter_learns(fam
         assert all("quantizer" in name for name in silent), silent  # a level may have no code in use
         assert levels.num_levels in (1, 3)
     assert all(map(torch.equal, *outcomes))
+
+
+@pytest.mark.parametrize(("fft_size", "subframes"), [(12, 2), (8, 2), (20, 4), (9 + 1, 1)])
+def test_spectra_of_a_signal_give_it_back(fft_size, subframes):
+    step = 8 // subframes
+    torch.manual_seed(0)
+    signal = torch.randn(2, 2, 64).double()
+    frames = SpectralFrames(fft_size, step, subframes)(signal)
+    parts = frames.unflatten(1, (2, subframes, 2, fft_size // 2 + 1))
+    size = parts.square().sum(dim=3, keepdim=True).sqrt() ** (1 / COMPRESSED)  # as it was
+    polar = torch.cat([size.log(), torch.atan2(parts[:, :, :, 1:], parts[:, :, :, :1])], dim=3)
+    back = SpectralSynthesis(2, fft_size, step, subframes)(polar.flatten(1, 4))
+    torch.testing.assert_close(back, signal, rtol=1e-4, atol=1e-4)
 
 
 def encodec(**options):

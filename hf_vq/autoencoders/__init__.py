@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_vq.autoencoders import pretrained
 from hf_vq.autoencoders.audio.codec import AudioCodec
+from hf_vq.autoencoders.audio.spectral_codec import SpectralCodec
 from hf_vq.autoencoders.audio.streaming import SignalCache, StreamingDetokenizer, StreamingTokenizer
 from hf_vq.autoencoders.base import AutoencoderMixin
 from hf_vq.autoencoders.images.dvae import DVAE
@@ -30,6 +31,7 @@ __all__ = [
     "ReconstructionOutput",
     "RQVAE",
     "SignalCache",
+    "SpectralCodec",
     "StreamingDetokenizer",
     "StreamingTokenizer",
     "TokenizerOutput",

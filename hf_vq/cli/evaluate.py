@@ -20,6 +20,7 @@ from hf_vq.features import load_features
 from hf_vq.figures import plain_figures
 from hf_vq.hub.folders import EVALUATION
 from hf_vq.metrics.reconstruction import ReconstructionError
+from hf_vq.modalities import MODALITIES
 from hf_vq.ranges import Samples, Seed, Size
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
@@ -27,6 +28,12 @@ from hf_vq.training.scores import BETWEEN_SETS, reconstruction_figures, reconstr
 from hf_vq.writing import write_text
 
 PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
+
+SIMILARITIES = "; ".join(
+    f"{', '.join(each.name for each in modality.similarities)} ({modality.plural})"
+    for modality in MODALITIES.values()
+    if modality.similarities
+)
 
 MANUAL = Manual(
     "evaluate",
@@ -54,9 +61,9 @@ class EvaluateOptions:
     metrics: list[str] | None = field(
         default=None,
         metadata={
-            "help": "of an autoencoder or a pipeline: ssim, ms_ssim; with --features feature_distance, lpips (of vgg "
-            "and alex), fid and kid, these two of new samples of a pipeline too; default: ssim, and with --features "
-            "all that need it"
+            "help": f"of an autoencoder or a pipeline: {SIMILARITIES}; with --features feature_distance, lpips (of "
+            "vgg and alex), fid and kid, these two of new samples of a pipeline too; default: those that cost little, "
+            "and with --features all that need it"
         },
     )
     features: str | None = field(

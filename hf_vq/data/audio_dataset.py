@@ -30,6 +30,7 @@ class AudioDataset(SampleDataset):
         num_values: how many values a number of a sample can have: those of 16 bits.
         audio_length: that all samples have; None: each has its own.
         random_crop: whether `draw` cuts anywhere.
+        lengths: samples of each sound, before `audio_length` changes them.
         seconds: of all sounds together.
     """
 
@@ -64,15 +65,14 @@ class AudioDataset(SampleDataset):
         if self.beyond:
             self._warn_of_peaks(f"{len(self.beyond):,} of {len(self):,} sounds go")
         self.tells_beyond = self.cache is None
-        longest = audio_length or max(lengths)
+        self.lengths, longest = lengths, audio_length or max(lengths)
         self.sample_shape = (self.rules.channels, longest)
         self.variable_length = audio_length is None  # also of equal ones, which no frame of a model need divide
         self.seconds = sum(lengths) / self.sampling_rate
         self.take_facts()
 
     def __getitem__(self, index):
-        sample = self._whole(index)
-        return self.with_facts(index, sample if self.audio_length is None else self._cut(sample, 0))
+        return self.with_facts(index, self._sample(index, None if self.audio_length is None else 0))
 
     @property
     def draws(self) -> bool:
@@ -81,9 +81,9 @@ class AudioDataset(SampleDataset):
 
     def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
         """An item as training sees it once: cut out anywhere, where the data set is to do so."""
-        sample = self._whole(index)
-        spare = max(0, sample.shape[1] - self.sample_shape[1])
-        return self.with_facts(index, self._cut(sample, int(generator.integers(spare + 1)) if self.random_crop else 0))
+        spare = max(0, self.lengths[index] - self.sample_shape[1])
+        start = int(generator.integers(spare + 1)) if self.random_crop else 0
+        return self.with_facts(index, self._sample(index, start))
 
     def changes(self) -> list[str]:
         """What keeps these samples from being those of the original sounds: one line a cause, none where they are.
@@ -106,8 +106,11 @@ class AudioDataset(SampleDataset):
             found.append(f"all sounds were made {self.audio_length:,} samples long")
         return found
 
-    def _whole(self, index):
-        return self._decode(index) if self.cache is None else self.cache[index]
+    def _sample(self, index, start):
+        """A whole sample, or `audio_length` of it."""
+        if self.cache is None:
+            return self._decode(index, start)
+        return self.cache[index] if start is None else self._cut(self.cache[index], start)
 
     def _cut(self, sample, start):
         """A part of a sample, `audio_length` long; silence follows where it ends before."""
@@ -136,24 +139,26 @@ class AudioDataset(SampleDataset):
                 raise MismatchError(f"{name}: {error}") from error
         return rules
 
-    def _decode(self, index):
-        """(channels, length) float32; an error names the sound."""
+    def _decode(self, index, start=None):
+        """(channels, length) float32 of a whole sound, or `audio_length` of it; an error names the sound."""
         name = self.source.names[index]
         try:
             with self.source.open(index) as sound:
-                return self._to_sample(name, sound)
+                return self._to_sample(name, sound, start)
         except Exception as error:  # a cell of a table may be anything
             raise SOUNDS.bad(name, error) from error
 
-    def _to_sample(self, name, sound: Sound):
-        values = sound.read()
-        peak = float(np.abs(values).max())
+    def _to_sample(self, name, sound: Sound, start):
+        plain = sound.lossless and sound.sampling_rate == self.sampling_rate and self.rules.trim_silence is None
+        alone = plain and start is not None  # no more is read than what is seen
+        values = sound.read(start, self.audio_length) if alone else sound.read()
+        sample, peak = self.rules.to_sample(values, sound.sampling_rate), float(np.abs(values).max())
         if peak > 1:
             self.beyond[name] = peak
             if self.tells_beyond:
                 self.tells_beyond = False
                 self._warn_of_peaks(f"{name} and maybe others go")
-        return self.rules.to_sample(values, sound.sampling_rate)
+        return sample if start is None else self._cut(sample, 0 if alone else start)
 
     def _decoded_length(self, index):
         return self._decode(index).shape[1]

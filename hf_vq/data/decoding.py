@@ -45,7 +45,7 @@ def is_picture(path: Path) -> bool:
 PICTURES = FileKind(
     name="image",
     plural="images",
-    article="an",
+    one="an image",
     feature="Image",
     columns=("image", "img"),
     is_one=is_picture,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hf_vq.data.sample_folders import folder_source
+from hf_vq.data.sample_folders import files_below, folder_source
 from hf_vq.data.slices import is_slice, slice_rows, split_name
 from hf_vq.data.sources import Columns, SampleSource, files_source
 from hf_vq.data.tables import read_splits, table_source
@@ -20,7 +20,8 @@ def find_source(
     """The samples of a split, or of a slice of one, and what is known of them.
 
     Args:
-        source: a list of files; a name of `bundled`; a folder, file, glob or id of the Hub, see `read_splits`.
+        source: a list of files, or of folders of them; a name of `bundled`; a folder, file, glob or id of the Hub, see
+            `read_splits`.
         asked: the split, or rows of one such as "train[:90%]".
         fraction: share of the training samples that is held out where there is no validation split.
         columns: to read.
@@ -34,7 +35,7 @@ def find_source(
     fraction = 0 if whole else fraction
     if isinstance(source, list | tuple):
         columns.check_files("a list of files")
-        found = files_source(columns.kind, source)
+        found = files_source(columns.kind, [path for one in source for path in _files_of(one, columns.kind)])
     elif bundled and name in bundled:
         columns.check_files(name)
         found = bundled[name](split, whole)
@@ -45,3 +46,8 @@ def find_source(
     if columns.label == "none":
         found.labels = found.class_names = None
     return found.select(slice_rows(asked, len(found.names))) if whole else found
+
+
+def _files_of(path, kind):
+    """A file, or all of a kind below a folder."""
+    return [one for one in files_below(Path(path)) if kind.is_one(one)] if Path(path).is_dir() else [path]

@@ -13,6 +13,7 @@ class FileKind:
     Attributes:
         name: of one, "image", with which options of columns begin.
         plural: of several.
+        one: words for one, "an image".
         article: "a" or "an".
         feature: the class of `datasets` whose columns hold them, "Image".
         columns: usual names of such columns.
@@ -23,7 +24,7 @@ class FileKind:
 
     name: str
     plural: str
-    article: str
+    one: str
     feature: str
     columns: tuple[str, ...]
     is_one: Callable[[Path], bool]
@@ -35,6 +36,4 @@ class FileKind:
         text = str(error)
         if text.startswith(f"bad {self.name} {name}: "):
             return error
-        return ValueError(
-            f"bad {self.name} {name}: {f'not {self.article} {self.name}' if self.unknown in text else text}"
-        )
+        return ValueError(f"bad {self.name} {name}: {f'not {self.one}' if self.unknown in text else text}")

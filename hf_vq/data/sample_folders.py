@@ -46,7 +46,7 @@ def _read(folder, root, columns, class_names=None):
     kind = columns.kind
     samples: list[Path] = []
     others: list[Path] = []
-    for path in _files_below(folder):
+    for path in files_below(folder):
         (samples if kind.is_one(path) else others).append(path)
     if not samples:
         raise ValueError(f"{folder} holds no {kind.plural}")
@@ -68,7 +68,7 @@ def _read(folder, root, columns, class_names=None):
     return source
 
 
-def _files_below(folder):
+def files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted; names that start with a dot are left out, and links back to what was seen."""
     found, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):

@@ -59,6 +59,7 @@ class Sound:
         self.length = self._file.frames if told is None else min(told, self._file.frames)
         self.lossless = not any(word in self._file.subtype for word in LOSSY)
         if self.length == 0:
+            self._file.close()
             raise ValueError("it has no samples")
 
     def __enter__(self) -> Self:
@@ -69,25 +70,33 @@ class Sound:
     ) -> None:
         self._file.close()
 
-    def read(self) -> np.ndarray:
-        """All samples, (channels, length) float32; 1.0 is full scale, which lossy formats and floats may exceed.
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """Samples (channels, length) float32; 1.0 is full scale, which lossy formats and floats may exceed.
+
+        Args:
+            start: of them; where the format is lossy, decoding from there on may give others.
+            count: how many, or as many as there are; None: all.
 
         Raises:
             ValueError: it ends early, or holds NaN or infinity.
         """
-        values = self._values(0, self.length)
+        there = self.length - start
+        values = self._values(start, there if count is None else min(count, there))
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity")
         return np.ascontiguousarray(values.T)
 
     def check_complete(self) -> None:
-        """Raise a ValueError unless the last sample is there, without decoding all."""
+        """Raise a ValueError unless the last sample is there, without decoding all where the format allows that."""
         self._values(self.length - 1, 1)
 
     def _values(self, start, count):
         library = require("soundfile")
+        if not self._file.seekable():  # such as GSM: it is read from its start, once
+            start, count = 0, self.length
         try:
-            self._file.seek(start)
+            if start:
+                self._file.seek(start)
             values = self._file.read(count, dtype="float32", always_2d=True)  # integers of peaks beyond 1 would wrap
         except library.LibsndfileError as error:
             raise ValueError(f"it cannot be decoded: {error.error_string or error}") from error
@@ -144,7 +153,7 @@ def is_sound(path: Path) -> bool:
 SOUNDS = FileKind(
     name="audio",
     plural="sounds",
-    article="a",
+    one="a sound",
     feature="Audio",
     columns=("audio", "sound", "speech", "wav", "flac", "mp3"),  # the last ones of WebDataset
     is_one=is_sound,

@@ -103,9 +103,13 @@ def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, l
     """
     import datasets
 
-    tables, source = {"train": [str(path) for path in files]}, ", ".join(map(str, files))
     kind, feature_class = columns.kind, getattr(datasets, columns.kind.feature)
-    rows = _read(source, datasets.load_dataset, f"{kind.feature.lower()}folder", data_files=tables)["train"]
+    source = ", ".join(map(str, files))
+    if kind.feature == "Image":
+        tables = {"train": [str(path) for path in files]}
+        rows = _read(source, datasets.load_dataset, "imagefolder", data_files=tables)["train"]
+    else:  # to write the paths that it finds, AudioFolder of `datasets` wants torchcodec
+        rows = datasets.concatenate_datasets([_table_of_files(path, kind) for path in files])
     column, named = sample_column(rows.features, kind, columns.sample, source), {}
     for name in [name for name, feature in rows.features.items() if isinstance(feature, feature_class)]:
         cells = rows.select_columns([name]).cast_column(name, feature_class(decode=False))
@@ -116,6 +120,24 @@ def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, l
                 f"{source} row {row}: " + ("no file_name" if path is None else f"no such {kind.name}: {path}")
             )
     return rows, named[column], {path for paths in named.values() for path in paths if path}
+
+
+def _table_of_files(path, kind):
+    """Rows of one table of files: `file_name`, which begins at the table, is their column of samples."""
+    import datasets
+
+    reader = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[Path(path).suffix]
+    rows = _read(str(path), datasets.load_dataset, reader, data_files=str(path))["train"]
+    if "file_name" not in rows.column_names:
+        raise ValueError(f"{path} has no column file_name, only {', '.join(rows.column_names)}")
+    names = [name and str(Path(path).parent / name) for name in rows["file_name"]]
+    cells = datasets.Dataset.from_dict(
+        {kind.name: [{"bytes": None, "path": name} for name in names]},
+        features=datasets.Features({kind.name: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}),
+    )
+    others = rows.remove_columns("file_name")
+    both = datasets.concatenate_datasets([cells, others], axis=1) if others.column_names else cells
+    return both.cast_column(kind.name, getattr(datasets, kind.feature)(decode=False))
 
 
 def table_source(

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+from diffusers import AudioPipelineOutput
 
 from hf_vq.data.audio import load_audio
 from hf_vq.data.audio_dataset import AudioDataset
 from hf_vq.data.sound_rules import LARGEST
+from hf_vq.metrics.sounds import LogSpectralDistance, ScaleInvariantDistortion
 from hf_vq.modalities.audio_pictures import save_code_maps, save_reconstructions, save_samples
 from hf_vq.modalities.audio_processor import OUTPUT_TYPES, AudioProcessor
 from hf_vq.modalities.base import Modality
@@ -97,7 +98,7 @@ AUDIO = Modality(
     example_space=(24000,),
     show_sample="audio = {call}.audios[0]  # (channels, length) in [-1, 1]\n"
     'pipe.autoencoder.processor.save_wav("sample.wav", audio)',
-    embed='<audio controls src="{file}"></audio> {title}',
+    embed='[{title}]({file}) <audio controls src="{file}"></audio>',
     suffix=".wav",
     map_suffix=".png",
     size_options=AudioSize,
@@ -115,5 +116,6 @@ AUDIO = Modality(
     save_samples=save_samples,
     output_class=AudioPipelineOutput,
     output_types=OUTPUT_TYPES,
+    similarities=(ScaleInvariantDistortion, LogSpectralDistance),
     largest_value=LARGEST,
 )

@@ -158,8 +158,11 @@ def _new_grid(rows, columns, heights=None):
     from matplotlib.figure import Figure
 
     heights = heights or (2,) * rows
-    figure = Figure(figsize=(0.9 + 3.2 * columns, 0.5 + sum(heights)), dpi=120, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    width, height = 0.9 + 3.2 * columns, 0.6 + sum(heights) + 0.6 * (rows - 1)
+    figure = Figure(figsize=(width, height), dpi=120)
+    margins = {"left": 0.8 / width, "right": 1 - 0.1 / width, "bottom": 0.4 / height, "top": 1 - 0.4 / height}
+    gaps = {"wspace": 0.2, "hspace": 0.6 * rows / sum(heights)}  # a layout of matplotlib's takes twice as long
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights} | margins | gaps)
     for axis in axes.flat:
         axis.tick_params(labelsize=7, colors=MUTED)
     return figure, axes

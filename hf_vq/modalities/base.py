@@ -41,8 +41,9 @@ class Modality:
         save_samples: `(path, samples, columns)`: all samples.
         output_class: what a pipeline returns; its one field are the samples.
         output_types: forms in which `processor.postprocess` gives samples.
-        similarities: classes of metrics of reconstructions besides errors, more being better, such as those of
-            `hf_vq.metrics.similarity`; each has a `name`, the `smallest_size` of samples, and whether it is `cheap`.
+        similarities: classes of metrics of reconstructions besides errors, such as those of
+            `hf_vq.metrics.similarity`; each has a `name`, the `smallest_size` of samples, whether it is `cheap`, and
+            where more is not better, `more_is_better` False.
         largest_value: of a sample in [-1, 1], how far resampling and noise may take it; what lies beyond is of another
             scale, and `tokenize` refuses it. None: samples may have any values.
     """

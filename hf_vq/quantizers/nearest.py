@@ -72,9 +72,10 @@ def search(
         best_two: what finds best scores, their codes and second best scores.
     """
     # a code adds to x.e what makes the largest the nearest: x.e - |e|^2 / 2 falls with |x - e|^2
-    biases = codebook.new_zeros(len(codebook)) if dot else -0.5 * codebook.square().sum(dim=1)
+    squares = codebook.square().sum(dim=1)
+    biases = torch.zeros_like(squares) if dot else -0.5 * squares
     best, codes, second = best_two(latents, codebook, biases)
-    rounding = _rounding(lengths, codebook)
+    rounding = _rounding(lengths, squares.amax().sqrt(), codebook.shape[1])
     close = (second >= best - rounding).nonzero()[:, 0]
     for rows in close.split(max(1, _SCORES_PER_TILE // len(codebook))) if len(close) else ():
         scores = torch.addmm(biases, latents[rows], codebook.T)
@@ -165,10 +166,9 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _rounding(lengths, codebook):
+def _rounding(lengths, longest, dim):
     """A bound, per row, on how far two of its scores can lie apart by rounding alone."""  # (rows,)
-    longest = torch.linalg.vector_norm(codebook, dim=1).amax()
-    return longest * (lengths + longest) * torch.finfo(lengths.dtype).eps * (4 + 2 * codebook.shape[1] ** 0.5)
+    return longest * (lengths + longest) * torch.finfo(lengths.dtype).eps * (4 + 2 * dim**0.5)
 
 
 def _decide_exactly(latents, codebook, rivals, dot):

@@ -108,7 +108,7 @@ def test_every_autoencoder_trains_by_the_command_line(name, precision, pictures,
     monkeypatch.setattr("hf_vq.cli.train_autoencoder.save_pictures", lambda *arguments: None)  # of all the same
     flags = precision_flags(precision)
     config = json.dumps(SMALL[name])
-    data = sounds if name == "AudioCodec" else pictures
+    data = sounds if registry.AUTOENCODERS[name].modality == "audio" else pictures
     given = ("--model", name, "--model_config", config, "--data", data, "--output", tmp_path / "run")
     assert run("train", "autoencoder", *given, *FEW, *flags) == 0
     report = json.loads((tmp_path / "run/report.json").read_text())

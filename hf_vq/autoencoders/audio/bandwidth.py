@@ -20,7 +20,7 @@ class Bandwidths(ModelHost):
     @property
     def bandwidth(self) -> float:
         """kbit/s of all codes."""
-        strides = self.config.code_strides or (1,)
+        strides = self.code_strides
         bits = sum(q.bits_per_token / stride for q, stride in zip(self.quantizers, strides, strict=True))
         return bits * self.frame_rate / 1000
 

@@ -10,6 +10,7 @@ from torch import nn
 from hf_vq.autoencoders.audio.convolutions import Rules, SignalConv
 
 ROTARY_BASE = 10000.0
+FEW_STEPS = 48  # of an LSTM
 TINY = 1e-9  # added to Snake's alpha where it divides, as in DAC
 
 
@@ -28,9 +29,9 @@ class Snake(nn.Module):
         return signal + (self.alpha + TINY).reciprocal() * torch.sin(self.alpha * signal).square()
 
 
-def make_activation(name: str, channels: int) -> nn.Module:
-    """ "elu" or "snake", of signals (batch, channels, time)."""
-    return Snake(channels) if name == "snake" else nn.ELU()
+def make_activation(name: str, channels: int, inplace: bool = True) -> nn.Module:
+    """ "elu" or "snake", of signals (batch, channels, time); the first in place, unless they are looked at again."""
+    return Snake(channels) if name == "snake" else nn.ELU(inplace=inplace)
 
 
 def stream_through(
@@ -83,7 +84,7 @@ class ResidualUnit(nn.Module):
         groups = channels if rules.depthwise else 1
         self.block = nn.ModuleList(
             [
-                make_activation(activation, channels),
+                make_activation(activation, channels, inplace=False),
                 SignalConv(channels, inner, kernel_size, rules, dilation=dilation, groups=groups),
                 make_activation(activation, inner),
                 SignalConv(inner, channels, 1, rules),
@@ -127,8 +128,24 @@ class SkipLSTM(nn.Module):
         if not signal.shape[-1]:
             return signal, state
         steps = signal.permute(2, 0, 1)
-        hidden, state = self.lstm(steps, state)
+        few = len(steps) < FEW_STEPS and not torch.is_grad_enabled()
+        hidden, state = self._few_steps(steps, state) if few else self.lstm(steps, state)
         return (hidden + steps).permute(1, 2, 0), state
+
+    def _few_steps(self, steps, state):
+        """As the LSTM; torch's kernel for the CPU packs all weights in every call, which takes as long as many steps.
+
+        Args:
+            steps: (time, batch, channels).
+        """
+        zeros = steps.new_zeros(self.lstm.num_layers, *steps.shape[1:])
+        hidden, cells, outputs = *map(list, state or (zeros, zeros)), []
+        for step in steps:
+            for layer, weights in enumerate(self.lstm.all_weights):
+                step, cells[layer] = torch.lstm_cell(step, (hidden[layer], cells[layer]), *weights)
+                hidden[layer] = step
+            outputs.append(step)
+        return torch.stack(outputs), (torch.stack(hidden), torch.stack(cells))
 
 
 class LocalAttention(nn.Module):

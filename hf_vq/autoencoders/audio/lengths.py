@@ -31,14 +31,14 @@ class SignalLengths(ModelHost):
         self.check_space(space, sample_shape)
         levels = () if self.num_levels == 1 else (self.num_levels,)
         frames = self.chunks.frames(space[0])
-        return tuple((*levels, frames // stride) for stride in self.config.code_strides or (1,))
+        return tuple((*levels, frames // stride) for stride in self.code_strides)
 
     def without_padding(
         self, sample: torch.Tensor, padding_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
         """A sample that is 0 where it is padding, and the mask of every grid; None for each without a mask."""
         lengths = self.signal_lengths(sample, padding_mask)
-        strides = self.config.code_strides or (1,)
+        strides = self.code_strides
         if lengths is None or padding_mask is None:
             return sample, (None,) * len(strides)
         mask = self._frame_mask(lengths, self.chunks.frames(sample.shape[-1]))
@@ -49,7 +49,7 @@ class SignalLengths(ModelHost):
         """Real cells of every grid, coarse to fine, each (batch,) int64, of lengths (batch,) or (batch, 1)."""
         first = length if length.ndim == 1 else length[:, 0]
         frames = self._frames(first)
-        return tuple(frames // stride for stride in self.config.code_strides or (1,))
+        return tuple(frames // stride for stride in self.code_strides)
 
     def signal_lengths(self, sample: torch.Tensor, padding_mask: torch.Tensor | None) -> torch.Tensor | None:
         """How far each signal is real, (batch,) int64; None without a mask.
@@ -102,7 +102,7 @@ class SignalLengths(ModelHost):
 
     def decoded_space(self, grid: Sequence[int]) -> list[int]:
         """Samples that a coarsest grid of so many cells decodes to, as a list of one."""
-        return [self.chunks.samples(grid[0] * max(self.config.code_strides or (1,)))]
+        return [self.chunks.samples(grid[0] * self.code_strides[0])]
 
     def check_scales(self, scales: torch.Tensor | None, latents: torch.Tensor) -> None:
         """Raise a ValueError for scales of a model that does not normalise, or of another shape."""

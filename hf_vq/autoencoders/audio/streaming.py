@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hf_vq.arguments import checked
 from hf_vq.autoencoders.audio.chunks import Chunks
 from hf_vq.grids import as_int64
 from hf_vq.hosts import ModelHost
@@ -66,7 +65,6 @@ class StreamingVerbs(ModelHost):
                 raise ValueError(f"this {type(self).__name__} cannot work piece by piece: {reason}")
 
     @torch.no_grad()
-    @checked
     def tokenize_chunk(
         self,
         sample: torch.Tensor,
@@ -110,7 +108,6 @@ class StreamingVerbs(ModelHost):
         return codes, SignalCache(states, seen)
 
     @torch.no_grad()
-    @checked
     def detokenize_chunk(
         self, codes: torch.Tensor, cache: SignalCache | None = None, end: bool = False
     ) -> tuple[torch.Tensor, SignalCache]:
