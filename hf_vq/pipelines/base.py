@@ -123,7 +123,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
     def _priors(self):
         return [part for name, part in self._parts().items() if name != "autoencoder" and part is not None]
 
-    def getlabel_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> torch.Tensor:
+    def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> torch.Tensor:
         """Class labels, numbers or names, as a tensor (n,) int64.
 
         Raises:
@@ -153,7 +153,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
         def repeat(one):
             return one.repeat_interleave(copies, dim=0)
 
-        labels = None if class_labels is None else _as_batch(self.getlabel_ids(class_labels))
+        labels = None if class_labels is None else _as_batch(self.get_label_ids(class_labels))
         numbers = {} if labels is None else {"class_labels": len(labels)}  # of items, by condition
         for request, prior in zip(requests, priors, strict=True):
             for name, value in request.items():
