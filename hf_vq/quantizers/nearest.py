@@ -72,10 +72,10 @@ def search(
         best_two: what finds best scores, their codes and second best scores.
     """
     # a code adds to x.e what makes the largest the nearest: x.e - |e|^2 / 2 falls with |x - e|^2
-    squares = codebook.square().sum(dim=1)
-    biases = torch.zeros_like(squares) if dot else -0.5 * squares
+    norms = torch.linalg.vector_norm(codebook, dim=1)  # without a copy of the codebook, as squares would be
+    biases = torch.zeros_like(norms) if dot else -0.5 * norms.square()
     best, codes, second = best_two(latents, codebook, biases)
-    rounding = _rounding(lengths, squares.amax().sqrt(), codebook.shape[1])
+    rounding = _rounding(lengths, norms.amax(), codebook.shape[1])
     close = (second >= best - rounding).nonzero()[:, 0]
     for rows in close.split(max(1, _SCORES_PER_TILE // len(codebook))) if len(close) else ():
         scores = torch.addmm(biases, latents[rows], codebook.T)
