@@ -207,7 +207,7 @@ def check_sampling(pipeline: Any, sampling: dict[str, Any]) -> None:
 
 
 def read_conditions(
-    options: SampleOptions, index: dict[str, Any], classes: Sequence[int], speakers: Sequence[int]
+    options: SampleOptions, index: dict[str, Any], classes: Sequence[int], speakers: Sequence[int] = ()
 ) -> dict[str, list]:
     """What each sample is to show, as arguments of the pipeline; {} where there is nothing to say.
 
