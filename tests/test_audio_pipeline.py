@@ -248,8 +248,8 @@ def test_a_folder_with_speakers_draws_a_wav_file_of_the_asked_rate_and_length(tm
     loaded.set_progress_bar_config(disable=True)
     request = {"class_labels": "cat", "speaker_labels": "bob", "audio_length_in_s": 0.1}
     assert loaded.config.speaker_names == {"0": "eve", "1": "bob"}
-    for first, second in zip(*(one(**request, generator=generator()).audios for one in (pipe, loaded)), strict=True):
-        assert (first == second).all()
+    kept, again = (torch.from_numpy(one(**request, generator=generator()).audios) for one in (pipe, loaded))
+    torch.testing.assert_close(again, kept, rtol=0, atol=1e-6)  # where the weights lie in memory moves the last bit
     (tmp_path / "given.wav").write_bytes(sound_bytes(sound(40), RATE))
     command = ["sample", "pipe", "new.wav", "--num", "1", "--classes", "cat"]
     words = ["--speakers", "bob", "--audio", "given.wav", "--audio_length_in_s", "0.2"]

@@ -140,7 +140,7 @@ def test_a_folder_gives_the_same_samples_by_every_way_of_loading_it(name, tmp_pa
     for other in (loaded, swapped, parts, load_pipeline(tmp_path), stock):
         other.set_progress_bar_config(disable=True)
         assert type(other) is type(pipe)
-        assert torch.equal(draw(other), expected)
+        torch.testing.assert_close(draw(other), expected, rtol=0, atol=1e-6)  # places in memory move the last bit
     for part, prior in priors_of(pipe).items():
         assert type(AutoModel.from_pretrained(tmp_path / part)) is type(prior)
     folder = read_folder(tmp_path)  # what push checks
