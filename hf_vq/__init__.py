@@ -34,7 +34,7 @@ from hf_vq.losses import (
     SpectralLoss,
 )
 from hf_vq.modalities import AudioProcessor, ImageProcessor
-from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
+from hf_vq.pipelines import VQAudioPipeline, VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
     AutoregressivePrior,
@@ -130,6 +130,7 @@ __all__ = [
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",
+    "VQAudioPipeline",
     "VQModel",
     "VQPipeline",
     "VQTextToImagePipeline",
