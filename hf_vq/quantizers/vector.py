@@ -105,13 +105,16 @@ class VectorQuantizer(CodebookQuantizer):
     def _set_codes(self, centroids):
         if self.code_transform is None:
             return super()._set_codes(centroids)
-        size = centroids.square().mean().sqrt().clamp_min(_LEAST_SIZE)
         transform = self.code_transform.weight  # random, and the same on all processes
         rank = min(transform.shape)
-        principal = torch.linalg.eigh(centroids.T @ centroids).eigenvectors[:, -rank:]
+        squares, directions = torch.linalg.eigh(centroids.T @ centroids / len(centroids))
+        spreads = squares[-rank:].clamp_min(_LEAST_SIZE**2).sqrt()
         left, _, right = torch.linalg.svd(transform[:rank], full_matrices=False)
-        basis = principal @ left @ right  # (code_dim, frozen_codebook_dim): orthonormal rows or columns
-        self.embedding.weight.copy_(centroids @ basis / size)
+        # half of the spread in each factor: steps of the matrix move all directions alike, not the longest alone
+        basis = directions[:, -rank:] * spreads.sqrt() @ left @ right  # (code_dim, frozen_codebook_dim)
+        frozen = centroids @ (directions[:, -rank:] / spreads.sqrt()) @ left @ right
+        size = frozen.square().mean().sqrt().clamp_min(_LEAST_SIZE)
+        self.embedding.weight.copy_(frozen / size)
         transform.copy_(basis * size)
 
     def _losses(self, rows, quantized, passed, valid):
