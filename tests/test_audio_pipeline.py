@@ -153,6 +153,13 @@ def test_classes_speakers_and_copies_in_a_row():
         assert not torch.equal(pipe(**arguments, generator=generator()).audios, expected)
 
 
+def test_prompts_and_copies_in_a_row():
+    pipe, prompts = build(0, num_text_tokens=9, prompt_length=3), torch.tensor([[1, 2], [8, 5]])
+    expected = pipe.prior.sample(prompt_ids=prompts.repeat_interleave(2, 0), generator=generator())
+    request = {"num_waveforms_per_prompt": 2, "output_type": "codes", "generator": generator()}
+    assert torch.equal(pipe(prompt_ids=prompts.tolist(), **request).audios, expected)
+
+
 # Given sounds
 
 
