@@ -275,7 +275,7 @@ def test_a_pipeline_draws_sounds_and_is_measured_where_they_have_one_length(work
         num_heads=1,
         intermediate_size=8,
     )
-    pipe = hf_vq.VQPipeline(model.eval(), hf_vq.DelayedTransformerPrior(config).eval())
+    pipe = hf_vq.VQAudioPipeline(model.eval(), hf_vq.DelayedTransformerPrior(config).eval())
     pipe.set_progress_bar_config(disable=True)
     output = pipe(batch_size=2)
     assert type(output) is AudioPipelineOutput

@@ -9,8 +9,9 @@ MAGNITUDES = {"weight_v": "weight_g", DIRECTIONS[2]: "parametrizations.weight.or
 
 
 def weight_kind(tensors: dict[str, torch.Tensor], stem: str) -> str:
-    """The one of `DIRECTIONS` as which the weight of a layer is stored; the first where there is none."""
-    return next((kind for kind in DIRECTIONS if f"{stem}.{kind}" in tensors), DIRECTIONS[0])
+    """The one of `DIRECTIONS` as which the weight of a layer is stored, or would be beside its magnitude."""
+    halves = [kind for kind, magnitude in MAGNITUDES.items() if f"{stem}.{magnitude}" in tensors]
+    return next((kind for kind in DIRECTIONS if f"{stem}.{kind}" in tensors), [*halves, DIRECTIONS[0]][0])
 
 
 def folded(tensors: dict[str, torch.Tensor], take: Callable[[str], torch.Tensor], stem: str) -> torch.Tensor:
