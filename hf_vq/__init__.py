@@ -6,12 +6,35 @@ from diffusers import ModelMixin, SchedulerMixin
 from transformers import PreTrainedModel
 
 from hf_vq.auto import AutoVQModel, AutoVQPrior, know_registered_classes
-from hf_vq.autoencoders import DVAE, FACES, RQVAE, VQVAE, VQVAE2, MAGVIT2Model, ViTVQModel, VQModel
+from hf_vq.autoencoders import (
+    DVAE,
+    FACES,
+    RQVAE,
+    VQVAE,
+    VQVAE2,
+    AudioCodec,
+    MAGVIT2Model,
+    SpectralCodec,
+    StreamingDetokenizer,
+    StreamingTokenizer,
+    ViTVQModel,
+    VQModel,
+)
 from hf_vq.autoencoders import pretrained as _pretrained
 from hf_vq.grids import as_grids
-from hf_vq.losses import LPIPS, FeatureDistance, PatchDiscriminator, SpectralLoss
-from hf_vq.modalities import ImageProcessor
-from hf_vq.pipelines import VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
+from hf_vq.losses import (
+    LPIPS,
+    CombinedDiscriminator,
+    FeatureDistance,
+    MelLoss,
+    MultiBandDiscriminator,
+    MultiPeriodDiscriminator,
+    MultiScaleSTFTDiscriminator,
+    PatchDiscriminator,
+    SpectralLoss,
+)
+from hf_vq.modalities import AudioProcessor, ImageProcessor
+from hf_vq.pipelines import VQAudioPipeline, VQPipeline, VQTextToImagePipeline, VQVAE2Pipeline
 from hf_vq.plugins import import_plugins
 from hf_vq.priors import (
     AutoregressivePrior,
@@ -53,10 +76,13 @@ __all__ = [
     "__version__",
     "add_code_tokens",
     "as_grids",
+    "AudioCodec",
+    "AudioProcessor",
     "AutoregressivePrior",
     "AutoVQModel",
     "AutoVQPrior",
     "CodeVocabulary",
+    "CombinedDiscriminator",
     "DelayedTransformerPrior",
     "DelayedTransformerPriorConfig",
     "DiscreteDiffusionPrior",
@@ -76,9 +102,13 @@ __all__ = [
     "MaskedPrior",
     "MaskedPriorConfig",
     "MaskedScheduler",
+    "MelLoss",
     "MixtureWaveNet",
     "MixtureWaveNetConfig",
     "ModelMixin",  # diffusers looks here for the base classes of a pipeline's components
+    "MultiBandDiscriminator",
+    "MultiPeriodDiscriminator",
+    "MultiScaleSTFTDiscriminator",
     "PatchDiscriminator",
     "PixelCNN",
     "PixelCNNConfig",
@@ -93,10 +123,14 @@ __all__ = [
     "TransformerPriorConfig",
     "register",
     "SchedulerMixin",  # the same
+    "SpectralCodec",
     "SpectralLoss",
+    "StreamingDetokenizer",
+    "StreamingTokenizer",
     "unflatten_codes",
     "VectorQuantizer",
     "ViTVQModel",
+    "VQAudioPipeline",
     "VQModel",
     "VQPipeline",
     "VQTextToImagePipeline",

@@ -5,6 +5,7 @@ argument is looked at before any work, types and the ranges and choices of `hf_v
 is not guessed; but no number anywhere may be NaN or infinite.
 """
 
+import difflib
 import functools
 import inspect
 import itertools
@@ -150,6 +151,26 @@ def checked(function: Function) -> Function:
 
 def _has_place(pair):
     return pair[0].kind is not pair[0].VAR_POSITIONAL
+
+
+def build(owner: Callable, where: str, options: Mapping[str, Any]) -> Any:
+    """What a class makes of options by name, such as a config or a recipe has them.
+
+    Args:
+        owner: the class.
+        where: name of the option that holds them, for the message.
+        options: arguments of its constructor.
+
+    Raises:
+        ValueError: an option that it does not have, with the nearest that it has; and what the constructor refuses.
+    """
+    known = list(inspect.signature(owner).parameters)
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"it takes {', '.join(known)}"
+            raise ValueError(f"{where}: {getattr(owner, '__name__', owner)} has no option {name!r}; {hint}")
+    return owner(**options)
 
 
 def check_own(owner: type, *methods: str) -> None:

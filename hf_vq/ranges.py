@@ -109,6 +109,7 @@ Depth = Annotated[int, Range(1, 2**10)]  # layers, heads, levels, groups
 FreeDepth = Annotated[int, Range(0, 2**10)]
 KernelSize = Annotated[int, Range(1, 2**8)]
 Side = Annotated[int, Range(1, 2**16)]  # pixels, or positions along an axis
+Rate = Annotated[int, Range(1, 2**22)]  # samples of a sound in a second
 Labels = Annotated[int, Range(0, 2**24)]  # rows of a table of embeddings; 0: there is no such table
 Codebook = Annotated[int, Range(1, MOST_CODES)]
 Samples = Annotated[int, Range(1, 2**20)]  # that are computed, or held in memory, at once

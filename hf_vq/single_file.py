@@ -37,3 +37,10 @@ def read_discriminator(path: str | Path) -> Any:
     from hf_vq.converters import load_discriminator
 
     return load_discriminator(path)
+
+
+def to_transformers(codec: Any) -> Any:
+    """See `hf_vq.converters.stock_codecs.to_transformers`."""
+    from hf_vq.converters import to_transformers as convert
+
+    return convert(codec)

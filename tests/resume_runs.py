@@ -8,6 +8,7 @@ import torch
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, train_autoencoder
 from hf_vq.training.prior import PriorTrainingArguments, train_prior
 
+from .tiny_codecs import SignalCodec, Waves
 from .tiny_models import Codes, Images, tiny_autoencoder, tiny_prior
 
 OPTIONS = {  # 100 samples, 16 a step: the passes end in the middle of a step, checkpoints fall in the middle of a pass
@@ -37,6 +38,26 @@ ADVERSARIAL = {  # with every kind of state that a discriminator's turn can have
     "lecam_decay": 0.9,
     "r1_weight": 1.0,
     "r1_interval": 3,
+}
+
+CODEC = {  # terms of signals, all weighed by the balancer
+    "mel_weight": 2.0,
+    "mel_config": {"sampling_rate": 8000, "window_lengths": [16, 8], "num_mels": 4},
+    "adversarial_weight": 3.0,
+    "adversarial_loss": "least_squares",
+    "adversarial_ramp_steps": 5,
+    "adaptive_weight": False,
+    "discriminator_start_step": 2,
+    "discriminator_type": "combined",
+    "discriminator_config": {
+        "parts": {
+            "multi_period": {"hidden_channels": 1, "periods": [3]},
+            "multi_scale_stft": {"hidden_channels": 2, "window_lengths": [16, 32]},
+        }
+    },
+    "feature_matching_weight": 3.0,
+    "loss_balancer": True,
+    "balancer_decay": 0.9,
 }
 
 
@@ -95,8 +116,14 @@ def run_as_rank(rank, port, kind, output_dir):
 def train_on_whole_batches(kind, output_dir, batch_size=16):
     torch.manual_seed(0)
     options = {**OPTIONS, "gradient_accumulation_steps": 1, "per_device_train_batch_size": batch_size, "max_steps": 10}
-    size = 4
-    if kind == "adversarial":
-        size, options = 16, {**options, **ADVERSARIAL, "logging_steps": 1}
-    args = AutoencoderTrainingArguments(output_dir=output_dir, **options)
-    return train_autoencoder(tiny_autoencoder(dropout=0.0), Images(100, size), args, Images(21, size))
+    del options["logging_steps"]
+    terms, model, data = {
+        "adversarial": (ADVERSARIAL, tiny_autoencoder(dropout=0.0), (Images(100, 16), Images(21, 16))),
+        "codec": (CODEC, signal_codec(), (Waves(SignalCodec, 100), Waves(SignalCodec, 21))),
+    }[kind]
+    args = AutoencoderTrainingArguments(output_dir=output_dir, **options, **terms, logging_steps=1)
+    return train_autoencoder(model, data[0], args, data[1])
+
+
+def signal_codec():
+    return SignalCodec(strides=(4,), codebook_size=8)

@@ -192,9 +192,9 @@ def test_networks_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
     PatchDiscriminator(2, **TINY).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="takes 2 channels, the autoencoder has 1"):
         train(tmp_path / "channels", adversarial_weight=0.5, discriminator_init=str(tmp_path / "two"))
-    signals = type("SignalCodec", (PatchCodec,), {"space_dims": 1})()
-    with pytest.raises(ValueError, match=r"adversarial_weight=0\.5 is for samples with two axes of space"):
-        make_task(signals, arguments(tmp_path, adversarial_weight=0.5))
+    clips = type("ClipCodec", (PatchCodec,), {"space_dims": 3})(strides=(2, 2, 2))
+    with pytest.raises(ValueError, match=r"adversarial_weight=0\.5 is for samples with one or two axes of space"):
+        make_task(clips, arguments(tmp_path, adversarial_weight=0.5))
     assert not list(tmp_path.glob("*/checkpoint-*"))
 
 

@@ -9,7 +9,15 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from hf_vq import PatchDiscriminator
-from hf_vq.losses import ADVERSARIAL_LOSSES, AdaptiveWeight, LeCamRegularizer, LinearRamp, SampleTerm, r1_penalty
+from hf_vq.losses import (
+    ADVERSARIAL_LOSSES,
+    AdaptiveWeight,
+    Balancer,
+    LeCamRegularizer,
+    LinearRamp,
+    SampleTerm,
+    r1_penalty,
+)
 from hf_vq.losses.discriminator_norms import ActNorm, BatchNorm
 
 from .conftest import FIXTURES
@@ -19,6 +27,11 @@ FORMULAS = {  # of the logits of one real and one fake item
     "hinge": (lambda real, fake: 0.5 * (max(0, 1 - real) + max(0, 1 + fake)), lambda fake: -fake),
     "vanilla": (lambda real, fake: 0.5 * (log1p_exp(-real) + log1p_exp(fake)), lambda fake: -fake),
     "non_saturating": (lambda real, fake: 0.5 * (log1p_exp(-real) + log1p_exp(fake)), lambda fake: log1p_exp(-fake)),
+    "clipped_hinge": (
+        lambda real, fake: 0.5 * (max(0, 1 - real) + max(0, 1 + fake)),
+        lambda fake: max(0, 1 - fake),
+    ),
+    "least_squares": (lambda real, fake: 0.5 * ((1 - real) ** 2 + fake**2), lambda fake: (1 - fake) ** 2),
 }
 
 
@@ -168,17 +181,26 @@ def norms(samples):
     return found
 
 
+def balanced(samples):
+    """What a balancer multiplies two terms of samples by."""
+    samples = samples.clone().requires_grad_()
+    terms = {"balancer_near": samples.square().mean(), "balancer_far": 100 * (samples - 9).abs().mean()}
+    gradients = {name: torch.autograd.grad(term, samples)[0] for name, term in terms.items()}
+    return Balancer([*terms])(gradients, dict.fromkeys(terms, 1.0))
+
+
 def share_of_norms(rank, folder):
-    torch.save(norms(samples_for_norms()[rank::2]), f"{folder}/{rank}.pt")
+    samples = samples_for_norms()[rank::2]
+    torch.save(norms(samples) | balanced(samples), f"{folder}/{rank}.pt")
 
 
 def samples_for_norms():
     return torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 + 1
 
 
-def test_norms_of_two_processes_are_those_of_one(tmp_path):
+def test_norms_and_balances_of_two_processes_are_those_of_one(tmp_path):
     in_two_processes(share_of_norms, str(tmp_path))
-    whole = norms(samples_for_norms())
+    whole = norms(samples_for_norms()) | balanced(samples_for_norms())
     for rank in range(2):
         for name, found in torch.load(tmp_path / f"{rank}.pt").items():
             expected = whole[name][rank::2] if name.endswith(("output", "gradient")) else whole[name]

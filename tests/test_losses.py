@@ -162,8 +162,5 @@ def test_resolutions_that_do_not_fit_are_refused(options, message):
 
 def test_signals_that_do_not_fit_are_refused():
     loss = SpectralLoss(n_ffts=(64,), hop_lengths=None, window_lengths=None)
-    with pytest.raises(ValueError, match=r"n_ffts \(64,\) need signals of at least 33 samples, got 32"):
-        loss(torch.zeros(1, 1, 32), torch.zeros(1, 1, 32))
-    assert loss(torch.zeros(1, 1, 33), torch.zeros(1, 1, 33)).item() == 0
     with pytest.raises(ValueError, match=r"one shape, got \(1, 64\) and \(1, 64\)"):
         loss(torch.zeros(1, 64), torch.zeros(1, 64))

@@ -18,6 +18,7 @@ from .tiny_models import Images, tiny_autoencoder
 WEIGHTS = {
     "autoencoder": "diffusion_pytorch_model.safetensors",
     "adversarial": "diffusion_pytorch_model.safetensors",
+    "codec": "diffusion_pytorch_model.safetensors",
     "prior": "model.safetensors",
 }
 
@@ -129,7 +130,7 @@ def test_a_truncated_checkpoint_is_skipped_and_a_lonely_one_refused(kind, tmp_pa
         resume_runs.run(kind, str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "adversarial"])
+@pytest.mark.parametrize("kind", ["adversarial", "codec"])
 def test_two_processes_train_as_one_does(kind, tmp_path):
     port = free_port()
     processes = [start(resume_runs.run_as_rank, rank, port, kind, str(tmp_path / "two")) for rank in range(2)]
@@ -139,13 +140,12 @@ def test_two_processes_train_as_one_does(kind, tmp_path):
         assert process.exitcode == 0
     two = json.loads((tmp_path / "two" / "report.json").read_text())
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
-    networks = [WEIGHTS[kind], *([f"discriminator/{WEIGHTS[kind]}"] if kind == "adversarial" else [])]
-    for network in networks:
+    for network in (WEIGHTS[kind], f"discriminator/{WEIGHTS[kind]}"):
         expected, actual = (load_file(tmp_path / name / network) for name in ("one", "two"))
         for name in expected:
             torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)
     for entry, other in zip(figures(one), figures(two), strict=True):
-        for name in (name for name in entry if "loss" in name or name == "adaptive_weight"):
+        for name in (name for name in entry if "loss" in name or "weight" in name):
             assert other[name] == pytest.approx(entry[name], rel=1e-4, abs=1e-5), name
 
 

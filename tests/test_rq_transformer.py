@@ -24,8 +24,9 @@ VARIANTS = {
     "prompts": {"prompt_vocab_size": 7, "prompt_length": 4},
     "vectors of each level": {"shared_code_vectors": False, "depth_inputs": "vectors", "shared_head": False},
     "embeddings": {"spatial_inputs": "embeddings", "depth_inputs": "embeddings", "shared_embeddings": False},
-    "both": {"num_classes": 3, "spatial_inputs": "embeddings", "activation": "quick_gelu", "attention_bias": False},
-}
+    "both": {"num_classes": 3, "num_speakers": 2, "speaker_dropout_prob": 0.2, "spatial_inputs": "embeddings",
+             "activation": "quick_gelu", "attention_bias": False},
+}  # fmt: skip
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -47,8 +48,9 @@ def make_prior(variant="classes", filled=True, **changes) -> RQTransformer:
 def condition(prior, batch_size):
     if prior.config.prompt_vocab_size:
         return {"prompt_ids": torch.arange(3 * batch_size).view(batch_size, 3) % 7}
-    classes = prior.config.num_class_embeddings
-    return {"class_labels": torch.arange(batch_size) % classes} if classes else {}
+    config, rows = prior.config, torch.arange(batch_size)
+    classes = {"class_labels": rows % config.num_class_embeddings} if config.num_classes else {}
+    return classes | ({"speaker_labels": rows % config.num_speaker_embeddings} if config.num_speakers else {})
 
 
 # What it reads
@@ -433,7 +435,7 @@ def test_a_prior_without_its_code_vectors_says_so_until_it_has_them():
         ("prompt_loss_weight .* got 1.0", {"prompt_loss_weight": 1.0}),
         ("go together", {"prompt_length": 3}),
         ("not both", {"prompt_length": 3, "prompt_vocab_size": 5, "num_classes": 2}),
-        (r"code_shape must be \(levels, height, width\)", {"code_shape": (8, 8)}),
+        ("code_shape must be the levels and grid_dims=3 - 1 sizes", {"code_shape": (4, 8), "grid_dims": 3}),
         ("code_shape must have num_levels=4", {"code_shape": (3, 8, 8)}),
         ("activation .* got 'relu'", {"activation": "relu"}),
     ],

@@ -58,6 +58,10 @@ def test_a_frozen_codebook_starts_at_the_clusters_of_the_latents(width):
         assert not quantizer.initialized
         torch.manual_seed(2)
         assert quantizer.initialize(rows)
+        if config:
+            factors = quantizer.embedding.weight, quantizer.code_transform.weight
+            codes, matrix = (factor.T @ factor / factor.square().sum() for factor in factors)
+            torch.testing.assert_close(codes, matrix, atol=1e-4, rtol=0)  # each has half of the spread
         errors.append((quantizer.eval()(rows).latents - rows).square().mean() / rows.var())
         quantizer.reset()
         assert not quantizer.initialized

@@ -58,7 +58,9 @@ def test_the_encoder_gets_a_gradient_from_the_first_step(family, quantizer_type)
     width = {"latent_channels" if family == "VQModel" else "codebook_dim": 4}
     choice = {"quantizer_type": quantizer_type, "quantizer_config": config, name: size}
     model = AUTOENCODERS[family](**{**SMALL[family], **choice, **width}).train()
-    model(pictures(4, model.in_channels, 16, 16)).reconstruction_loss.backward()
+    sample = pictures(4, model.in_channels, 16, 16)
+    sample = sample if model.space_dims == 2 else sample.flatten(2)
+    model(sample).reconstruction_loss.backward()
     coding = [
         item for item in model.named_parameters() if not (model.only_decodes(item[0]) or item[0].startswith("quant"))
     ]

@@ -21,6 +21,7 @@ from hf_vq import CodeVocabulary, add_code_tokens, flatten_codes, unflatten_code
 from hf_vq.data.images import load_images
 
 from .conftest import no_complaints
+from .test_transformer_prior import make_codes as codes_and_conditions
 from .test_transformer_prior import make_prior
 
 SHAPES = {  # code_shape, codebook_size, num_levels
@@ -75,9 +76,11 @@ def test_flattened_codes_are_in_the_order_of_the_page_and_come_back(name, order)
 
 def test_what_generate_gives_of_a_transformer_prior_becomes_codes():
     prior = make_prior("residual")
-    tokens = prior.generate(prior.make_prompt(class_labels=[0, 1, 2]), do_sample=False)
-    codes = unflatten_codes(tokens[:, 1:], prior.config.code_shape, num_levels=3)
-    assert torch.equal(codes, prior.sample(class_labels=[0, 1, 2], temperature=0))
+    given = codes_and_conditions(prior)[1]
+    prompt = prior.make_prompt(**given)
+    tokens = prior.generate(prompt, do_sample=False)
+    codes = unflatten_codes(tokens[:, prompt.shape[1] :], prior.config.code_shape, num_levels=3)
+    assert torch.equal(codes, prior.sample(**given, temperature=0))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 SIZES = {"codebook_size": 11, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48}
 CLASSES = {"num_classes": 3, "class_dropout_prob": 0.1}
 TEXT = {"num_text_tokens": 7, "prompt_length": 4}
+SPEAKERS = {"num_speakers": 3, "speaker_dropout_prob": 0.2}
 LLAMA, DELAYED = (TransformerPrior, TransformerPriorConfig), (DelayedTransformerPrior, DelayedTransformerPriorConfig)
 VARIANTS = {
     "sound": (*LLAMA, {"code_shape": (9,)}),
@@ -39,9 +40,10 @@ VARIANTS = {
     "text": (*LLAMA, {"code_shape": (3, 4), **TEXT, "prompt_dropout_prob": 0.2, "rope_parameters": {
         "rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}}),
     "class and text": (*LLAMA, {"code_shape": (3, 4), **CLASSES, **TEXT, "prompt_dropout_prob": 0.2}),
-    "residual": (*LLAMA, {"code_shape": (3, 2, 2), "num_levels": 3, **CLASSES}),
+    "residual": (*LLAMA, {"code_shape": (3, 2, 2), "num_levels": 3, **CLASSES, **SPEAKERS}),
     "delayed": (*DELAYED, {"code_shape": (3, 4), "num_levels": 3, **CLASSES}),
-    "delayed with text": (*DELAYED, {"code_shape": (2, 2, 3), "num_levels": 2, **TEXT, "prompt_dropout_prob": 0.2}),
+    "delayed with text": (*DELAYED, {"code_shape": (2, 2, 3), "num_levels": 2, **TEXT, "prompt_dropout_prob": 0.2,
+        **SPEAKERS}),
     "llamagen": (LlamaGenPrior, LlamaGenPriorConfig, {"code_shape": (3, 4), **CLASSES, "num_key_value_heads": 2}),
 }  # fmt: skip
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -67,6 +69,8 @@ def make_codes(prior, batch_size=3):
         conditions["class_labels"] = torch.tensor([null, 0, 1, 2])[:batch_size]
     if getattr(config, "num_text_tokens", 0):
         conditions["prompt_ids"] = torch.randint(-1, config.num_text_tokens, (batch_size, 4), generator=generator)
+    if getattr(config, "num_speakers", 0):
+        conditions["speaker_labels"] = torch.tensor([3, 0, 1, 2])[:batch_size]
     return codes, conditions
 
 
@@ -236,7 +240,8 @@ def test_layers_are_the_units_of_sharding(variant):
 def test_probabilities_of_all_grids_sum_to_one(variant):
     prior = make_prior(variant, codebook_size=3, code_shape=(2, 2), num_levels=2, grid_dims=2)
     grids = torch.cartesian_prod(*[torch.arange(3)] * 4).view(-1, 2, 2)
-    log_prob = prior.log_prob(grids, class_labels=torch.ones(81, dtype=torch.int64))
+    ones = torch.ones(81, dtype=torch.int64)
+    log_prob = prior.log_prob(grids, class_labels=ones, **({"speaker_labels": ones} if variant == "residual" else {}))
     torch.testing.assert_close(log_prob.exp().sum(), torch.tensor(1.0))
 
 

@@ -3,6 +3,9 @@
 from typing import Any
 
 from hf_vq.autoencoders import pretrained
+from hf_vq.autoencoders.audio.codec import AudioCodec
+from hf_vq.autoencoders.audio.spectral_codec import SpectralCodec
+from hf_vq.autoencoders.audio.streaming import SignalCache, StreamingDetokenizer, StreamingTokenizer
 from hf_vq.autoencoders.base import AutoencoderMixin
 from hf_vq.autoencoders.images.dvae import DVAE
 from hf_vq.autoencoders.images.magvit2 import MAGVIT2Model
@@ -18,6 +21,7 @@ FACES = tuple(f"{name}{suffix}" for name in AUTOENCODERS for suffix in ("Config"
 
 __all__ = [
     *FACES,
+    "AudioCodec",
     "AUTOENCODERS",
     "AutoencoderMixin",
     "AutoencoderOutput",
@@ -26,6 +30,10 @@ __all__ = [
     "MAGVIT2Model",
     "ReconstructionOutput",
     "RQVAE",
+    "SignalCache",
+    "SpectralCodec",
+    "StreamingDetokenizer",
+    "StreamingTokenizer",
     "TokenizerOutput",
     "ViTVQModel",
     "VQModel",

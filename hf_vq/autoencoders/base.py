@@ -1,7 +1,7 @@
 """What every autoencoder answers: sample <-> codes, and a loss that trains."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
     """
 
     registry_kind = "autoencoder"
-    inference_verbs = ("tokenize", "detokenize", "reconstruction_log_prob")
+    inference_verbs: ClassVar[tuple[str, ...]] = ("tokenize", "detokenize", "reconstruction_log_prob")
     quantizer: Any  # of one with a single grid
     encode: Callable
     decode: Callable

@@ -49,7 +49,7 @@ def _check_output(autoencoder_class: Any) -> None:
 
 
 def _missing(autoencoder_class: Any, mixin: type) -> list[str]:
-    hierarchical = autoencoder_class.hierarchical
+    hierarchical = autoencoder_class.hierarchical is True  # of some it is a property
     factor = "downsample_factors" if hierarchical else "downsample_factor"
     needed = {"encode": "encode(sample)", "decode": "decode(latents)", factor: f"the property {factor}"}
     if hierarchical:

@@ -207,7 +207,9 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         they come.
         """
         if self._processor is None and self.modality is not None:
-            return MODALITIES[self.modality].processor(channels=self.in_channels)
+            modality = MODALITIES[self.modality]
+            shared = {name: self.config[name] for name in modality.shared_options if name in self.config}
+            return modality.processor(channels=self.in_channels, **shared)
         return self._processor
 
     @processor.setter
@@ -215,6 +217,10 @@ class SavedFolder(CheckedWeights, SingleFileMixin, PushMixin, ModelHost):
         channels = getattr(processor, "channels", None)
         if channels is not None and channels != self.in_channels:
             raise ValueError(f"processor has channels={channels}, but the model takes in_channels={self.in_channels}")
+        for name in MODALITIES[self.modality].shared_options if self.modality in MODALITIES else ():
+            theirs, own = getattr(processor, name, None), self.config.get(name)
+            if None not in (theirs, own) and theirs != own:
+                raise ValueError(f"processor has {name}={theirs}, but the model has {name}={own}")
         self._processor = processor
 
     def load_processor(self, path_or_repo: str | Path, **kwargs: Any) -> None:

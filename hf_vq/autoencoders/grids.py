@@ -238,7 +238,7 @@ class Geometry(ModelHost):
         whole = not lengths.is_floating_point() and not lengths.is_complex() and lengths.dtype != torch.bool
         if not whole or numbers.ndim != 2 or len(numbers) != batch or numbers.shape[1] not in (1, dims):
             raise ValueError(f"{wanted}; got {reprlib.repr(length)}, {lengths.dtype} of shape {tuple(lengths.shape)}")
-        sides = [cells * stride for cells, stride in zip(coarsest.shape[-dims:], self.grid_strides[0], strict=True)]
+        sides = self.decoded_space(coarsest.shape[-dims:])
         for ends, side in zip(numbers.unbind(1), sides, strict=False):
             for end in ends.tolist():
                 if not 1 <= end <= side:
@@ -246,6 +246,10 @@ class Geometry(ModelHost):
                         f"length must be at least 1 and at most {side}, what the codes decode to; got {end}"
                     )
         return numbers.long()
+
+    def decoded_space(self, grid: Sequence[int]) -> list[int]:
+        """Sides of the samples that a coarsest grid of these sides decodes to."""
+        return [cells * stride for cells, stride in zip(grid, self.grid_strides[0], strict=True)]
 
     def cut_to_length(self, sample: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """A decoded batch up to its longest sample, with 0 where a shorter one has ended.

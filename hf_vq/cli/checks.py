@@ -314,10 +314,10 @@ def pick_device(name: str | None) -> torch.device:
         raise ValueError(f"device={name!r} cannot be used: {error}") from error
 
 
-def check_class_labels(labels: Iterable[int], num_classes: int) -> None:
-    """Raise a ValueError for the first class label out of range."""
+def check_labels(labels: Iterable[int], count: int, kind: str, plural: str) -> None:
+    """Raise a ValueError for the first label of a class, or of another kind, that is out of range."""
     for label in labels:
-        if num_classes == 0:
-            raise ValueError(f"class label {label}: the prior was trained without classes")
-        if not 0 <= label < num_classes:
-            raise ValueError(f"class label {label} is out of range: the prior has classes 0 to {num_classes - 1}")
+        if count == 0:
+            raise ValueError(f"{kind} label {label}: the prior was trained without {plural}")
+        if not 0 <= label < count:
+            raise ValueError(f"{kind} label {label} is out of range: the prior has {plural} 0 to {count - 1}")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from hf_vq.cli.checks import find_modality
-from hf_vq.data.padding import is_stream
+from hf_vq.data.padding import is_stream, padded_shape
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.modalities import MODALITIES, Modality
 
@@ -48,18 +48,31 @@ class DataOptions:
     model: Any = field(default=None, init=False)
     compared: bool = field(default=False, init=False)
 
-    def fit(self, modality: Modality, channels: int | None = None, model: Any = None) -> Self:
+    def fit(
+        self,
+        modality: Modality,
+        channels: int | None = None,
+        model: Any = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Self:
         """These options for data of a modality, completed by what a model takes.
 
         Args:
             modality: Modality.
             channels: of the model, None where they are not known.
             model: an autoencoder, if there is one; where data are unlike those of its processor, stderr tells it.
+            config: of a model that is to be built, as far as it is given.
 
         Raises:
             ValueError: options and model contradict each other.
         """
+        self._check_foreign(modality)
         options = modality.fit_options(self._loader_options(modality), channels, model and model.processor)
+        for name in modality.shared_options:
+            own = (config or {}).get(name) if model is None else model.config.get(name)
+            if own is not None and options[name] not in (None, own):
+                raise ValueError(f"{name}={options[name]!r}, but the model has {own!r}")
+            options[name] = options[name] if own is None else own
         fitted = dataclasses.replace(self, **options)
         fitted.modality, fitted.model = modality, model
         return fitted
@@ -102,7 +115,8 @@ class DataOptions:
             ValueError: some samples are in both.
         """
         train = self.load("train")
-        alike = self.fit(self.modality, train.sample_shape[0])  # a guess that one split allows holds for both
+        shared = {name: getattr(train, name) for name in self.modality.shared_options}
+        alike = self.fit(self.modality, train.sample_shape[0], config=shared)  # what one split is guessed by, both are
         try:
             validation = alike.load("validation")
         except MissingSplitError:
@@ -114,10 +128,10 @@ class DataOptions:
                 raise ValueError(f"train_split and validation_split are both {self.train_split!r}")
             return train, validation
         plural = self.modality.plural
-        shared = len(train) - len(train.without(validation))
-        if shared:
+        common = len(train) - len(train.without(validation))
+        if common:
             raise ValueError(
-                f"train_split={self.train_split!r} and validation_split={self.validation_split!r} have {shared:,} "
+                f"train_split={self.train_split!r} and validation_split={self.validation_split!r} have {common:,} "
                 f"{plural} in common: give both as rows of one split, such as train[:90%] and train[90%:]"
             )
         return train, validation
@@ -127,15 +141,30 @@ class DataOptions:
         return {"train": self.train_split, "validation": self.validation_split}.get(split, split)
 
     def _loader_options(self, modality):
+        return {entry.name: getattr(self, entry.name) for entry in self._fields_of(modality)}
+
+    def _fields_of(self, modality):
+        """The loader options of a modality that are among these."""
         parts = [modality.loader_options]
         if modality.training_options is not None and isinstance(self, modality.training_options):
             parts.append(modality.training_options)
-        return {entry.name: getattr(self, entry.name) for part in parts for entry in dataclasses.fields(part)}
+        return [entry for part in parts for entry in dataclasses.fields(part)]
+
+    def _check_foreign(self, modality):
+        """Raise a ValueError for an option that was given and that other modalities alone have."""
+        own = {entry.name for entry in self._fields_of(modality)}
+        for other in MODALITIES.values():
+            for entry in self._fields_of(other) if isinstance(self, other.loader_options) else ():
+                value = getattr(self, entry.name)
+                if entry.name not in own and value != entry.default:
+                    raise ValueError(
+                        f"{entry.name}={value!r} is for {other.plural}, and the model takes {modality.plural}"
+                    )
 
     def _compare(self, dataset):
         """Raise a ValueError for a shape that the model cannot take; say once where data are unlike its own."""
         if self.model is not None and not self.compared:
-            self.model.code_shape(dataset.sample_shape)
+            self.model.code_shape(padded_shape(self.model, dataset))
             if lines := self.model.processor.differences(dataset):
                 print(f"warning: {'; '.join(lines)}", file=sys.stderr)
             self.compared = True

@@ -1,5 +1,6 @@
 """`hf-vq evaluate`: a model and held-out data in, figures out."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from hf_vq.cli.grids import load_grid_of
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
 from hf_vq.cli.scoring import evaluate_samples, pick_metrics
+from hf_vq.data.padding import has_variable_length
 from hf_vq.data.sources import MissingSplitError
 from hf_vq.features import load_features
 from hf_vq.figures import plain_figures
 from hf_vq.hub.folders import EVALUATION
 from hf_vq.metrics.reconstruction import ReconstructionError
+from hf_vq.modalities import MODALITIES
 from hf_vq.ranges import Samples, Seed, Size
 from hf_vq.training.evaluation import evaluate_autoencoder, evaluate_prior
 from hf_vq.training.likelihood import FittedPixelLikelihood, OwnPixelLikelihood, evaluate_likelihood
@@ -27,6 +30,12 @@ from hf_vq.training.scores import BETWEEN_SETS, reconstruction_figures, reconstr
 from hf_vq.writing import write_text
 
 PRIOR_NAMES = ("prior", "top_prior", "middle_prior", "bottom_prior")  # components of pipelines, coarse to fine
+
+SIMILARITIES = "; ".join(
+    f"{', '.join(each.name for each in modality.similarities)} ({modality.plural})"
+    for modality in MODALITIES.values()
+    if modality.similarities
+)
 
 MANUAL = Manual(
     "evaluate",
@@ -54,9 +63,9 @@ class EvaluateOptions:
     metrics: list[str] | None = field(
         default=None,
         metadata={
-            "help": "of an autoencoder or a pipeline: ssim, ms_ssim; with --features feature_distance, lpips (of vgg "
-            "and alex), fid and kid, these two of new samples of a pipeline too; default: ssim, and with --features "
-            "all that need it"
+            "help": f"of an autoencoder or a pipeline: {SIMILARITIES}; with --features feature_distance, lpips (of "
+            "vgg and alex), fid and kid, these two of new samples of a pipeline too; default: those that cost little, "
+            "and with --features all that need it"
         },
     )
     features: str | None = field(
@@ -183,6 +192,11 @@ def _evaluate_on_data(folder, device, kind, options, data):
     has_own = getattr(autoencoder, "pixel_distribution", None) is not None
     if not priors and not has_own:
         return figures, protocol | facts
+    if has_variable_length(dataset):
+        sizes = " or ".join(entry.name for entry in dataclasses.fields(data.modality.size_options))
+        reason = f"{data.modality.plural} differ in length, give {sizes}; a prior alone is evaluated on --codes"
+        print(f"no bits per dimension: {reason}", file=sys.stderr)
+        return {**figures, "likelihood": {"skipped": reason}}, protocol | facts
     pixels, reason = _pixel_likelihood(autoencoder, has_own, dataset, options, data)
     given = list(priors.values()) or None
     codes, whole = evaluate_likelihood(autoencoder, given, dataset, pixels, options.batch_size)

@@ -27,6 +27,8 @@ class Manual:
         closing: last sentence, "" for none.
         words: explanations of options that take the place of their own.
         hidden: options that are left out, as `closing` says.
+        rest: option, of several values, of the words without a flag behind those of `positional`, or in the place of
+            one of them that has its flag.
     """
 
     verb: str
@@ -37,6 +39,7 @@ class Manual:
     closing: str = ""
     words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
+    rest: str | None = None
 
     def text(self, types: Iterable[type], aliases: Mapping[str, str]) -> str:
         """The help.
@@ -46,6 +49,7 @@ class Manual:
             aliases: options by their other names.
         """
         places = " ".join(f"[{name.upper()}]" for name in self.positional)
+        places += "" if self.rest is None else f" [{self.rest.upper()} ...]"
         sections = [f"usage: hf-vq {self.verb} {places} [options]", self.description]
         sections.append("example:\n" + textwrap.indent(self.example.strip(), "  "))
         named = [aliases.get(name, name) for name in re.findall(r"--(\w+)", self.example)]

@@ -19,6 +19,7 @@ from hf_vq.cli.manual import Manual
 from hf_vq.cli.reading import place_of, read_recipe, read_yaml
 from hf_vq.renaming import with_new_names
 
+REST = "words behind"
 RECIPES = (".yaml", ".yml")
 
 
@@ -117,7 +118,7 @@ def parse_options(
     flags = {*fields, "recipe", *aliases, *_combined(fields)}
     flags |= {f"no_{name}" for name in fields if fields[name].default is True}
     argv, entries = _split_mapping_entries(argv, mappings, flags, known_keys or {})
-    given = _placed(vars(parser.parse_args(argv)), manual.positional)
+    given = _placed(vars(parser.parse_intermixed_args(argv)), manual)
     read = functools.partial(_recipe_values, parser, fields, (aliases, renamed), mappings)
     recipe = given.pop("recipe", None)
     values = {**({} if recipe is None else read(recipe)), **given}
@@ -153,6 +154,8 @@ def _make_parser(types, manual, aliases):
         parser.add_argument(f"--{name}", choices=list(choices))
     for place in range(len(manual.positional) + 1):  # one for a recipe
         parser.add_argument(_place(place), nargs="?")
+    if manual.rest is not None:
+        parser.add_argument(REST, nargs="*")
     for action in parser._actions:
         action.required, action.default = False, argparse.SUPPRESS
         if action.type is string_to_bool:  # also of options that may be None
@@ -173,10 +176,16 @@ def _place(number):
     return f"word {number + 1}"
 
 
-def _placed(given, positional):
+def _placed(given, manual):
     """What a parser found, by name of the option: words without a flag, and names that stand for several options."""
+    positional, rest = manual.positional, manual.rest
     words = [given.pop(_place(number)) for number in range(len(positional) + 1) if _place(number) in given]
+    words += given.pop(REST, None) or []
     names = ["recipe", *positional] if words and str(words[0]).endswith(RECIPES) else positional
+    if rest is not None and rest not in given:
+        names = [name for name in names if name not in given]
+        words, behind = words[: len(names)], words[len(names) :]
+        given |= {rest: behind} if behind else {}
     for word in words[len(names) :]:
         raise ValueError(f"unrecognized word {word!r}: give it to one of the options, such as --{names[-1]}")
     for name, word in zip(names, words, strict=False):

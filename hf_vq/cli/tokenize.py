@@ -17,6 +17,7 @@ from hf_vq.cli.checks import (
 from hf_vq.cli.data_options import DataOptions, data_options
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import parse_options
+from hf_vq.data.padding import padded_shape
 from hf_vq.data.slices import is_slice
 from hf_vq.data.tokenizing import storage_dtype, tokenize_dataset
 from hf_vq.processes import join_processes
@@ -80,7 +81,7 @@ def run(options: TokenizeOptions, data: DataOptions) -> dict[str, int]:
         datasets = {"train": train} if validation is None else {"train": train, "validation": validation}
     needed = 0
     for dataset in datasets.values():
-        for grid, size in zip(model.code_shapes(dataset.sample_shape), model.codebook_sizes, strict=True):
+        for grid, size in zip(model.code_shapes(padded_shape(model, dataset)), model.codebook_sizes, strict=True):
             needed += len(dataset) * math.prod(grid) * storage_dtype(size).itemsize
     check_disk_space(options.output, needed, "tokenizing")
     join_processes()

@@ -36,7 +36,7 @@ from hf_vq.cli.data_options import data_options, sizes_of_samples
 from hf_vq.cli.manual import Manual
 from hf_vq.cli.options import Keys, as_mapping, check_names, nearest, parse_options
 from hf_vq.cli.resuming import RESUME, continued, own_checkpoint, tell_changes, write_recipe
-from hf_vq.data.padding import collator_for, is_stream, padding_of
+from hf_vq.data.padding import collator_for, is_stream, padded_shape, padding_of
 from hf_vq.figures import figure_text
 from hf_vq.grids import as_grids
 from hf_vq.hub import PROCESSOR
@@ -46,8 +46,14 @@ from hf_vq.training.arguments import check_stopping_data
 from hf_vq.training.autoencoder import AutoencoderTrainingArguments, make_task, train_autoencoder
 from hf_vq.training.callbacks import Announcement
 from hf_vq.training.checkpoints import TRAINER_STATE, advising
-from hf_vq.training.evaluation import usage_metric
-from hf_vq.training.pictures import SHOWN, draw_reconstructions, first_batch, save_loss_curve, save_usage_histogram
+from hf_vq.training.evaluation import batches, usage_metric
+from hf_vq.training.pictures import (
+    draw_reconstructions,
+    first_batch,
+    save_loss_curve,
+    save_usage_histogram,
+    shown_files,
+)
 from hf_vq.training.pushing import push_result
 from hf_vq.training.reading import check_readable
 from hf_vq.training.resuming import config_of_then
@@ -148,18 +154,18 @@ def prepare(
         initial.check_freezable()
     config = check_model_config(options) if initial is None else dict(initial.config)
     modality: Any = find_modality(options.model if initial is None else type(initial).__name__)
-    data = data.fit(modality, config.get("in_channels"), initial)
+    data = data.fit(modality, config.get("in_channels"), initial, config)
     train, validation = data.load_train_and_validation()
     check_readable(train, args)
     check_stopping_data(args, validation)
     if options.resume and initial is None:
         config = with_options_of_then(
-            options.model, config, train.sample_shape, Path(str(args.resume_from_checkpoint))
+            options.model, config, told_by(train, modality), Path(str(args.resume_from_checkpoint))
         )
     transformers.set_seed(args.seed)
-    model = initial or build_model(options.model, config, train.sample_shape)
+    model = initial or build_model(options.model, config, told_by(train, modality))
     model.processor = modality.processor.from_dataset(train)
-    model.code_shapes(train.sample_shape)
+    model.code_shapes(padded_shape(model, train))
     first = collator_for(model, train)([next(iter(train))])
     with torch.no_grad(), in_eval_mode(model):  # what a forward refuses is refused now
         model(first["sample"], **padding_of(first))
@@ -182,11 +188,11 @@ def train_and_show(
 ) -> dict[str, Any] | None:
     """Write all that a training writes; return the report."""
     folder = start_output_folder(
-        args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *(f"{name}{modality.suffix}" for name in SHOWN)]
+        args.output_dir, overwrite=options.overwrite, stale=[*OUTPUTS, *shown_files(modality)]
     )
     if not options.resume and is_main_process():
         write_recipe(folder, given)
-    codes = describe_codes(model.code_shapes(train.sample_shape), model.codebook_sizes)
+    codes = describe_codes(model.code_shapes(padded_shape(model, train)), model.codebook_sizes)
     number = "a stream of" if is_stream(train) else f"{len(train):,}"
     words = (
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters): {number} "
@@ -239,20 +245,23 @@ def check_model_config(options: ModelOptions) -> dict[str, Any]:
     return config
 
 
-def build_model(name: str, config: dict[str, Any], sample_shape: tuple[int, ...]) -> Any:
-    """Build an autoencoder for samples of this shape; the data says how many channels there are."""
+def told_by(dataset: Any, modality: Any) -> dict[str, Any]:
+    """What data say of the arguments of an autoencoder for them."""
+    shared = {name: getattr(dataset, name) for name in modality.shared_options}
+    return dict.fromkeys(("in_channels", "out_channels"), dataset.sample_shape[0]) | shared
+
+
+def build_model(name: str, config: dict[str, Any], told: dict[str, Any]) -> Any:
+    """Build an autoencoder; of what the config leaves open the data say their part, see `told_by`."""
     model_class = AUTOENCODERS[name]
-    parameters = inspect.signature(model_class.__init__).parameters
-    channels = {key: sample_shape[0] for key in ("in_channels", "out_channels") if key in parameters}
+    known = {key: value for key, value in told.items() if key in arguments_of(model_class)}
     try:
-        return model_class(**{**channels, **config})
+        return model_class(**{**known, **config})
     except TypeError as error:
         raise ValueError(f"model_config does not fit {name}: {error}") from error
 
 
-def with_options_of_then(
-    name: str, config: dict[str, Any], sample_shape: tuple[int, ...], checkpoint: Path
-) -> dict[str, Any]:
+def with_options_of_then(name: str, config: dict[str, Any], told: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     """The config by which a run began that is resumed, where a default of the quantizer's options has changed since.
 
     A checkpoint of a version that recorded no config tells it by its tensors.
@@ -268,7 +277,7 @@ def with_options_of_then(
         return config
     with safe_open(weights, framework="pt") as file:
         stored = set(file.keys())
-    is_earlier = build_model(name, earlier, sample_shape).state_dict().keys() == stored
+    is_earlier = build_model(name, earlier, told).state_dict().keys() == stored
     return earlier if is_earlier else config
 
 
@@ -292,12 +301,14 @@ def save_pictures(model: Any, modality: Any, dataset: Any, report: dict[str, Any
     """Write reconstructions and code maps, codebook_usage.png and loss_curve.png."""
     model.eval()
     device = next(model.parameters()).device
-    with optional(" and ".join(f"{name}{modality.suffix}" for name in SHOWN)):
+    with optional(" and ".join(shown_files(modality))):
         draw_reconstructions(model, modality, first_batch(dataset, collator_for(model, dataset), 16), folder)
     with optional("codebook_usage.png"):
         usage = usage_metric(model).to(device)
-        for batch in torch.utils.data.DataLoader(dataset, 64):
-            usage.update(as_grids(model.tokenize(batch["sample"].to(device))))
+        for batch in batches(dataset, 64, device, collator_for(model, dataset)):
+            padding = padding_of(batch)
+            masks = model.without_padding(batch["sample"], **padding)[1] if padding else None
+            usage.update(as_grids(model.tokenize(batch["sample"], **padding)), masks)
         size = sum(model.codebook_sizes) * model.num_levels
         save_usage_histogram(folder / "codebook_usage.png", usage.compute().counts.cpu(), size)
     with optional("loss_curve.png"):

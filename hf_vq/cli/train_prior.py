@@ -40,7 +40,7 @@ from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
 from hf_vq.figures import figure_text
 from hf_vq.modalities import MODALITIES
-from hf_vq.pipelines.base import CodesPipeline
+from hf_vq.pipelines.base import CodesPipeline, pipeline_of
 from hf_vq.quiet import without_bars
 from hf_vq.ranges import Count
 from hf_vq.registry import PRIORS, modality_of
@@ -372,7 +372,7 @@ def make_pipeline(
     priors = [*coarser, prior]
     names = class_names if any(each.config.num_classes for each in priors) else None
     if not coarser:
-        return hf_vq.VQPipeline(autoencoder, prior, names)
+        return (pipeline_of(autoencoder.modality) or hf_vq.VQPipeline)(autoencoder, prior, names)
     top, *middle, bottom = priors
     return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, middle[0] if middle else None, names)
 
@@ -404,7 +404,7 @@ def copy_whole(path: Path, target: Path) -> None:
 
 
 def save_samples(pipeline: Any, num: int, seed: int, folder: Path, bar: bool) -> list[Path]:
-    """Draw samples of all classes in turn, and write them as their modality does; return the file.
+    """Draw samples of all classes and speakers in turn, and write them as their modality does; return the file.
 
     Args:
         pipeline: its prior is where it samples.
@@ -414,13 +414,14 @@ def save_samples(pipeline: Any, num: int, seed: int, folder: Path, bar: bool) ->
         bar: whether a progress bar is shown.
     """
     modality = find_modality(type(pipeline.autoencoder).__name__)
-    classes = len(pipeline.config.class_names or ())
+    classes, speakers = len(pipeline.config.class_names or ()), pipeline.num_speakers
     conditions = {"class_labels": sorted(index % classes for index in range(num))} if classes else {}
+    conditions |= {"speaker_labels": [index % speakers for index in range(num)]} if speakers else {}
     device = next(part.device for name, part in pipeline.components.items() if name.endswith("prior"))
     pipeline.set_progress_bar_config(disable=not bar)
     samples = draw(pipeline.to(device), conditions, num, 64, torch.Generator().manual_seed(seed))
     file = folder / f"samples{modality.suffix}"
-    modality.save_samples(file, samples, columns=8)
+    modality.save_samples(file, samples, columns=8, **modality.file_options(pipeline.autoencoder.processor))
     return [file]
 
 

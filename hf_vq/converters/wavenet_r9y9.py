@@ -2,11 +2,10 @@
 
 import re
 
-import torch
-
 from hf_vq.converters.base import Plan, Source, add_format
 from hf_vq.converters.shapes import check_agrees, count, shape_of
 from hf_vq.converters.sources import read_config
+from hf_vq.converters.weight_norm import DIRECTIONS, folded, weight_kind
 from hf_vq.priors import MixtureWaveNet, MixtureWaveNetConfig, WaveNet, WaveNetConfig
 
 ORIGIN = "https://github.com/r9y9/wavenet_vocoder"
@@ -18,8 +17,6 @@ LAYER = {
     "skip": "conv1x1_skip",
 }
 HEAD = {"hidden": "last_conv_layers.1", "output": "last_conv_layers.3"}
-WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original1")
-MAGNITUDES = {"weight_v": "weight_g", WEIGHTS[2]: "parametrizations.weight.original0"}
 ACTIVATIONS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 QUANTIZED, SCALAR = ("mulaw-quantize",), ("raw", "mulaw")  # values of input_type
 
@@ -83,13 +80,13 @@ def plan_wavenet(source: Source) -> Plan:
         config = WaveNetConfig(codebook_size=out_channels, start_code=silence, **arguments)
 
     def weight(name, take):
-        return _weight(name, lambda stem: _folded(tensors, take, stem), take)
+        return _weight(name, lambda stem: folded(tensors, take, stem), take, _smoothing(tensors))
 
     unused = f"conv_layers.{layers - 1}.conv1x1_out."  # the last residual sum goes nowhere
     return Plan(lambda: (MixtureWaveNet if scalar else WaveNet)(config), weight, (unused,))
 
 
-def _weight(name, folded, take):
+def _weight(name, folded, take, smoothing_stems):
     """The tensor of a name in our state dict."""
     if name == "embedding.weight":  # their first layer reads one-hot vectors
         return folded("first_conv")[:, :, 0].T + take("first_conv.bias")
@@ -101,7 +98,7 @@ def _weight(name, folded, take):
     if layer:
         theirs = f"conv_layers.{layer[1]}.{LAYER[layer[2]]}"
     elif smoothing:
-        return folded(int(smoothing[1]))
+        return folded(smoothing_stems[int(smoothing[1])])
     elif stem == "upsampler.input_conv":
         theirs = "upsample_net.conv_in"
     else:
@@ -109,31 +106,13 @@ def _weight(name, folded, take):
     return folded(theirs) if kind == "weight" else take(f"{theirs}.{kind}")
 
 
-def _folded(tensors, take, stem):
-    """A weight, its norm multiplied in where it is kept apart (https://arxiv.org/abs/1602.07868, eq. 2)."""
-    if isinstance(stem, int):
-        stem = _smoothing(tensors)[stem]
-    kind = _weight_kind(tensors, stem)
-    direction = take(f"{stem}.{kind}")
-    if kind == "weight":
-        return direction
-    magnitude, direction = take(f"{stem}.{MAGNITUDES[kind]}").double(), direction.double()
-    norm = direction.flatten(1).norm(dim=1).view(-1, *[1] * (direction.ndim - 1))
-    return (direction * (magnitude / norm)).to(torch.float32)
-
-
-def _weight_kind(tensors, stem):
-    """How a weight is stored: as it is, or as direction and magnitude in the old or new way of torch."""
-    return next((kind for kind in WEIGHTS if f"{stem}.{kind}" in tensors), "weight")
-
-
 def _shape(tensors, stem):
-    return shape_of(tensors, f"{stem}.{_weight_kind(tensors, stem)}", 3)
+    return shape_of(tensors, f"{stem}.{weight_kind(tensors, stem)}", 3)
 
 
 def _width(tensors, stem):
     """Channels that a condition's layer reads; 0 where there is none."""
-    return _shape(tensors, stem)[1] if any(f"{stem}.{kind}" in tensors for kind in WEIGHTS) else 0
+    return _shape(tensors, stem)[1] if any(f"{stem}.{kind}" in tensors for kind in DIRECTIONS) else 0
 
 
 def _hparams(source):
@@ -181,7 +160,7 @@ def _upsampling(source, told, local):
         return {}
     if not local:
         raise ValueError(f"{stems[0]} upsamples local features, but conv_layers.0 has no conv1x1c")
-    shapes = [shape_of(tensors, f"{stem}.{_weight_kind(tensors, stem)}", 4) for stem in stems]
+    shapes = [shape_of(tensors, f"{stem}.{weight_kind(tensors, stem)}", 4) for stem in stems]
     params = told.get("upsample_params") or {}
     scales = [shape[3] // 2 for shape in shapes]
     check_agrees(params, "upsample_params.", upsample_scales=scales, freq_axis_kernel_size=shapes[0][2])

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-IMAGE_NAMES = ("image", "img")
+from hf_vq.data.kinds import FileKind
+
 LABEL_NAMES = ("label", "labels", "class_labels", "class", "cls")  # cls: of WebDataset
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "prompt")  # txt: of WebDataset
 KINDS = (("bool", "bool"), ("integer", "int"), ("integer", "uint"), ("float", "float"))
@@ -56,19 +57,22 @@ def pick_column(
     return next(iter(found or usual), None)
 
 
-def image_column(features: Any, asked: str | None, source: str) -> str:
-    """Name of the column of the images; bytes, and bytes beside a path, count as images where the name says so."""
+def sample_column(features: Any, kind: FileKind, asked: str | None, source: str) -> str:
+    """Name of the column of the samples; bytes, and bytes beside a path, count as samples where the name says so."""
     import datasets
+
+    feature_class = getattr(datasets, kind.feature)
 
     def encoded(feature):
         within = feature if isinstance(feature, dict) else {"bytes": feature}
         return {"binary", "large_binary"} & {getattr(within.get("bytes"), "dtype", None)}
 
+    argument = f"{kind.name}_column"
     found = pick_column(
-        features, lambda one: isinstance(one, datasets.Image), asked, "image_column", source, IMAGE_NAMES, encoded
+        features, lambda one: isinstance(one, feature_class), asked, argument, source, kind.columns, encoded
     )
     if found is None:
-        raise ValueError(f"{source} has no image column, only {', '.join(features)}: give image_column")
+        raise ValueError(f"{source} has no {kind.name} column, only {', '.join(features)}: give {argument}")
     return found
 
 

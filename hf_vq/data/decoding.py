@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image, ImageOps
 
+from hf_vq.data.kinds import FileKind
 from hf_vq.data.pixels import NARROW, PixelRules, lay_on
 from hf_vq.data.resizing import as_sides, fill_colour, pick_rule, resized
 
@@ -39,6 +40,18 @@ def is_picture(path: Path) -> bool:
             return True
     except Exception:  # image plugins raise all kinds
         return False
+
+
+PICTURES = FileKind(
+    name="image",
+    plural="images",
+    one="an image",
+    feature="Image",
+    columns=("image", "img"),
+    is_one=is_picture,
+    open=Image.open,
+    unknown="cannot identify image file",
+)
 
 
 def read_header(image: Image.Image) -> Header:

@@ -6,26 +6,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
-from hf_vq.data.decoding import check_complete, is_deep, is_lossless, read_header
-from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
+from hf_vq.data.decoding import PICTURES, check_complete, is_deep, is_lossless, read_header
+from hf_vq.data.image_reader import ImageReader, draw
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
-from hf_vq.data.sources import ImageSource
-from hf_vq.quiet import is_quiet
+from hf_vq.data.sample_dataset import CACHE_BYTES, SampleDataset
+from hf_vq.data.sources import SampleSource
 from hf_vq.ranges import Count, Side, Width
 
-CACHE_BYTES = 512 * 2**20
 
-
-class ImageDataset(Dataset):
+class ImageDataset(SampleDataset):
     """Images as samples in [-1, 1].
 
     An item has `sample` (channels, height, width), `class_labels` () where the images have labels, and `caption`, a
     str, where they have captions. Images are decoded when asked for, or once if all of them fit `cache_bytes`. See
-    `load_images` for the arguments.
+    `load_images` for the arguments, and `SampleDataset` for more attributes.
 
     Attributes:
         sample_shape: (channels, height, width).
@@ -33,19 +29,12 @@ class ImageDataset(Dataset):
         num_values: how many values a pixel can have: 256, or what the source has.
         image_size: (height, width) that images are resized to, None where they are not.
         resize: how, see `load_images`.
-        num_classes: 0 without labels.
-        class_names: list of str, None without classes; those of the training split also where this one has no labels.
-        labels: (len,) int64 tensor, None without labels.
-        captions: list of str, None without captions.
         random_crop, random_flip: what `draw` does.
-        skipped: one line per bad image that was left out, with the reason.
     """
-
-    skipped: list[str]
 
     def __init__(
         self,
-        source: ImageSource,
+        source: SampleSource,
         *,
         image_size: Side | tuple[Side, Side] | None = None,
         resize: str | None = None,
@@ -56,12 +45,10 @@ class ImageDataset(Dataset):
         random_crop: bool = False,
         random_flip: bool = False,
     ):
-        if len(source.names) == 0:
-            raise ValueError("the data set has no images")
+        super().__init__(source, PICTURES, skip_bad)
         self.image_size = as_sides(image_size)
         self.resize = pick_rule(resize, self.image_size)
         self.random_crop, self.random_flip = random_crop, random_flip
-        self.skip_bad, self.skipped = skip_bad, []
         rules = rules or PixelRules()
         self.rules = PixelRules(
             rules.value_range, rules.background, source.white if rules.value_range is None else 255
@@ -79,20 +66,14 @@ class ImageDataset(Dataset):
         self.num_values = self.rules.white + 1
         self.cache = None
         if len(self.source.names) * math.prod(self.sample_shape) <= cache_bytes:
-            self.source, decoded = self._each(self.source, self._decode, "decoding images")
+            self.source, decoded = self.read_each(self.source, self._decode, "decoding images")
             self.cache = torch.stack(decoded)
         elif source.files or skip_bad:
-            self.source, _ = self._each(self.source, self._check, "checking images")
+            self.source, _ = self.read_each(self.source, self._check, "checking images")
         if self.cache is not None or source.files:
             self.reader.warn_of_alpha(f"{len(self.reader.with_alpha):,} of {len(self):,} images have")
         self.reader.tells_alpha = self.cache is None and not source.files  # rows that are not read yet
-        labels = self.source.labels
-        self.labels = None if labels is None else torch.from_numpy(labels)
-        self.class_names, self.captions = self.source.class_names, self.source.captions
-        self.num_classes = 0 if labels is None else len(self.class_names or ())
-
-    def __len__(self):
-        return len(self.source.names)
+        self.take_facts()
 
     def __getitem__(self, index):
         return self._item(index, self._decode(index) if self.cache is None else self.cache[index])
@@ -109,17 +90,7 @@ class ImageDataset(Dataset):
         return self._item(index, pixels.flip(-1) if flips else pixels)
 
     def _item(self, index, pixels):
-        item = {"sample": self.reader.to_sample(pixels)}
-        if self.labels is not None:
-            item["class_labels"] = self.labels[index]
-        if self.captions is not None:
-            item["caption"] = self.captions[index]
-        return item
-
-    def without(self, other: "ImageDataset") -> np.ndarray:
-        """Rows of this data set, int64, whose image is not in another data set of the same source."""
-        taken = set(other.source.names)
-        return np.array([row for row, name in enumerate(self.source.names) if name not in taken], dtype=np.int64)
+        return self.with_facts(index, self.reader.to_sample(pixels))
 
     def pixel_changes(self) -> list[str]:
         """What keeps these pixels from being those of the original images: one line a cause, none where they are.
@@ -159,24 +130,6 @@ class ImageDataset(Dataset):
                 return
         self._decode(index)
 
-    def _each(self, source, read, title):
-        """Call `read(index)` for all images; return the source without those that fail, and the results."""
-        kept, results = [], []
-        for index in tqdm(range(len(source.names)), title, leave=False, disable=is_quiet() or None):
-            try:
-                results.append(read(index))
-                kept.append(index)
-            except MismatchError:
-                raise
-            except Exception as error:
-                problem = bad_image(source.names[index], error)
-                if not self.skip_bad:
-                    raise ValueError(f"{problem} (skip_bad leaves bad images out)") from error
-                self.skipped.append(str(problem))
-        if not kept:
-            raise ValueError(f"no image can be read: {self.skipped[0]}")
-        return (source if len(kept) == len(source.names) else source.select(kept)), results
-
     def _read_headers(self, source):
         """Headers of all image files; of Parquet rows, which have to be read whole, that of the first good one."""
 
@@ -185,10 +138,10 @@ class ImageDataset(Dataset):
                 return read_header(image)
 
         if source.files:
-            return self._each(source, read, "reading headers")
+            return self.read_each(source, read, "reading headers")
         for index in range(len(source.names) if self.skip_bad else 1):
             try:
                 return source, [read(index)]
             except Exception as error:
-                problem = bad_image(source.names[index], error)
+                problem = PICTURES.bad(source.names[index], error)
         raise problem

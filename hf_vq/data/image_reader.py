@@ -6,13 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_vq.data.decoding import Header, decode, read_header
+from hf_vq.data.decoding import PICTURES, Header, decode, read_header
 from hf_vq.data.pixels import PixelRules
+from hf_vq.data.sample_dataset import MismatchError
 from hf_vq.renaming import warn_user
-
-
-class MismatchError(ValueError):
-    """A sound image that does not fit the others: no bad image to skip, but options to change."""
 
 
 class ImageReader:
@@ -95,7 +92,7 @@ class ImageReader:
         except MismatchError:
             raise
         except Exception as error:  # image plugins raise all kinds on damaged bytes
-            raise bad_image(name, error) from error
+            raise PICTURES.bad(name, error) from error
 
     def to_sample(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels as a sample, float32 in [-1, 1]."""
@@ -106,14 +103,6 @@ class ImageReader:
         if self.with_alpha:
             self.told_alpha = True
             warn_user(f"{which} an alpha channel: transparent pixels lie on {self.rules.background} (background)")
-
-
-def bad_image(name: str, error: Exception) -> Exception:
-    """The error for one image, once: an error that names the image already is returned as it is."""
-    text = str(error)
-    if text.startswith(f"bad image {name}: "):
-        return error
-    return ValueError(f"bad image {name}: {'not an image' if 'cannot identify image file' in text else text}")
 
 
 def draw(generator: np.random.Generator, crops: bool, flips: bool) -> tuple[tuple[float, float] | None, bool]:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from hf_vq.data.columns import image_column
-from hf_vq.data.decoding import read_header
-from hf_vq.data.image_reader import ImageReader, MismatchError, bad_image, draw
+from hf_vq.data.columns import sample_column
+from hf_vq.data.decoding import PICTURES, read_header
+from hf_vq.data.image_reader import ImageReader, draw
 from hf_vq.data.pixels import PixelRules
+from hf_vq.data.sample_dataset import MismatchError
 from hf_vq.data.tables import open_cell, unreadable
 from hf_vq.renaming import warn_user
 
@@ -45,7 +46,7 @@ class ImageStream(IterableDataset):
     ):
         import datasets
 
-        self.name, self.column = name, image_column(rows.features or {}, column, name)
+        self.name, self.column = name, sample_column(rows.features or {}, PICTURES, column, name)
         self.rows = rows.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
         self.image_size, self.resize, self.skip_bad = image_size, resize, skip_bad
         self.rules = rules or PixelRules()
@@ -125,7 +126,7 @@ class ImageStream(IterableDataset):
                 with open_cell(row[self.column]) as image:
                     return name, read_header(image)
             except Exception as error:
-                problem = bad_image(name, error)
+                problem = PICTURES.bad(name, error)
                 if not self.skip_bad:
                     break
         raise problem

@@ -1,17 +1,20 @@
 """Images for training: one function that loads them from anywhere."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_vq.arguments import checked
-from hf_vq.data.image_dataset import CACHE_BYTES, ImageDataset
-from hf_vq.data.image_folders import folder_source
+from hf_vq.data.decoding import PICTURES
+from hf_vq.data.finding import find_source
+from hf_vq.data.image_dataset import ImageDataset
 from hf_vq.data.image_stream import ImageStream
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import as_sides, pick_rule
-from hf_vq.data.slices import is_slice, slice_rows, split_name
-from hf_vq.data.sources import DIGITS_HELD_OUT, Columns, MissingSplitError, digits_source, files_source
-from hf_vq.data.tables import read_splits, table_source
+from hf_vq.data.sample_dataset import CACHE_BYTES
+from hf_vq.data.slices import is_slice
+from hf_vq.data.sources import DIGITS_HELD_OUT, Columns, MissingSplitError, digits_source
+from hf_vq.data.tables import read_splits
 from hf_vq.ranges import Chance, Count, Number, Side, Width
 
 
@@ -84,7 +87,7 @@ def load_images(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels={channels} must be 1 (grey) or 3 (RGB)")
     rules, size = PixelRules(value_range, background), as_sides(image_size)  # type: ignore[arg-type]  # checks both
-    columns, rule = Columns(image_column, label_column, caption_column), pick_rule(resize, size)
+    columns, rule = Columns(PICTURES, image_column, label_column, caption_column), pick_rule(resize, size)
     how: dict[str, Any] = {"image_size": size, "resize": rule, "channels": channels, "rules": rules}
     draws: dict[str, Any] = {"random_crop": random_crop, "random_flip": random_flip}
     if random_crop and rule != "crop":
@@ -92,27 +95,13 @@ def load_images(
     if streaming:
         rows, name = _find_stream(source, split, columns, config_name)
         return ImageStream(rows, name, image_column, skip_bad=skip_bad, **how, **draws)
-    images = _find(source, split, validation_fraction, columns, config_name, resized=rule != "none")
+    images = find_source(source, split, validation_fraction, columns, config_name, {"digits": partial(_digits, rule)})
     return ImageDataset(images, skip_bad=skip_bad, cache_bytes=cache_bytes, **how, **draws)
 
 
-def _find(source, asked, fraction, columns, config_name, resized):
-    """The images of a split, or of a slice of one, and what is known of them."""
-    split, name = split_name(asked), str(source)
-    fraction = 0 if is_slice(asked) else fraction
-    if isinstance(source, list | tuple):
-        columns.check_files("a list of files")
-        images = files_source(source)
-    elif name == "digits":
-        columns.check_files(name)
-        images = digits_source(split, resized, fraction=0 if is_slice(asked) else DIGITS_HELD_OUT)
-    elif (splits := read_splits(name, config_name)) is None:
-        images = folder_source(Path(source), split, fraction, columns)
-    else:
-        images = table_source(splits, name, split, fraction, columns)
-    if columns.label == "none":
-        images.labels = images.class_names = None
-    return images.select(slice_rows(asked, len(images.names))) if is_slice(asked) else images
+def _digits(rule, split, whole):
+    """The digits of a split, resized or not; of the whole data set where nothing is to be held out first."""
+    return digits_source(split, rule != "none", fraction=0 if whole else DIGITS_HELD_OUT)
 
 
 def _find_stream(source, split, columns, config_name):
@@ -123,7 +112,7 @@ def _find_stream(source, split, columns, config_name):
     if is_slice(split):
         raise ValueError(f"split={split!r}: rows of a stream (streaming=True) have no numbers, give a whole split")
     here = isinstance(source, list | tuple) or str(source) == "digits"
-    splits = None if here else read_splits(str(source), config_name, streaming=True)
+    splits = None if here else read_splits(str(source), PICTURES, config_name, streaming=True)
     if splits is None:
         raise ValueError(
             f"streaming=True: {source} is on this disk, whose images are read when they are needed anyway"

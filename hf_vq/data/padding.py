@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import IterableDataset, Subset, default_collate
 
 from hf_vq.arguments import checked
 from hf_vq.ranges import Side
@@ -83,13 +83,29 @@ def collator_for(autoencoder: Any, dataset: Any, whole: bool = False) -> SampleC
     return SampleCollator(autoencoder.grid_strides[0], dataset.sample_shape[1:] if whole else None)
 
 
+def padded_shape(autoencoder: Any, dataset: Any) -> tuple[int, ...]:
+    """(channels, *space) of a data set's samples, of the longest where they differ, as batches for an autoencoder are.
+
+    Args:
+        autoencoder: its downsampling says what padded sides are multiples of.
+        dataset: with `sample_shape`.
+    """
+    channels, *space = dataset.sample_shape
+    if not has_variable_length(dataset):
+        return (channels, *space)
+    strides = autoencoder.grid_strides[0]
+    return (channels, *(-(-side // stride) * stride for side, stride in zip(space, strides, strict=True)))
+
+
 def is_stream(dataset: Any) -> bool:
     """Whether a data set can only be gone through: an `IterableDataset` of torch or of datasets."""
     return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def has_variable_length(dataset: Any) -> bool:
-    """Whether samples of a data set differ in length, by its own word."""
+    """Whether samples of a data set, or of the one that it is part of, differ in length, by its own word."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
     return getattr(dataset, "variable_length", False)
 
 

@@ -1,13 +1,16 @@
-"""The images of one split, not yet decoded: of the bundled digits, of files; and what is held out of them."""
+"""The samples of one split, not yet decoded: of the bundled digits, of files; and what is held out of them."""
 
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hf_vq.data.kinds import FileKind
 
 DIGITS_HELD_OUT = 297 / 1797
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -19,43 +22,49 @@ class MissingSplitError(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read beside the pixels.
+    """What is read: samples of a kind, and what stands beside them.
 
     Attributes:
-        image: column of the images; None: the one of type Image.
+        kind: of the samples.
+        sample: column of the samples; None: the one of their type.
         label: column of the classes; None: the one that the source has, if any; "none": no classes.
         caption: column of the captions, by the same words.
     """
 
-    image: str | None = None
+    kind: FileKind
+    sample: str | None = None
     label: str | None = None
     caption: str | None = None
 
     def check_files(self, source: str) -> None:
         """Raise a ValueError for columns that files without a table cannot have."""
-        for name, known in (("image", "image"), ("label", "label"), ("caption", "text")):
-            asked = getattr(self, name)
+        own = self.kind.name
+        for name, asked, known in (
+            (own, self.sample, own),
+            ("label", self.label, "label"),
+            ("caption", self.caption, "text"),
+        ):
             if asked not in (None, "none", known):
                 raise ValueError(f"{name}_column={asked!r}: {source} has no table, so no column of this name")
 
 
 @dataclass
-class ImageSource:
-    """The images of one split, not yet decoded.
+class SampleSource:
+    """The samples of one split, not yet decoded.
 
     Attributes:
-        names: what an error calls image i, a path or "file row i".
-        open: index -> PIL image, opened but not decoded.
-        labels: (len(names),) int64 class indices, None where the images have none.
+        names: what an error calls sample i, a path or "file row i".
+        open: index -> what the `open` of their kind gives, such as a PIL image that is not decoded.
+        labels: (len(names),) int64 class indices, None where the samples have none.
         class_names: one name per class, None without classes; a split without labels has those of the training split.
         captions: one for each image, "" where it has none; None without captions.
-        white: pixel value of white; black is 0.
-        files: True where each image is a file of its own, whose header is read without reading the rest.
-        commit: of the Hub's data set that the images are of; None for others.
+        white: of images, the pixel value of white; black is 0.
+        files: True where each sample is a file of its own, whose header is read without reading the rest.
+        commit: of the Hub's data set that the samples are of; None for others.
     """
 
     names: Sequence[str]
-    open: Callable[[int], Image.Image]
+    open: Callable[[int], Any]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     captions: list[str] | None = None
@@ -63,10 +72,10 @@ class ImageSource:
     files: bool = False
     commit: str | None = None
 
-    def select(self, rows: Sequence[int] | np.ndarray) -> "ImageSource":
+    def select(self, rows: Sequence[int] | np.ndarray) -> "SampleSource":
         """Return the same source with only the given rows, in their order."""
         rows = np.asarray(rows, dtype=np.int64)
-        return ImageSource(
+        return SampleSource(
             names=[self.names[row] for row in rows],
             open=_Selected(self.open, rows),
             labels=None if self.labels is None else self.labels[rows],
@@ -81,19 +90,19 @@ class ImageSource:
 class _Selected:
     """A picklable `lambda index: open(rows[index])`: sources travel to DataLoader workers."""
 
-    def __init__(self, open_image, rows):
-        self.open_image, self.rows = open_image, rows
+    def __init__(self, open_sample, rows):
+        self.open_sample, self.rows = open_sample, rows
 
     def __call__(self, index):
-        return self.open_image(int(self.rows[index]))
+        return self.open_sample(int(self.rows[index]))
 
 
 class _OpenFile:
-    def __init__(self, paths):
-        self.paths = paths
+    def __init__(self, kind, paths):
+        self.kind, self.paths = kind, paths
 
     def __call__(self, index):
-        return Image.open(self.paths[index])
+        return self.kind.open(self.paths[index])
 
 
 class _OpenArray:
@@ -111,7 +120,7 @@ def held_out_rows(count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def carve(whole: ImageSource, split: str, fraction: float, source: str) -> ImageSource:
+def carve(whole: SampleSource, split: str, fraction: float, source: str) -> SampleSource:
     """Take split "train" or "validation" of a source that comes with no validation split."""
     if split not in ("train", "validation"):
         raise MissingSplitError(f"split={split!r}: {source} has no such split")
@@ -119,13 +128,13 @@ def carve(whole: ImageSource, split: str, fraction: float, source: str) -> Image
     rows = training if split == "train" else held_out
     if len(rows) == 0:
         raise MissingSplitError(
-            f"split={split!r} is empty: {source} has {len(whole.names)} training images and no validation split, "
+            f"split={split!r} is empty: {source} has {len(whole.names)} training samples and no validation split, "
             f"and validation_fraction={fraction}"
         )
     return whole.select(rows)
 
 
-def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) -> ImageSource:
+def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) -> SampleSource:
     """The 1,797 handwritten digits that come with scikit-learn (8x8 grey, values 0 to 16), by default 297 held out.
 
     Args:
@@ -137,7 +146,7 @@ def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) 
 
     digits = load_digits()
     pixels = digits.images * (255 / 16) if resized else digits.images
-    whole = ImageSource(
+    whole = SampleSource(
         names=[f"digits row {row}" for row in range(len(pixels))],
         open=_OpenArray(pixels.round().astype(np.uint8)),
         labels=digits.target.astype(np.int64),
@@ -147,10 +156,10 @@ def digits_source(split: str, resized: bool, fraction: float = DIGITS_HELD_OUT) 
     return carve(whole, split, fraction, "digits")
 
 
-def files_source(paths: Sequence[str | Path]) -> ImageSource:
-    """The given image files, without classes."""
+def files_source(kind: FileKind, paths: Sequence[str | Path]) -> SampleSource:
+    """The given files of samples, without classes."""
     names = [str(path) for path in paths]
     for path in names:
         if not os.path.isfile(path):
-            raise ValueError(f"no such image file: {path}")
-    return ImageSource(names=names, open=_OpenFile(names), files=True)
+            raise ValueError(f"no such {kind.name} file: {path}")
+    return SampleSource(names=names, open=_OpenFile(kind, names), files=True)

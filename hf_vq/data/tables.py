@@ -1,4 +1,4 @@
-"""Images out of tables that `datasets` reads: Parquet, WebDataset tars, saved data sets, data sets of the Hub."""
+"""Samples out of tables that `datasets` reads: Parquet, WebDataset tars, saved data sets, data sets of the Hub."""
 
 import glob
 import io
@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from hf_vq.data.columns import caption_column, image_column, label_column, read_captions, read_labels
-from hf_vq.data.decoding import is_picture
-from hf_vq.data.sources import HUB_ID, Columns, ImageSource, MissingSplitError, carve
+from hf_vq.data.columns import caption_column, label_column, read_captions, read_labels, sample_column
+from hf_vq.data.decoding import PICTURES
+from hf_vq.data.kinds import FileKind
+from hf_vq.data.sources import HUB_ID, Columns, MissingSplitError, SampleSource, carve
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -27,37 +26,40 @@ SAVED = (("dataset_dict.json",), ("dataset_info.json", "state.json"))  # by `sav
 class _OpenRow:
     """Opens the encoded bytes of row i of a `datasets.Dataset`."""
 
-    def __init__(self, dataset, column):
-        self.dataset, self.column = dataset, column
+    def __init__(self, dataset, column, kind):
+        self.dataset, self.column, self.kind = dataset, column, kind
 
     def __call__(self, index):
-        return open_cell(self.dataset[index][self.column])
+        return open_cell(self.dataset[index][self.column], self.kind)
 
 
-def open_cell(cell: dict[str, Any] | None) -> Image.Image:
-    """An opened, not yet decoded, image of a cell of an undecoded column of images: of bytes, or of a path or URL.
+def open_cell(cell: dict[str, Any] | None, kind: FileKind = PICTURES) -> Any:
+    """An opened, not yet decoded, sample of a cell of an undecoded column: of bytes, or of a path or URL.
 
     Raises:
         ValueError: the cell is empty.
     """
     if cell is None:
-        raise ValueError("the row has no image")
+        raise ValueError(f"the row has no {kind.name}")
     if cell["bytes"] is None and "://" not in cell["path"]:
-        return Image.open(cell["path"])
+        return kind.open(cell["path"])
     content = cell["bytes"]
-    if content is None:  # of a repository of image files, streamed
+    if content is None:  # of a repository of files, streamed
         import fsspec
 
         with fsspec.open(cell["path"], "rb") as file:
             content = file.read()
-    return Image.open(io.BytesIO(content))
+    return kind.open(io.BytesIO(content))
 
 
-def read_splits(source: str, config_name: str | None = None, streaming: bool = False) -> Mapping[str, Any] | None:
-    """The splits of a source by name, of `datasets`; None for a folder of image files.
+def read_splits(
+    source: str, kind: FileKind, config_name: str | None = None, streaming: bool = False
+) -> Mapping[str, Any] | None:
+    """The splits of a source by name, of `datasets`; None for a folder of files of samples.
 
     Args:
         source: file, folder or glob of Parquet or tar files, folder of `save_to_disk`, or id of the Hub.
+        kind: of the samples.
         config_name: of a data set of the Hub.
         streaming: read as they are gone through, `datasets.IterableDataset`.
 
@@ -71,7 +73,7 @@ def read_splits(source: str, config_name: str | None = None, streaming: bool = F
             raise ValueError(f"streaming=True: {source} is a folder of save_to_disk, which is mapped from the disk")
         saved = _read(source, datasets.load_from_disk, source).with_format(None)
         return saved if isinstance(saved, dict) else {"train": saved}
-    parquet, tars = _files(source)
+    parquet, tars = _files(source, kind)
     if parquet:
         _check_parquet(parquet)
         if os.path.isdir(source):
@@ -90,31 +92,58 @@ def read_splits(source: str, config_name: str | None = None, streaming: bool = F
 
 
 def read_metadata(files: Sequence[str | Path], columns: Columns) -> tuple[Any, list[str], set[str]]:
-    """The rows of tables of image files, of `datasets.Dataset`, the path of the image of each, and all paths.
+    """The rows of tables of files, of `datasets.Dataset`, the path of the sample of each, and all paths.
 
     Args:
         files: of one kind, `metadata.jsonl`, `.csv` or `.parquet`, as ImageFolder of `datasets` reads them.
-        columns: to read; that of `file_name` is called "image", that of `mask_file_name` "mask".
+        columns: to read; that of `file_name` is called "image" or "audio", that of `mask_file_name` "mask".
 
     Raises:
         ValueError: they cannot be read, have no `file_name`, or name a file that is not there.
     """
     import datasets
 
-    tables, source = {"train": [str(path) for path in files]}, ", ".join(map(str, files))
-    rows = _read(source, datasets.load_dataset, "imagefolder", data_files=tables)["train"]
-    column, named = image_column(rows.features, columns.image, source), {}
-    for name in [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]:
-        cells = rows.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+    kind, feature_class = columns.kind, getattr(datasets, columns.kind.feature)
+    source = ", ".join(map(str, files))
+    if kind.feature == "Image":
+        tables = {"train": [str(path) for path in files]}
+        rows = _read(source, datasets.load_dataset, "imagefolder", data_files=tables)["train"]
+    else:  # to write the paths that it finds, AudioFolder of `datasets` wants torchcodec
+        rows = datasets.concatenate_datasets([_table_of_files(path, kind) for path in files])
+    column, named = sample_column(rows.features, kind, columns.sample, source), {}
+    for name in [name for name, feature in rows.features.items() if isinstance(feature, feature_class)]:
+        cells = rows.select_columns([name]).cast_column(name, feature_class(decode=False))
         named[name] = [cell and cell["path"] for cell in cells[:][name]]
     for row, path in enumerate(named[column]):
         if path is None or not os.path.isfile(path):
-            raise ValueError(f"{source} row {row}: " + ("no file_name" if path is None else f"no such image: {path}"))
+            raise ValueError(
+                f"{source} row {row}: " + ("no file_name" if path is None else f"no such {kind.name}: {path}")
+            )
     return rows, named[column], {path for paths in named.values() for path in paths if path}
 
 
-def table_source(splits: Mapping[str, Any], source: str, split: str, fraction: float, columns: Columns) -> ImageSource:
-    """Images of one split of `read_splits`.
+def _table_of_files(path, kind):
+    """Rows of one table of files: `file_name`, which begins at the table, is their column of samples."""
+    import datasets
+
+    reader = {".csv": "csv", ".jsonl": "json", ".parquet": "parquet"}[Path(path).suffix]
+    rows = _read(str(path), datasets.load_dataset, reader, data_files=str(path))["train"]
+    if "file_name" not in rows.column_names:
+        raise ValueError(f"{path} has no column file_name, only {', '.join(rows.column_names)}")
+    names = [name and str(Path(path).parent / name) for name in rows["file_name"]]
+    cells = datasets.Dataset.from_dict(
+        {kind.name: [{"bytes": None, "path": name} for name in names]},
+        features=datasets.Features({kind.name: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}),
+    )
+    others = rows.remove_columns("file_name")
+    both = datasets.concatenate_datasets([cells, others], axis=1) if others.column_names else cells
+    return both.cast_column(kind.name, getattr(datasets, kind.feature)(decode=False))
+
+
+def table_source(
+    splits: Mapping[str, Any], source: str, split: str, fraction: float, columns: Columns
+) -> SampleSource:
+    """Samples of one split of `read_splits`.
 
     Args:
         splits: of `datasets.Dataset`.
@@ -137,11 +166,11 @@ def table_source(splits: Mapping[str, Any], source: str, split: str, fraction: f
 
 def rows_source(
     rows: Any, source: str, names: Sequence[str], columns: Columns, class_names: list[str] | None = None
-) -> ImageSource:
-    """Images of the rows of a `datasets.Dataset`.
+) -> SampleSource:
+    """Samples of the rows of a `datasets.Dataset`.
 
     Args:
-        rows: with a column of images.
+        rows: with a column of samples.
         source: for messages.
         names: of the rows.
         columns: to read.
@@ -149,20 +178,29 @@ def rows_source(
     """
     import datasets
 
-    column = image_column(rows.features, columns.image, source)
-    flat = rows.flatten()
+    column = sample_column(rows.features, columns.kind, columns.sample, source)
+    flat = _flat(rows)
     label = label_column(flat.features, columns.label, source)
     labels, class_names = read_labels(flat, label, names, class_names)
-    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    feature_class = getattr(datasets, columns.kind.feature)
+    encoded = rows.select_columns([column]).cast_column(column, feature_class(decode=False))
     captions = read_captions(flat, caption_column(flat.features, columns.caption, source))
-    return ImageSource(
+    return SampleSource(
         names,
-        _OpenRow(encoded, column),
+        _OpenRow(encoded, column, columns.kind),
         labels,
         class_names,
         captions,
         commit=_commit_of(rows),
     )
+
+
+def _flat(rows):
+    """What stands beside sounds, fields within columns as columns of their own (`datasets` flattens no sounds)."""
+    import datasets
+
+    sounds = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Audio)]
+    return rows.remove_columns(sounds).flatten()
 
 
 def _commit_of(rows):
@@ -178,16 +216,16 @@ def _named(rows, source, split):
 
 def _names_of_training(rows, columns, source):
     """The classes of a training split, which are those of all its splits."""
-    flat = rows.flatten()
+    flat = _flat(rows)
     label = label_column(flat.features, columns.label, source)
     return read_labels(flat, label, _named(rows, source, "train"))[1]
 
 
-def _files(source):
+def _files(source, kind):
     """The Parquet files and the tar files that a path or glob names, an empty list each where it names none.
 
-    In a folder `metadata.parquet` tells of image files, a Parquet file beside a tar of the same name what is in that,
-    and a tar beside images is one of those that they came in.
+    In a folder `metadata.parquet` tells of files, a Parquet file beside a tar of the same name what is in that,
+    and a tar beside samples is one of those that they came in.
     """
     folder = os.path.isdir(source)
     if folder:
@@ -199,7 +237,7 @@ def _files(source):
         packed = {path[: -len(suffix)] for path in tars for suffix in TARS if path.endswith(suffix)}
         parquet = [path for path in parquet if path.removesuffix(".parquet") not in packed]
         parquet = [path for path in parquet if os.path.basename(path) != "metadata.parquet"]
-        if tars and any(is_picture(Path(path)) for path in found):
+        if tars and any(kind.is_one(Path(path)) for path in found):
             tars = []
     return parquet, tars
 

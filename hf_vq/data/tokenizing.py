@@ -15,7 +15,7 @@ from hf_vq.arguments import checked
 from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
-from hf_vq.data.padding import collator_for, has_variable_length, padding_of, sample_of
+from hf_vq.data.padding import collator_for, padded_shape, padding_of, sample_of
 from hf_vq.data.sealing import write_shard
 from hf_vq.data.seals import DamagedShardError, column_sha256, read_footer
 from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
@@ -118,11 +118,7 @@ def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
     labels, sample_shape = getattr(dataset, "labels", None), getattr(dataset, "sample_shape", None)
     captions = getattr(dataset, "captions", None)
-    sample_shape = tuple(sample_of(dataset[0]).shape if sample_shape is None else sample_shape)
-    if has_variable_length(dataset):
-        multiples = autoencoder.grid_strides[0]
-        space = (-(-side // multiple) * multiple for side, multiple in zip(sample_shape[1:], multiples, strict=True))
-        sample_shape = (sample_shape[0], *space)
+    sample_shape = tuple(sample_of(dataset[0]).shape) if sample_shape is None else padded_shape(autoencoder, dataset)
     code_shape, codebook_size = autoencoder.code_shape(sample_shape), autoencoder.codebook_size
     if autoencoder.hierarchical:  # one entry a grid, coarse to fine
         code_shape, codebook_size = [list(shape) for shape in code_shape], list(autoencoder.codebook_sizes)

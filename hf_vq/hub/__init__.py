@@ -2,7 +2,7 @@
 
 from hf_vq.hub.cards import describe, write_card
 from hf_vq.hub.dressing import STOCK, HubConfigMixin, HubPipelineMixin, auto_map, write_shim
-from hf_vq.hub.folders import CONVERSION, PROCESSOR, is_model_file, read_folder, takes_prompts
+from hf_vq.hub.folders import CONVERSION, PROCESSOR, is_model_file, read_folder, takes, takes_prompts
 from hf_vq.hub.licenses import LICENSES, LICENSES_PAGE, check_license
 from hf_vq.hub.push import PushMixin, push_folder
 from hf_vq.saved import PRIOR_SECTION
@@ -23,6 +23,7 @@ __all__ = [
     "is_model_file",
     "push_folder",
     "read_folder",
+    "takes",
     "takes_prompts",
     "write_card",
     "write_shim",

@@ -281,8 +281,7 @@ def _summary(folder):
 def _usage(folder, repo_id):
     modality = folder.modality
     if folder.kind == "pipeline":
-        classes = any(part.config.get("num_classes") for part in folder.components.values())
-        request = "class_labels=[0]" if classes else "batch_size=1"
+        request = _request(folder.components.values())
         request = '"a red dog"' if takes_prompts(folder.class_name) else request
         call = f"pipe({request})"
         return (
@@ -302,13 +301,19 @@ def _usage(folder, repo_id):
             "codes = model.tokenize(sample)\n"
             "reconstruction = model.detokenize(codes)"
         )
-    condition = "class_labels=[0]" if folder.config.get("num_classes") else "batch_size=1"
     shape = "" if folder.config.get("code_shape") else ", code_shape=(8, 8)"
     return (
         "from hf_vq import AutoVQPrior\n\n"
         f'prior = AutoVQPrior.from_pretrained("{repo_id}")\n'
-        f"codes = prior.sample({condition}{shape})"
+        f"codes = prior.sample({_request([folder])}{shape})"
     )
+
+
+def _request(models):
+    """Arguments that ask for one of what some models draw."""
+    kinds = {"class_labels": "num_classes", "speaker_labels": "num_speakers"}
+    taken = [f"{name}=[0]" for name, number in kinds.items() if any(each.config.get(number) for each in models)]
+    return ", ".join(taken) or "batch_size=1"
 
 
 def _space(folder, modality):

@@ -113,10 +113,15 @@ def read_folder(path: str | Path) -> ModelFolder:
     return folder
 
 
+def takes(class_name: str, argument: str) -> bool:
+    """Whether calls of a registered pipeline of this name have an argument."""
+    known = PIPELINES.get(class_name)
+    return known is not None and argument in inspect.signature(known.__call__).parameters
+
+
 def takes_prompts(class_name: str) -> bool:
     """Whether a registered pipeline of this name draws what a text says."""
-    known = PIPELINES.get(class_name)
-    return known is not None and "prompt" in inspect.signature(known.__call__).parameters
+    return takes(class_name, "prompt")
 
 
 def is_model_file(name: str) -> bool:

@@ -4,22 +4,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as with_spectral_norm
 
 from hf_vq.arguments import checked
+from hf_vq.losses.discriminator import Discriminator, Judgement
 from hf_vq.losses.discriminator_norms import NORMS, BatchNorm
 from hf_vq.ranges import Depth, OneOf, Width
-from hf_vq.saved import HUB_ARGUMENTS, below, check_class
 from hf_vq.single_file import read_discriminator
-from hf_vq.weights import check_loaded, missing_names
 
 KERNEL_SIZE, MOST_DOUBLINGS, SLOPE = 4, 3, 0.2
 
 
-class PatchDiscriminator(ModelMixin, ConfigMixin):
+class PatchDiscriminator(Discriminator):
     """PatchGAN (https://arxiv.org/abs/1611.07004, appendix 6.1.2), in the layout and with the names of VQGAN's.
 
     `num_layers` strided convolutions, a convolution without stride, and one to a single channel: with 3 layers each
@@ -36,7 +34,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         ValueError: an argument out of its range.
     """
 
-    config: Any
+    space_dims = 2
 
     @register_to_config
     @checked
@@ -67,22 +65,6 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
         return with_spectral_norm(layer) if self.config["spectral_norm"] else layer
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """As diffusers, but something else, or weights that are missing or not finite, are an error.
-
-        Raises:
-            FileNotFoundError: a local folder without that subfolder.
-            ValueError: names what it holds instead, or the weights.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        path, kwargs = below(pretrained_model_name_or_path, kwargs)
-        config: Any = cls.load_config(path, **{name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs})
-        check_class(path, config, cls)
-        discriminator, info = super().from_pretrained(path, output_loading_info=True, **kwargs)
-        check_loaded(discriminator, missing_names(info), path, lambda: cls.from_config(dict(discriminator.config)))
-        return (discriminator, info) if wants_info else discriminator
-
-    @classmethod
     def from_single_file(cls, path: str | Path) -> "PatchDiscriminator":
         """The discriminator in a checkpoint of adversarial training, such as taming-transformers'.
 
@@ -111,20 +93,21 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
                 f"num_layers={self.config.num_layers}, got {tuple(sample.shape)}"
             )
 
-    def forward(self, sample: torch.Tensor, other: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """Logits of one batch of samples, or of two that do not share the statistics of a BatchNorm.
+    @property
+    def mixes_items(self) -> bool:
+        return any(isinstance(layer, BatchNorm) for layer in self.main)
 
-        Args:
-            sample, other: (batch, channels, height, width) in [-1, 1].
+    def judge(self, sample: torch.Tensor) -> Judgement:
+        features = []
+        for layer in self.main:
+            sample = layer(sample)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(sample)
+        return Judgement((sample,), (tuple(features),))
 
-        Returns:
-            A tuple of the logits (batch, 1, patches, patches) of each; high where it is taken for real.
-
-        Raises:
-            ValueError: samples too small to leave a logit.
-        """
-        self.check_size(sample)
-        batches = [sample] if other is None else [sample, other]
-        if any(isinstance(layer, BatchNorm) for layer in self.main):
-            return tuple(map(self.main, batches))
-        return self.main(torch.cat(batches)).split([len(batch) for batch in batches])
+    def forward(
+        self, sample: torch.Tensor, other: torch.Tensor | None = None, return_features: bool = False
+    ) -> tuple[Any, ...]:
+        """As of `Discriminator`, but its logits alone are those of one network: (batch, 1, patches, patches)."""
+        judged = super().forward(sample, other, return_features)
+        return judged if return_features else tuple(logits for (logits,) in judged)

@@ -29,10 +29,21 @@ class SampleTerm:
             sample: any shape; the graph that it comes from is left alone.
             scale: multiplies the term on the way back alone: in float16 small gradients would be zero.
         """
+        return cls.several(lambda leaf: {"term": term(leaf)}, sample, scale)["term"]
+
+    @classmethod
+    def several(
+        cls, terms: Callable[[torch.Tensor], dict[str, torch.Tensor]], sample: torch.Tensor, scale: float = 1.0
+    ) -> dict[str, "SampleTerm"]:
+        """`of` for terms that come out of one pass, by name: each has its own way back."""
         leaf = sample.detach().requires_grad_()
-        value = term(leaf)
-        (gradient,) = torch.autograd.grad(value * scale, leaf)
-        return cls(value.detach(), gradient if scale == 1 else gradient / scale)
+        values = terms(leaf)
+        last = [*values][-1]
+        found = {}
+        for name, value in values.items():
+            (gradient,) = torch.autograd.grad(value * scale, leaf, retain_graph=name != last)
+            found[name] = cls(value.detach(), gradient if scale == 1 else gradient / scale)
+        return found
 
     def linear(self, sample: torch.Tensor) -> torch.Tensor:
         """A scalar in the sample's graph that has the term's gradient there: their inner product."""

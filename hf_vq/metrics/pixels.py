@@ -128,6 +128,8 @@ class LogisticScale(nn.Module):
         if counts.sum() == 0:
             raise ValueError("no samples were added")
         distances = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64) / BINS  # in pixel values
+        found = counts.sum(dim=(0, 1)) > 0  # of 16 bits most bins are empty
+        counts, distances = counts[:, :, found], distances[found]
         kinds = torch.arange(3)[:, None]
 
         def log_likelihood(log_scale):

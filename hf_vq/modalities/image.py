@@ -13,7 +13,7 @@ from hf_vq.metrics.similarity import MultiScaleSimilarity, StructuralSimilarity
 from hf_vq.modalities.base import Modality
 from hf_vq.modalities.image_pictures import save_code_maps, save_reconstruction_grid, save_sample_rows
 from hf_vq.modalities.image_processor import OUTPUT_TYPES, ImageProcessor
-from hf_vq.registry import register
+from hf_vq.modalities.options import SharedOptions, SharedTraining
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ImageSize:
 
 
 @dataclass
-class ImageOptions(ImageSize):
+class ImageOptions(ImageSize, SharedOptions):
     """How images are read; see `hf_vq.data.images.load_images`."""
 
     resize: str | None = field(
@@ -41,12 +41,7 @@ class ImageOptions(ImageSize):
             "choices": RESIZE_RULES,
         },
     )
-    channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (RGB)"})
     image_column: str | None = field(default=None, metadata={"help": "column of the images"})
-    caption_column: str | None = field(
-        default=None,
-        metadata={"help": "column of captions, none: leave them out; default: caption, text or .txt files, if any"},
-    )
     value_range: list[float] | None = field(
         default=None,
         metadata={
@@ -63,12 +58,9 @@ class ImageOptions(ImageSize):
 
 
 @dataclass
-class ImageTraining:
+class ImageTraining(SharedTraining):
     """How training reads images; see `hf_vq.data.images.load_images`."""
 
-    random_crop: bool = field(
-        default=False, metadata={"help": "of images: crop anywhere, not in the middle; validation stays as it is"}
-    )
     streaming: bool = field(
         default=False,
         metadata={"help": "read Parquet, tars or the Hub on the way, which need not fit the disk; needs max_steps"},
@@ -142,4 +134,3 @@ IMAGE = Modality(
     similarities=(StructuralSimilarity, MultiScaleSimilarity),
     largest_value=8.0,
 )
-register(IMAGE)

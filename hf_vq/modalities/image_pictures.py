@@ -9,8 +9,8 @@ import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 
-from hf_vq.grids import as_grids, codes_as_int64
-from hf_vq.modalities.figures import INK
+from hf_vq.modalities.figures import INK, code_maps, describe_grids
+from hf_vq.modalities.figures import code_colours as _code_colours
 from hf_vq.writing import whole
 
 MAX_ITEMS = 64  # a grid shows at most this many samples, a strip of rows at most ROW_ITEMS
@@ -67,23 +67,10 @@ def save_code_maps(
     Raises:
         ValueError: not one map of codes a sample, or codes out of range.
     """
-    parts = as_grids(codes_as_int64(codes))
-    sizes = codebook_size if isinstance(codebook_size, tuple | list) else (codebook_size,) * len(parts)
-    maps = []
-    for grid, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        if part.ndim not in (3, 4) or len(part) != len(samples):
-            raise ValueError(f"codes must be ({len(samples)}, height, width), got {tuple(part.shape)}")
-        if part.min() < 0 or int(part.max()) >= size:
-            raise ValueError(f"codes must be in [0, {size}), got {part.min()} to {part.max()}")
-        levels = part.unbind(dim=1) if part.ndim == 4 else (part,)
-        for level, codes_of_level in enumerate(levels):
-            words = [f"grid {grid + 1}"] * (len(parts) > 1) + [f"level {level + 1}"] * (len(levels) > 1)
-            maps.append((" ".join(words) or "codes", codes_of_level))
+    maps = code_maps(codes, codebook_size, len(samples), axes=2)
     shown = [(name, _code_colours(one.cpu().numpy())) for name, one in maps[:MAX_MAPS]]
-    grids = ", ".join(
-        f"{' x '.join(map(str, part.shape[1:]))} of {size}" for part, size in zip(parts, sizes, strict=True)
-    )
-    _save_rows(path, [("original", _to_pixels(samples)), *shown], f"Codes: {grids}")
+    title = f"Codes: {describe_grids(codes, codebook_size)}"
+    _save_rows(path, [("original", _to_pixels(samples)), *shown], title)
 
 
 def save_sample_grid(path: str | Path, samples: torch.Tensor, labels: Sequence[int | str] | None = None) -> None:
@@ -134,17 +121,6 @@ def _to_pixels(samples):
         raise ValueError(f"samples must be (batch, 1 or 3, height, width), got {tuple(samples.shape)}")
     pixels = ((samples.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-
-
-def _code_colours(codes):
-    """(*codes.shape, 3) uint8 of codes: hues a golden angle apart, so that neighbouring codes look unlike."""
-    from matplotlib.colors import hsv_to_rgb
-
-    index = (codes ^ codes >> 24 ^ codes >> 48) & (2**24 - 1)  # the code, if small; of others a float loses the hue
-    hue = (index * 0.6180339887) % 1
-    saturation = 0.45 + 0.4 * ((index * 0.7548776662) % 1)
-    value = 0.6 + 0.35 * ((index * 0.5698402910) % 1)
-    return (hsv_to_rgb(np.stack([hue, saturation, value], axis=-1)) * 255).round().astype(np.uint8)
 
 
 def _plain_label(label):

@@ -1,6 +1,5 @@
 """Pictures to samples and back, by the rule that training data are made by; saved with a model, for stock readers."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +7,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from hf_vq.arguments import check_fields
@@ -18,7 +15,7 @@ from hf_vq.data.image_dataset import ImageDataset
 from hf_vq.data.image_stream import ImageStream
 from hf_vq.data.pixels import PixelRules
 from hf_vq.data.resizing import fill_colour, resized
-from hf_vq.hub import PROCESSOR
+from hf_vq.modalities.processor_files import read_processor, write_processor
 from hf_vq.ranges import Number, OneOf, Range, Side, Width
 from hf_vq.renaming import warn_user
 
@@ -147,9 +144,7 @@ class ImageProcessor:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `preprocessor_config.json`, which `transformers.AutoImageProcessor` reads without hf_vq."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (Path(folder) / PROCESSOR).write_text(text + "\n", encoding="utf-8")
+        write_processor(folder, self.to_dict())
 
     @classmethod
     def from_pretrained(
@@ -169,24 +164,17 @@ class ImageProcessor:
             ImageProcessor; None where there is no `preprocessor_config.json`, and with a warning where it is broken
             or asks for what no ImageProcessor does.
         """
-        if Path(path_or_repo).is_dir():
-            path = Path(path_or_repo, subfolder or "", PROCESSOR)
-        else:
-            options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-            options |= {"subfolder": subfolder, "revision": revision, "force_download": force_download}
-            try:
-                path = Path(str(hf_hub_download(str(path_or_repo), PROCESSOR, **options)))
-            except EntryNotFoundError:  # not there, or offline and not in the cache
-                return None
-        if not path.is_file():
-            return None
-        try:
-            found = cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:  # no JSON, or not text
-            found = None
-        if found is None:
-            warn_user(f"{path} says nothing that an ImageProcessor can do: pictures are taken as they come")
-        return found
+        return read_processor(
+            cls,
+            path_or_repo,
+            "pictures are taken as they come",
+            subfolder,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What the file holds: stock keys, and `num_channels`, `resize_rule` and `white` for people."""

@@ -19,7 +19,7 @@ from hf_vq.modes import InferenceVerbs
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.inputs import first, map_tensors
 from hf_vq.priors.sampling import check_sampling_options
-from hf_vq.registry import MODALITIES
+from hf_vq.registry import MODALITIES, PIPELINES
 
 # options of sampling that pipelines name: at these values, a prior without such an option need not know of them
 OPTION_DEFAULTS = {
@@ -49,6 +49,8 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
 
     registry_kind = "pipeline"
     inference_verbs: ClassVar[tuple[str, ...]] = ("__call__",)
+    draws: ClassVar[str | None] = None  # the one modality that this class is made for, by name
+    copies_name: ClassVar[str] = "num_images_per_prompt"  # what diffusers calls the number of samples of each request
     autoencoder: Any  # any of ours
     config: Any
 
@@ -73,14 +75,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
 
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(
-                f"class_names must be {num_classes}, one for each class of the prior, got {class_names!r}"
-            )
-        if class_names is not None and not isinstance(class_names, Mapping):  # stock takes a list for a component
-            class_names = dict(enumerate(class_names))
-        names = None if class_names is None else {str(label): name for label, name in class_names.items()}
-        self.register_to_config(class_names=names)
+        self.register_to_config(class_names=by_number("class_names", class_names, num_classes, "class"))
 
     def register_modules(self, **modules: Any) -> None:
         """As diffusers, for components that belong together.
@@ -112,8 +107,21 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
 
     @property
     def output_types(self) -> tuple[str, ...]:
-        """Forms in which samples can be had, the usual one first."""
-        return (*(self.modality.output_types if self.modality else ("pt",)), "codes")
+        """Forms in which samples can be had, the usual one first; "sample" is what the autoencoder gives."""
+        return (*(self.modality.output_types if self.modality else ("pt",)), "sample", "codes")
+
+    @property
+    def num_classes(self) -> int:
+        """Of the priors; 0 where there are no classes."""
+        return max(prior.config.num_classes for prior in self._priors())
+
+    @property
+    def num_speakers(self) -> int:
+        """Of the priors; 0 where there are no speakers."""
+        return max(getattr(prior.config, "num_speakers", 0) for prior in self._priors())
+
+    def _priors(self):
+        return [part for name, part in self._parts().items() if name != "autoencoder" and part is not None]
 
     def get_label_ids(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> torch.Tensor:
         """Class labels, numbers or names, as a tensor (n,) int64.
@@ -121,31 +129,19 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: a name that is none of `class_names`.
         """
-        if isinstance(class_labels, torch.Tensor):
-            return class_labels
-        if isinstance(class_labels, str | int) or not isinstance(class_labels, Iterable):  # one, NumPy's too
-            class_labels = [class_labels]
-        if not class_labels:
-            raise ValueError(f"class_labels must name at least one class, got {class_labels!r}")
-        numbers = {name: int(label) for label, name in (self.config.class_names or {}).items()}
-        for label in class_labels:
-            if isinstance(label, str) and label not in numbers:
-                raise ValueError(f"class_labels: {label!r} is none of the class names {list(numbers)}")
-        return torch.tensor([numbers[label] if isinstance(label, str) else label for label in class_labels])
+        return label_ids("class", class_labels, self.config.class_names)
 
-    def _check_request(
-        self, class_labels, batch_size, num_images_per_prompt, num_classes, output_type, requests, priors
-    ):
+    def _check_request(self, class_labels, batch_size, copies, num_classes, output_type, requests, priors):
         """Labels (n,) or None, and the number of samples n, of a request.
 
         Args:
             requests: keywords for every prior, dicts; of those that a prior declares as conditions, in place, each
-                item is repeated `num_images_per_prompt` times in a row.
+                item is repeated `copies` times in a row.
             priors: as many.
         """
         if output_type is not None and output_type not in self.output_types:
             raise ValueError(f"output_type must be one of {list(self.output_types)}, got {output_type!r}")
-        for name, value in {"num_images_per_prompt": num_images_per_prompt, "batch_size": batch_size}.items():
+        for name, value in {self.copies_name: copies, "batch_size": batch_size}.items():
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             if not (whole and value >= 1) and (value is not None or name != "batch_size"):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -155,7 +151,7 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
             raise ValueError(f"class_labels={class_labels!r} given, but the prior has no classes")
 
         def repeat(one):
-            return one.repeat_interleave(num_images_per_prompt, dim=0)
+            return one.repeat_interleave(copies, dim=0)
 
         labels = None if class_labels is None else _as_batch(self.get_label_ids(class_labels))
         numbers = {} if labels is None else {"class_labels": len(labels)}  # of items, by condition
@@ -170,19 +166,75 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
             raise ValueError(f"batch_size={batch_size} given beside {next(iter(numbers))}, whose number decides")
         if any(other != number for other in numbers.values()):
             raise ValueError(f"conditions must be of one number of samples, got {numbers}")
-        return None if labels is None else repeat(labels), number * num_images_per_prompt
+        return None if labels is None else repeat(labels), number * copies
 
-    def _finish(self, codes, output_type, return_dict):
-        """Codes as samples, in the form that was asked for and the output of their modality."""
+    def _sample(self, prior, shape, number, generator, options, request):
+        """Codes of a prior: options are for all of them, a request has a row for each."""
+        conditions = request.keys() & set(prior.condition_names)
+        return prior.sample(
+            None if conditions else number, shape, generator=generator,
+            **{"progress_bar": self.progress_bar, **options, **request},
+        )  # fmt: skip
+
+    def _decode(self, codes, **decoding):
+        """Codes of the priors as samples; `decoding` is what `detokenize` takes besides."""
+        return self.autoencoder.detokenize(codes, **decoding)
+
+    def _finish(self, codes, output_type, return_dict, **decoding):
+        """Codes as samples, in the form that was asked for and the output of their modality; see `_decode`."""
         modality, samples = self.modality, codes
         if output_type != "codes":
-            samples = self.autoencoder.detokenize(codes)  # (batch, channels, *space) in [-1, 1]
-            if modality is not None:
+            samples = self._decode(codes, **decoding)  # (batch, channels, *space) in [-1, 1]
+            if modality is not None and output_type != "sample":
                 samples = self.autoencoder.processor.postprocess(samples, output_type or self.output_types[0])
         self.maybe_free_model_hooks()
         if not return_dict:
             return (samples,)
         return (SamplePipelineOutput if modality is None else modality.output_class)(samples)
+
+
+def pipeline_of(modality: str | None) -> Any:
+    """The registered pipeline class that is made for one modality alone, by its name; None where there is none."""
+    return next((one for one in PIPELINES.values() if one.draws is not None and one.draws == modality), None)
+
+
+def by_number(argument: str, names: ClassNames | None, count: int, what: str) -> dict[str, str] | None:
+    """Names of classes or the like, a list or by number, by number as a string; None stays None.
+
+    Args:
+        argument: name of the argument, for messages.
+        names: what was given.
+        count: how many there must be; a ValueError where there are not.
+        what: they name, "class".
+    """
+    if names is None:
+        return None
+    if len(names) != count:
+        raise ValueError(f"{argument} must be {count}, one for each {what} of the prior, got {names!r}")
+    if not isinstance(names, Mapping):  # stock takes a list for a component
+        names = dict(enumerate(names))
+    return {str(label): name for label, name in names.items()}
+
+
+def label_ids(what: str, labels: Any, names: Mapping[str, str] | None) -> torch.Tensor:
+    """Labels of classes or the like, numbers or names, as a tensor (n,).
+
+    Args:
+        what: they label, "class".
+        labels: one or several.
+        names: as `by_number` gives them; a ValueError for a label that is a name and none of them.
+    """
+    if isinstance(labels, torch.Tensor):
+        return labels
+    if isinstance(labels, str | int) or not isinstance(labels, Iterable):  # one, NumPy's too
+        labels = [labels]
+    if not labels:
+        raise ValueError(f"{what}_labels must name at least one {what}, got {labels!r}")
+    numbers = {name: int(label) for label, name in (names or {}).items()}
+    for label in labels:
+        if isinstance(label, str) and label not in numbers:
+            raise ValueError(f"{what}_labels: {label!r} is none of the {what} names {list(numbers)}")
+    return torch.tensor([numbers[label] if isinstance(label, str) else label for label in labels])
 
 
 def _as_batch(value: Any) -> Any:

@@ -30,12 +30,6 @@ class PicturesPipeline(CodesPipeline):
         return stock_masks()
 
     @property
-    def num_classes(self) -> int:
-        """Of the priors; 0 where there are no classes."""
-        priors = [part for name, part in self._parts().items() if name != "autoencoder" and part is not None]
-        return max(prior.config.num_classes for prior in priors)
-
-    @property
     def sample_judge(self) -> Judge | None:
         """The judge, if there is one, as this pipeline asks it; a ValueError where it does not fit the pipeline."""
         if (self.judge is None) != (self.judge_processor is None):
@@ -65,14 +59,6 @@ class PicturesPipeline(CodesPipeline):
             return self._sample(self.prior, shape, number, generator, options, requests[0])
 
         return rejection.draw(sample, [request], labels, count, generator)
-
-    def _sample(self, prior, shape, number, generator, options, request):
-        """Codes of a prior: options are for all of them, a request has a row for each."""
-        conditions = request.keys() & set(prior.condition_names)
-        return prior.sample(
-            None if conditions else number, shape, generator=generator,
-            **{"progress_bar": self.progress_bar, **options, **request},
-        )  # fmt: skip
 
     def _check_images(self, name):
         if self.autoencoder.modality != IMAGE.name:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
+from hf_vq.pipelines.base import ClassNames, check_prior, pipeline_of, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
@@ -15,7 +15,8 @@ from hf_vq.registry import register
 class VQPipeline(PicturesPipeline):
     """Draws samples from a prior over the codes of an autoencoder (VQ-VAE, https://arxiv.org/abs/1711.00937).
 
-    Samples are images where the autoencoder is one of images; of another modality they are in its own form.
+    Samples are images where the autoencoder is one of images; of another modality they are in its own form. One that
+    has a pipeline of its own, as sounds have `VQAudioPipeline`, is refused.
 
     Args:
         autoencoder: `VQVAE`, `VQModel` or any autoencoder of ours with one grid of codes.
@@ -46,6 +47,12 @@ class VQPipeline(PicturesPipeline):
             raise ValueError(
                 f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each grid: "
                 "VQVAE2Pipeline"
+            )
+        own = pipeline_of(autoencoder.modality)
+        if own is not None and not isinstance(self, own):
+            raise ValueError(
+                f"autoencoder is a {type(autoencoder).__name__} of the modality {autoencoder.modality!r}, whose "
+                f"samples {own.__name__} draws"
             )
         check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)
         self.register_modules(autoencoder=autoencoder, prior=prior, judge=judge, judge_processor=judge_processor)

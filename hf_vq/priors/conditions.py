@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_vq.grids import as_int64
-from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.config import PriorConfig, SpeakerConfig
 from hf_vq.priors.inputs import check_values
 
 NO_TOKEN = -1  # in padded prompts: nothing here
@@ -121,6 +121,19 @@ def class_condition(config: PriorConfig) -> LabelCondition:
         lacking="has no classes (num_classes=0)",
         dropout_prob=config.class_dropout_prob,
         null_value=config.num_classes,
+    )
+
+
+def speaker_condition(config: SpeakerConfig) -> LabelCondition:
+    """`speaker_labels` of a `SpeakerConfig`; training drops some to the null speaker, `num_speakers`."""
+    return LabelCondition(
+        "speaker_labels",
+        config.num_speaker_embeddings,
+        taken=config.num_speakers > 0,
+        having=f"has num_speakers={config.num_speakers}",
+        lacking="has no speakers (num_speakers=0)",
+        dropout_prob=config.speaker_dropout_prob,
+        null_value=config.num_speakers,
     )
 
 

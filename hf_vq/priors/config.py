@@ -26,6 +26,7 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     Class attributes:
         largest_codebook: most codes of a prior whose embeddings and logits have an entry for each; a config whose
             prior has none may say more.
+        later_options: values by name at which options are not written, since folders of earlier versions lack them.
         former_options: values of options by name, of folders that were saved before there was such an option: a
             config that is loaded and lacks it gets this value, while a new config gets the default.
 
@@ -34,6 +35,7 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
     """
 
     largest_codebook: ClassVar[int] = 2**24
+    later_options: ClassVar[dict[str, Any]] = {"codes_sha256": None, "rounded_codes_sha256": None}
     former_options: ClassVar[dict[str, Any]] = {}
 
     codebook_size: Codebook = 512
@@ -61,10 +63,11 @@ class PriorConfig(HubConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict:
-        """As transformers; what is not known of the tokenizer is not written."""
-        told = super().to_diff_dict()
-        unknown = [name for name in ("codes_sha256", "rounded_codes_sha256") if told.get(name) is None]
-        return {name: value for name, value in told.items() if name not in unknown}
+        """As transformers, without `later_options` at these values."""
+        later = self.later_options
+        return {
+            name: value for name, value in super().to_diff_dict().items() if name not in later or value != later[name]
+        }
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -99,3 +102,33 @@ def with_other_names(post_init: Callable) -> Callable:
         post_init(config, **kwargs)
 
     return call
+
+
+class SpeakerConfig(PriorConfig):
+    """Config fields of a prior that has speakers beside classes, the condition `speaker_labels`.
+
+    Args:
+        num_speakers: number of speakers; 0 is none.
+        speaker_dropout_prob: chance that training replaces a speaker by the null speaker, whose index is
+            `num_speakers`; above 0 it makes that speaker exist, and guidance possible.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    later_options = {**PriorConfig.later_options, "num_speakers": 0, "speaker_dropout_prob": 0.0}
+
+    num_speakers: Labels = 0
+    speaker_dropout_prob: Chance = 0.0
+
+    def __post_init__(self, **kwargs):
+        if self.speaker_dropout_prob > 0 and self.num_speakers == 0:
+            raise ValueError(
+                f"speaker_dropout_prob is {self.speaker_dropout_prob}, but num_speakers is 0: nothing to drop"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_speaker_embeddings(self) -> int:
+        """Rows of a speaker embedding: the speakers, and the null speaker where there is one."""
+        return self.num_speakers + (self.speaker_dropout_prob > 0)

@@ -64,13 +64,14 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         return_loss: bool = True,
         *,
         prompt_ids: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
     ) -> PriorOutput:
         """Logits of every code from the codes of the steps before its own, and their loss.
 
         Args:
             codes: (batch, levels, *space) int64.
-            class_labels, labels, return_loss, prompt_ids, lengths: see `TransformerPrior.forward`.
+            class_labels, labels, return_loss, prompt_ids, speaker_labels, lengths: see `TransformerPrior.forward`.
 
         Returns:
             `PriorOutput` with the loss in mean nats per code and logits (batch, levels, *space, codebook_size).
@@ -78,7 +79,10 @@ class DelayedTransformerPrior(CompiledSampling, PromptMixin, LlamaPreTrainedMode
         Raises:
             ValueError: codes, conditions or targets out of range or of the wrong shape or type.
         """
-        return self.run_forward(codes, labels, return_loss, lengths, class_labels=class_labels, prompt_ids=prompt_ids)
+        return self.run_forward(
+            codes, labels, return_loss, lengths,
+            class_labels=class_labels, prompt_ids=prompt_ids, speaker_labels=speaker_labels,
+        )  # fmt: skip
 
     def delay(
         self, num_places: int, real: torch.Tensor | int | None = None
@@ -126,7 +130,7 @@ class DelayedSamplingState:
 
     Args:
         prior: in eval mode and without gradients.
-        prompt: (grids, prompt_length + 1) tokens.
+        prompt: (grids, length) tokens.
         num_places: of a grid, in each level.
     """
 

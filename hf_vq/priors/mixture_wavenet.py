@@ -26,7 +26,8 @@ class MixtureWaveNetConfig(ConditionedWaveNetConfig):
         codebook_size: equally spaced levels from -1 to 1 that a sample can take, at least 2.
         num_mixtures: logistics in the mixture.
         min_log_scale: smallest logarithm of a logistic's scale.
-        others: see `ConditionedWaveNetConfig`; `class_dropout_prob` must be 0, since guidance needs logits of codes.
+        others: see `ConditionedWaveNetConfig`; `class_dropout_prob` and `speaker_dropout_prob` must be 0, since
+            guidance needs logits of codes.
 
     Raises:
         ValueError: a value is out of its range.
@@ -40,8 +41,9 @@ class MixtureWaveNetConfig(ConditionedWaveNetConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.class_dropout_prob:
-            raise ValueError(f"class_dropout_prob must be 0 without guidance, got {self.class_dropout_prob}")
+        for name in ("class_dropout_prob", "speaker_dropout_prob"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must be 0 without guidance, got {getattr(self, name)}")
 
 
 class AmplitudeTokens:

@@ -7,20 +7,21 @@ import torch
 from transformers.models.llama import LlamaConfig
 
 from hf_vq.priors.autoregressive import AutoregressivePrior
-from hf_vq.priors.conditions import Condition, PromptCondition
-from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.conditions import Condition, PromptCondition, speaker_condition
+from hf_vq.priors.config import SpeakerConfig
 from hf_vq.priors.sampling import positions_first
 from hf_vq.ranges import Chance, Depth, FreeWidth, Labels, Positive, Range, Samples, Weight, Width
 
 
-class DecoderConfig(PriorConfig):
+class DecoderConfig(SpeakerConfig):
     """Sizes of a Llama decoder (https://arxiv.org/abs/2302.13971) over codes, under the names of transformers.
 
-    The vocabulary is codes, then classes, then the null entry, then text tokens. The null entry is the null class, the
-    begin token of a prior without classes, and stands for absent text.
+    The vocabulary is codes, then classes, then the null entry, then text tokens, then speakers. The null entry is the
+    null class, the begin token of a prior without classes, and stands for absent text.
 
     Args:
         codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        num_speakers, speaker_dropout_prob: see `SpeakerConfig`.
         grid_dims: axes of a grid of codes, levels included; that of `code_shape`, or 2, by default.
         num_levels: above 1, the first axis of the grid holds the levels of a residual quantizer.
         num_text_tokens: size of the text vocabulary; 0 is a prior without text.
@@ -112,16 +113,26 @@ class DecoderConfig(PriorConfig):
 
     @property
     def vocab_size(self) -> int:
+        return self.speaker_token + self.num_speaker_embeddings
+
+    @property
+    def speaker_token(self) -> int:
+        """Place of the first speaker in the vocabulary."""
         return self.null_token + 1 + self.num_text_tokens
+
+    @property
+    def num_tokens_before(self) -> int:
+        """Tokens before the first code: text, the speaker, and the class or the null entry."""
+        return self.prompt_length + (self.num_speakers > 0) + 1
 
     @property
     def max_position_embeddings(self) -> int:
         """Tokens of the longest sequence: the prompt and the codes of `code_shape` (8192 where that is open)."""
-        return self.prompt_length + 1 + (8192 if self.code_shape is None else prod(self.code_shape))
+        return self.num_tokens_before + (8192 if self.code_shape is None else prod(self.code_shape))
 
 
 class PromptMixin(AutoregressivePrior):
-    """The part of a transformer prior that stands before its codes: text, then the class or the null entry."""
+    """The part of a transformer prior before its codes: text, then the speaker, then the class or the null entry."""
 
     @property
     def grid_dims(self) -> int:
@@ -141,7 +152,7 @@ class PromptMixin(AutoregressivePrior):
             lacking="has no text (num_text_tokens=0)",
             dropout_prob=config.prompt_dropout_prob,
         )
-        return (*super().make_conditions(), prompt)
+        return (*super().make_conditions(), prompt, speaker_condition(config))
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
         super().check_codes(codes, labels)
@@ -164,6 +175,7 @@ class PromptMixin(AutoregressivePrior):
         *,
         class_labels: torch.Tensor | None = None,
         prompt_ids: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The tokens before the first code.
 
@@ -172,21 +184,28 @@ class PromptMixin(AutoregressivePrior):
             class_labels: (batch,) integers of a prior with classes; `num_classes` is the null class.
             prompt_ids: (batch, at most prompt_length) integers in [-1, num_text_tokens) of a prior with text; -1 is no
                 token.
+            speaker_labels: (batch,) integers of a prior with speakers; `num_speakers` is the null speaker.
 
         Returns:
-            (batch, prompt_length + 1) int64 in [0, vocab_size).
+            (batch, num_tokens_before of the config) int64 in [0, vocab_size).
 
         Raises:
             ValueError: a condition is missing or does not fit.
         """
-        conditions = self.check_conditions({"class_labels": class_labels, "prompt_ids": prompt_ids}, batch_size)
+        conditions = self.check_conditions(
+            {"class_labels": class_labels, "prompt_ids": prompt_ids, "speaker_labels": speaker_labels}, batch_size
+        )
         given = list(conditions.values())
         if not given and batch_size is None:
             raise ValueError("batch_size missing: this prior has no conditions")
         return self.prompt_tokens(len(given[0]) if given else cast(int, batch_size), **conditions)
 
     def prompt_tokens(
-        self, batch_size: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
+        self,
+        batch_size: int,
+        class_labels: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`make_prompt` of checked conditions."""
         config = self.config
@@ -194,7 +213,9 @@ class PromptMixin(AutoregressivePrior):
             begin = torch.full((batch_size,), config.null_token, device=self.device)
         else:
             begin = config.num_code_tokens + class_labels
-        if prompt_ids is None:
-            return begin[:, None]
-        text = config.null_token + 1 + prompt_ids  # no token, -1, becomes the null entry
-        return torch.cat([text, begin[:, None]], dim=1)
+        parts = []
+        if prompt_ids is not None:
+            parts.append(config.null_token + 1 + prompt_ids)  # no token, -1, becomes the null entry
+        if speaker_labels is not None:
+            parts.append((config.speaker_token + speaker_labels)[:, None])
+        return torch.cat([*parts, begin[:, None]], dim=1)

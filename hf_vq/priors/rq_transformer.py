@@ -15,11 +15,11 @@ from hf_vq.modes import fetched
 from hf_vq.networks.transformer import ACTIVATIONS, KeyValueCache, Transformer, check_heads, init_weights
 from hf_vq.priors.autoregressive import AutoregressivePrior
 from hf_vq.priors.base import PriorOutput
-from hf_vq.priors.conditions import Condition, PromptCondition
-from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.conditions import Condition, PromptCondition, speaker_condition
+from hf_vq.priors.config import SpeakerConfig
 from hf_vq.priors.inputs import IGNORED
 from hf_vq.priors.sampling import positions_first
-from hf_vq.ranges import Chance, Depth, FreeWidth, Labels, OneOf, Samples, Width
+from hf_vq.ranges import Chance, Depth, FreeWidth, Labels, OneOf, Range, Samples, Width
 from hf_vq.registry import register
 
 SPATIAL_INPUTS = ("vectors", "embeddings")
@@ -32,7 +32,7 @@ class RQTransformerOutput(PriorOutput):
 
     Attributes:
         loss: scalar nats; with a prompt (1 - prompt_loss_weight) x code_loss + prompt_loss_weight x prompt_loss.
-        logits: (batch, levels, height, width, codebook_size).
+        logits: (batch, levels, *space, codebook_size).
         code_loss: with a prompt, mean nats per code.
         prompt_loss: with a prompt, mean nats per token after the first.
         prompt_logits: (batch, length - 1, prompt_vocab_size), for the tokens after the first.
@@ -43,13 +43,15 @@ class RQTransformerOutput(PriorOutput):
     prompt_logits: torch.Tensor | None = None
 
 
-class RQTransformerConfig(PriorConfig):
+class RQTransformerConfig(SpeakerConfig):
     """Config of `RQTransformer`.
 
     Args:
         codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`.
+        num_speakers, speaker_dropout_prob: see `SpeakerConfig`; speakers go with classes, with prompts, and alone.
+        grid_dims: axes of a grid of codes, that of levels included; that of `code_shape`, or 3, by default.
         num_levels: codes at every position.
-        block_size: most positions of a grid, height x width.
+        block_size: most positions of a grid: height x width, or of sound its length.
         prompt_vocab_size: number of text tokens, where the prior follows prompts; 0: it follows none.
         prompt_length: most tokens of a prompt.
         prompt_loss_weight: share of the prompt's own likelihood in the loss; 0.1 as for CC-3M.
@@ -75,7 +77,9 @@ class RQTransformerConfig(PriorConfig):
     """
 
     model_type = "hf_vq_rq_transformer"
+    later_options = {**SpeakerConfig.later_options, "grid_dims": 3}
 
+    grid_dims: Annotated[int, Range(2, 4)] | None = None
     num_levels: Depth = 4
     block_size: Samples = 64
     prompt_vocab_size: Labels = 0
@@ -113,9 +117,13 @@ class RQTransformerConfig(PriorConfig):
                 "follows prompts or classes, not both"
             )
         super().__post_init__(**kwargs)
+        if self.grid_dims is None:
+            self.grid_dims = 3 if self.code_shape is None else len(self.code_shape)
         if self.code_shape is not None:
-            if len(self.code_shape) != 3:
-                raise ValueError(f"code_shape must be (levels, height, width), got {self.code_shape}")
+            if len(self.code_shape) != self.grid_dims:
+                raise ValueError(
+                    f"code_shape must be the levels and grid_dims={self.grid_dims} - 1 sizes, got {self.code_shape}"
+                )
             self.check_grid("code_shape", tuple(self.code_shape))
 
     def check_grid(self, name: str, grid: tuple[int, ...]) -> None:
@@ -140,15 +148,15 @@ class RQTransformerConfig(PriorConfig):
 class RQTransformer(AutoregressivePrior, PreTrainedModel):
     """RQ-Transformer (https://arxiv.org/abs/2203.01941, section 3.2), conditioned on a class, a prompt or nothing.
 
-    Codes are drawn position by position, at each of them level by level. A prior that takes code vectors keeps a
-    frozen copy of the autoencoder's, which `set_code_vectors` fills.
+    Speakers go with each of these. Codes are drawn position by position, at each of them level by level. A prior that
+    takes code vectors keeps a frozen copy of the autoencoder's, which `set_code_vectors` fills.
 
     Attributes:
         code_vectors: buffer (1 or levels, codebook_size, code_vector_dim), or None.
     """
 
     code_vectors: Any
-    embedding: Any  # these three, and what speaks of prompts, are None where the config leaves them out
+    embedding: Any  # these three, and what speaks of speakers and prompts, are None where the config leaves them out
     spatial_projection: Any
     depth_projection: Any
     config_class = RQTransformerConfig
@@ -156,7 +164,7 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerBlock"]
-    grid_dims, has_levels = 3, True
+    has_levels = True
 
     def __init__(self, config: RQTransformerConfig):
         super().__init__(config)
@@ -164,6 +172,7 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         num_conditions = config.prompt_vocab_size or max(1, config.num_class_embeddings)
         self.condition_embedding = nn.Embedding(num_conditions, width)
         self.condition_position_embedding = nn.Embedding(max(1, config.prompt_length), width)
+        self.speaker_embedding = nn.Embedding(config.num_speaker_embeddings, width) if config.num_speakers else None
         self.position_embedding = nn.Embedding(config.block_size, width)
         self.level_embedding = nn.Embedding(levels, width)
 
@@ -192,6 +201,10 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             self.prompt_norm = nn.LayerNorm(width)
             self.prompt_head = nn.Linear(width, config.prompt_vocab_size)
         self.post_init()
+
+    @property
+    def grid_dims(self) -> int:  # type: ignore[override]
+        return self.config.grid_dims
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -233,20 +246,22 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         target_probs: torch.Tensor | None = None,
         return_loss: bool = True,
         *,
+        speaker_labels: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
     ) -> RQTransformerOutput:
         """Logits of every code from the codes drawn before it, and their loss.
 
         Args:
-            codes: (batch, levels, height, width) int64, at most `block_size` positions.
+            codes: (batch, levels, *space) int64, at most `block_size` positions.
             class_labels: (batch,) int64 of a prior with classes; in training some are dropped to the null class.
             prompt_ids: (batch, length) int64 of a prior with prompts, 1 to `prompt_length` tokens.
-            labels: (batch, levels, height, width) int64 targets instead of `codes`; -100 is ignored.
-            target_probs: (batch, levels, height, width, codebook_size) probabilities as targets instead of `codes`,
-                such as the soft codes of RQ-VAE (section 3.2.3).
+            labels: (batch, levels, *space) int64 targets instead of `codes`; -100 is ignored.
+            target_probs: (batch, levels, *space, codebook_size) probabilities as targets instead of `codes`, such as
+                the soft codes of RQ-VAE (section 3.2.3).
             return_loss: compute the loss.
-            lengths: (batch,) int64, real rows of each item; what is below takes no part in the loss, and prompts count
-                by the real codes that follow them.
+            speaker_labels: (batch,) int64 of a prior with speakers; in training some are dropped to the null speaker.
+            lengths: (batch,) int64, real positions of each item along the first axis of space; what is beyond takes no
+                part in the loss, and prompts count by the real codes that follow them.
 
         Returns:
             `RQTransformerOutput`.
@@ -256,7 +271,7 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         """
         self._check_target_probs(target_probs, codes, labels)
         codes, labels, conditions = self.check_inputs(
-            codes, labels, lengths, class_labels=class_labels, prompt_ids=prompt_ids
+            codes, labels, lengths, class_labels=class_labels, prompt_ids=prompt_ids, speaker_labels=speaker_labels
         )
         with fetched(self):
             logits, prompt_logits = self._predict_all(codes, **conditions)
@@ -292,10 +307,14 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             having=f"has prompt_vocab_size={config.prompt_vocab_size}",
             lacking="follows no prompts (prompt_vocab_size=0)",
         )
-        return (*super().make_conditions(), prompt)
+        return (*super().make_conditions(), prompt, speaker_condition(config))
 
     def embed_conditions(
-        self, num_grids: int, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
+        self,
+        num_grids: int,
+        class_labels: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Vectors (num_grids, length, hidden_size) of what stands before the first position."""
         if class_labels is not None:
@@ -304,7 +323,8 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
             tokens = prompt_ids
         else:
             tokens = torch.zeros(num_grids, 1, dtype=torch.int64, device=self.condition_embedding.weight.device)
-        return self.condition_embedding(tokens) + self.condition_position_embedding.weight[: tokens.shape[1]]
+        hidden = self.condition_embedding(tokens) + self.condition_position_embedding.weight[: tokens.shape[1]]
+        return hidden if speaker_labels is None else hidden + self.speaker_embedding(speaker_labels)[:, None]
 
     def embed_positions(self, codes: torch.Tensor) -> torch.Tensor:
         """Inputs (batch, positions, hidden_size) of the spatial transformer, of codes (batch, positions, levels)."""
@@ -324,16 +344,16 @@ class RQTransformer(AutoregressivePrior, PreTrainedModel):
         return self.depth_projection(vectors)
 
     def _predict_all(
-        self, codes: torch.Tensor, class_labels: torch.Tensor | None = None, prompt_ids: torch.Tensor | None = None
+        self, codes: torch.Tensor, prompt_ids: torch.Tensor | None = None, **conditions: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of codes (batch, levels, height, width), and those of the prompt."""
+        """Logits of codes (batch, levels, *space), and those of the prompt."""
         batch_size, _, *space = codes.shape
         codes = codes.flatten(2).transpose(1, 2)  # (batch, positions, levels)
-        conditions = self.embed_conditions(batch_size, class_labels, prompt_ids)
+        before = self.embed_conditions(batch_size, prompt_ids=prompt_ids, **conditions)
         positions = self.embed_positions(codes[:, :-1]) + self.position_embedding.weight[: codes.shape[1] - 1]
-        hidden = F.dropout(torch.cat([conditions, positions], dim=1), self.config.embedding_dropout, self.training)
+        hidden = F.dropout(torch.cat([before, positions], dim=1), self.config.embedding_dropout, self.training)
         hidden = self.spatial_transformer(hidden, self.config._attn_implementation)
-        last = conditions.shape[1] - 1  # the last token of the condition speaks of the first position
+        last = before.shape[1] - 1  # the last token of the condition speaks of the first position
         inputs = torch.cat([hidden[:, last:, None], self.embed_levels(codes[..., :-1])], dim=2)
         inputs = (inputs + self.level_embedding.weight).flatten(0, 1)  # (batch x positions, levels, hidden_size)
         levels = self.depth_transformer(inputs, self.config._attn_implementation)

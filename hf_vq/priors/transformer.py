@@ -19,7 +19,8 @@ from hf_vq.registry import register
 
 PRIOR_FIELDS = (
     "codebook_size", "num_classes", "code_shape", "class_dropout_prob", "grid_dims", "num_levels", "num_text_tokens",
-    "prompt_length", "prompt_dropout_prob", "codes_sha256", "rounded_codes_sha256",
+    "prompt_length", "prompt_dropout_prob", "num_speakers", "speaker_dropout_prob", "codes_sha256",
+    "rounded_codes_sha256",
 )  # fmt: skip
 DERIVED = ("vocab_size", "head_dim", "max_position_embeddings")
 FIXED = ("hidden_act", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -75,7 +76,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
     Its sequence is `make_prompt`, then the codes: of a grid in raster order, of residual codes (levels, *space) all
     levels of a place before the next place. On disk it is a `LlamaForCausalLM`: it loads in stock
     `AutoModelForCausalLM`, and so where Llamas are served. There `generate` continues the prompt, which is
-    `codebook_size` + class. Of a prior without classes and text it is the null entry `codebook_size`, with which
+    `codebook_size` + class. Of a prior without conditions it is the null entry `codebook_size`, with which
     `generate` begins by itself. The saved `generation_config.json` keeps it to codes and to the length of
     `code_shape`; a server that ignores `suppress_tokens` must be given the allowed ids [0, codebook_size) itself.
 
@@ -97,11 +98,12 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         Without conditions it begins by itself; with them there is no prompt that says nothing of what is wanted.
         """
         config = self.config
+        conditional = any(condition.taken for condition in self.conditions)
         self.generation_config = GenerationConfig(
             do_sample=True,
             top_k=0,
-            bos_token_id=None if config.num_classes or config.num_text_tokens else config.null_token,
-            max_new_tokens=config.max_position_embeddings - config.prompt_length - 1,
+            bos_token_id=None if conditional else config.null_token,
+            max_new_tokens=config.max_position_embeddings - config.num_tokens_before,
             suppress_tokens=list(range(config.codebook_size, config.vocab_size)),
         )
 
@@ -118,6 +120,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
         return_loss: bool = True,
         *,
         prompt_ids: torch.Tensor | None = None,
+        speaker_labels: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -136,6 +139,7 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             labels: (batch, *grid) int64 targets instead of `codes`; -100 is ignored.
             return_loss: compute the loss.
             prompt_ids: (batch, at most prompt_length) int64 of a prior with text; -1 is no token.
+            speaker_labels: (batch,) int64 of a prior with speakers; in training some are dropped to the null speaker.
             lengths: (batch,) int64, real positions of each item along the first axis of space; what is beyond takes no
                 part in the loss.
             input_ids, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep, kwargs:
@@ -153,8 +157,9 @@ class TransformerPrior(CompiledSampling, PromptMixin, LlamaForCausalLM):
             if input_ids is not None or inputs_embeds is not None:
                 raise ValueError("codes and input_ids exclude each other: give one of them")
             return self.run_forward(
-                codes, labels, return_loss, lengths, class_labels=class_labels, prompt_ids=prompt_ids
-            )
+                codes, labels, return_loss, lengths,
+                class_labels=class_labels, prompt_ids=prompt_ids, speaker_labels=speaker_labels,
+            )  # fmt: skip
         if input_ids is None and inputs_embeds is None:
             raise ValueError("codes missing")
         return LlamaForCausalLM.forward(
@@ -195,7 +200,7 @@ class TransformerSamplingState:
 
     Args:
         prior: in eval mode and without gradients.
-        prompt: (grids, prompt_length + 1) tokens.
+        prompt: (grids, length) tokens.
         num_codes: of a grid.
     """
 

@@ -54,7 +54,7 @@ class WaveNet(ConditionedWaveNet):
 
     Codes are those of a one-dimensional grid, or samples of a waveform by `hf_vq.networks.mu_law`. Conditions, where
     the config has them: `class_labels`, `speaker_labels` and `global_features` of an item, `local_features` of every
-    place or frame. Guidance leaves out the class and keeps the others.
+    place or frame. Guidance leaves out the class and the speaker that training dropped, and keeps the others.
     """
 
     config_class = WaveNetConfig

@@ -11,17 +11,18 @@ from hf_vq.networks.upsampling import ACTIVATIONS, MODES, FeatureUpsampler
 from hf_vq.networks.wavenet import WaveNetStack, dilation_cycles
 from hf_vq.networks.wavenet_steps import WaveNetSteps
 from hf_vq.priors.autoregressive import AutoregressivePrior
-from hf_vq.priors.conditions import Condition, FeatureCondition, LabelCondition
-from hf_vq.priors.config import PriorConfig
+from hf_vq.priors.conditions import Condition, FeatureCondition, speaker_condition
+from hf_vq.priors.config import SpeakerConfig
 from hf_vq.priors.inputs import at_own_lengths
-from hf_vq.ranges import Chance, Depth, FreeWidth, KernelSize, Labels, Number, OneOf, Parity, Range, Width
+from hf_vq.ranges import Chance, Depth, FreeWidth, KernelSize, Number, OneOf, Parity, Range, Width
 
 
-class ConditionedWaveNetConfig(PriorConfig):
+class ConditionedWaveNetConfig(SpeakerConfig):
     """Config fields of every WaveNet.
 
     Args:
         codebook_size, num_classes, code_shape, class_dropout_prob: see `PriorConfig`; `code_shape` is (length,).
+        num_speakers, speaker_dropout_prob: see `SpeakerConfig`.
         residual_channels: channels between layers.
         gate_channels: channels before the gates, even.
         skip_channels: channels of the sum over layers, and of the hidden layer after it.
@@ -29,7 +30,6 @@ class ConditionedWaveNetConfig(PriorConfig):
         num_cycles: cycles of dilations 1, 2, 4, ...; it divides `num_layers`.
         kernel_size: taps of the dilated convolutions.
         dropout: of the input of every layer.
-        num_speakers: speakers, the condition `speaker_labels`; 0 is none.
         use_global_features: take vectors of `global_channels` for each item, the condition `global_features`.
         global_channels: width of the global condition, the sum of embedded classes, embedded speakers and given
             vectors.
@@ -51,7 +51,6 @@ class ConditionedWaveNetConfig(PriorConfig):
     num_cycles: Depth = 2
     kernel_size: KernelSize = 2
     dropout: Chance = 0.0
-    num_speakers: Labels = 0
     use_global_features: bool = False
     global_channels: Width = 64
     local_channels: FreeWidth = 0
@@ -131,7 +130,7 @@ class ConditionedWaveNet(AutoregressivePrior, PreTrainedModel):
         super().__init__(config)
         width = config.global_channels
         self.class_embedding = nn.Embedding(config.num_class_embeddings, width) if config.num_classes else None
-        self.speaker_embedding = nn.Embedding(config.num_speakers, width) if config.num_speakers else None
+        self.speaker_embedding = nn.Embedding(config.num_speaker_embeddings, width) if config.num_speakers else None
         self.upsampler = config.make_upsampler()
         self.stack = config.make_stack(out_channels, dilation_cycles(config.num_layers, config.num_cycles))
 
@@ -162,7 +161,7 @@ class ConditionedWaveNet(AutoregressivePrior, PreTrainedModel):
         config = self.config
         return (
             *super().make_conditions(),
-            LabelCondition("speaker_labels", config.num_speakers, taken=config.num_speakers > 0),
+            speaker_condition(config),
             FeatureCondition("global_features", (config.global_channels,), taken=config.use_global_features),
             FeatureCondition(
                 "local_features", (config.local_channels,), self.num_frames, taken=config.local_channels > 0

@@ -19,6 +19,7 @@ from hf_vq.ranges import Codebook, OneOf, Positive, Share, Weight, Width
 
 AVERAGES = {"cluster_size", "embedding_sum", "ema_steps"}  # buffers, of which a quantizer has some
 GRADIENTS = ("straight_through", "rotation", "bypass")
+NORMALIZATIONS = (False, True, "search")
 
 
 class FrozenCodebook(nn.Module):
@@ -53,7 +54,8 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
             code, in [0, 1]; 0 switches it off.
         code_dim: width of the codes; learned linear maps lead there and back (ViT-VQGAN,
             https://arxiv.org/abs/2110.04627, section 3.2). None: `dim`, without maps.
-        normalize: compare latents and codes by direction; both are scaled to length 1 (the same section).
+        normalize: compare latents and codes by direction; both are scaled to length 1 (the same section). "search":
+            they are compared so, and keep their length in all else (DAC, https://arxiv.org/abs/2306.06546).
         gradient: "straight_through"; "rotation", the rotation trick (https://arxiv.org/abs/2410.06424); or "bypass",
             straight through past the normalisation too, as ViT-VQGAN does.
         entropy_weight: of the entropy penalty, 0 or more: mean entropy of each latent's soft assignment to the codes,
@@ -74,7 +76,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         kmeans_init: bool = True,
         restart_threshold: Share = 0.05,
         code_dim: Width | None = None,
-        normalize: bool = False,
+        normalize: Annotated[bool | str, OneOf(NORMALIZATIONS)] = False,
         gradient: Annotated[str, OneOf(GRADIENTS)] = "straight_through",
         entropy_weight: Weight = 0.0,
         entropy_temperature: Positive = 0.01,
@@ -83,7 +85,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     ):
         super().__init__(codebook_size, dim, code_dim)
         check_codebook_fits(codebook_size, self.code_dim)
-        if gradient == "bypass" and not normalize:
+        if gradient == "bypass" and normalize is not True:
             raise ValueError("gradient='bypass' passes by the normalisation: it needs normalize=True")
         self.beta, self.decay, self.restart_threshold = beta, decay, restart_threshold
         self.normalize, self.gradient = normalize, gradient
@@ -100,7 +102,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     @property
     def codebook(self) -> torch.Tensor:
         """The vectors that latents are compared with, (codebook_size, code_dim)."""
-        if self.normalize:  # of a copy: a restart changes the weight before the gradient comes back
+        if self.normalize is True:  # of a copy: a restart changes the weight before the gradient comes back
             return directions(self._code_vectors().clone())
         return self._code_vectors()
 
@@ -137,7 +139,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
 
     def _quantize(self, rows, valid, counted, batch_size):
         compared, codebook = self._comparable(rows), self.codebook
-        codes = nearest_codes(compared, codebook, self.metric)
+        codes = self._nearest(compared, codebook)
         quantized = lookup(codes, codebook)
         passed = self._pass_gradient(rows, compared, quantized, codebook, counted)
         loss, losses = self._losses(compared, quantized, passed, valid)
@@ -153,7 +155,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return passed, codes, loss, losses
 
     def _codes(self, rows):
-        return nearest_codes(self._comparable(rows), self.codebook, self.metric)
+        return self._nearest(self._comparable(rows), self.codebook)
 
     def _vectors(self, codes):
         return lookup(codes, self.codebook)
@@ -162,7 +164,12 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
         return self.embedding.weight
 
     def _comparable(self, rows):
-        return directions(rows) if self.normalize else rows
+        return directions(rows) if self.normalize is True else rows
+
+    def _nearest(self, compared, codebook):
+        if self.normalize == "search":
+            compared, codebook = directions(compared), directions(codebook)
+        return nearest_codes(compared, codebook, self.metric)
 
     def _pass_gradient(self, rows, compared, quantized, codebook, counted):
         """Quantized rows (n, code_dim), as the decoder gets them."""
@@ -195,7 +202,7 @@ class CodebookQuantizer(CodebookSurgery, Quantizer):
     def refine(self, rows: torch.Tensor) -> None:
         """One step of k-means on rows (n, dim) of all processes; unused codes start again at random rows."""
         compared = self._comparable(self.project_in(rows))
-        codes = nearest_codes(compared, self.codebook, self.metric)
+        codes = self._nearest(compared, self.codebook)
         counts, sums = cluster_statistics(compared, codes, self.codebook_size)
         means = sums / counts.clamp_min(1)[:, None]
         fresh = draw_rows(compared, self.codebook_size)

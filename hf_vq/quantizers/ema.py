@@ -89,7 +89,7 @@ class EMAVectorQuantizer(CodebookQuantizer):
             codebook = torch.where(dead[:, None], fresh, codebook)
             self.cluster_size.copy_(torch.where(dead, average * started, self.cluster_size))
             self.embedding_sum.copy_(torch.where(dead[:, None], fresh * average * started, self.embedding_sum))
-        codebook = F.normalize(codebook, dim=1) if self.normalize else codebook
+        codebook = F.normalize(codebook, dim=1) if self.normalize is True else codebook
         self.embedding.weight.copy_(torch.where(moves, codebook, self.embedding.weight))
 
     def _start_fresh(self):

@@ -30,8 +30,37 @@ def cluster_statistics(
     return sum_over_processes(counts), sum_over_processes(sums)
 
 
+REDRAWS = 10  # of centroids that are copies of others
+APART = 1e-3  # of the spread of centroids, by which copies are told
+
+
+def _drawn_apart(rows: torch.Tensor, centroids: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """Centroids (n, dim) whose unused ones are random rows, as far as there are some not copies of one another.
+
+    Where much of the data is alike, as silence is, many centroids would be one, and every row like it would have to
+    be told from all of them.
+
+    Args:
+        rows: (n, dim) of this process.
+        centroids: (codebook_size, dim), the same on every process.
+        used: (codebook_size,) bool.
+    """
+    places = torch.arange(len(centroids), device=rows.device)
+    missing = ~used
+    for _ in range(REDRAWS):
+        centroids = torch.where(missing[:, None], draw_rows(rows, len(centroids)), centroids)
+        cells = (centroids / (APART * centroids.std(dim=0)).clamp_min(torch.finfo(rows.dtype).tiny)).round()
+        alike = torch.unique(cells, dim=0, return_inverse=True)[1]
+        order = places + len(centroids) * ~used  # those that are used come first
+        first = torch.full_like(places, 2 * len(centroids)).scatter_reduce(0, alike, order, "amin")
+        missing = (order != first[alike]) & ~used
+        if not missing.any():
+            break
+    return centroids
+
+
 def kmeans(rows: torch.Tensor, codebook_size: int, iterations: int = 10) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Lloyd's algorithm from random rows; an empty cluster starts again at a random row.
+    """Lloyd's algorithm from random rows that are apart; an empty cluster starts again at such a row.
 
     Args:
         rows: (n, dim) of this process.
@@ -44,10 +73,11 @@ def kmeans(rows: torch.Tensor, codebook_size: int, iterations: int = 10) -> tupl
     """
     if sum_over_processes(torch.tensor(rows.shape[0], device=rows.device)) == 0:
         return None
-    centroids = draw_rows(rows, codebook_size)
+    used = torch.zeros(codebook_size, dtype=torch.bool, device=rows.device)
+    centroids = _drawn_apart(rows, rows.new_zeros(codebook_size, rows.shape[1]), used)
     for _ in range(iterations):
         counts, sums = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)
         means = sums / counts.clamp_min(1)[:, None]
-        centroids = torch.where(counts[:, None] > 0, means, draw_rows(rows, codebook_size))
+        centroids = _drawn_apart(rows, means, counts > 0)
     counts, _ = cluster_statistics(rows, nearest_codes(rows, centroids), codebook_size)
     return centroids, counts

@@ -43,6 +43,10 @@ def _nearest(latents: torch.Tensor, codebook: torch.Tensor, dot: bool) -> torch.
         if latents.device.type == "cpu" and not lengths.sum().isfinite():
             _check_finite(latents)
         fused = fused_search() if latents.is_cuda and latents.dtype == torch.float32 else None
+        middle = None if dot else _far_middle(codebook)
+        if middle is not None:  # differences of what lies close together are exact, their products far from rounding
+            latents, codebook = latents - middle, codebook - middle
+            lengths = torch.where(lengths.isfinite(), torch.linalg.vector_norm(latents, dim=1), lengths)
         codes = search(latents, codebook, lengths, dot, best_two if fused is None else fused.best_two)
         return codes if latents.device.type == "cpu" else torch.where(lengths.isfinite(), codes, 0)
 
@@ -72,9 +76,10 @@ def search(
         best_two: what finds best scores, their codes and second best scores.
     """
     # a code adds to x.e what makes the largest the nearest: x.e - |e|^2 / 2 falls with |x - e|^2
-    biases = codebook.new_zeros(len(codebook)) if dot else -0.5 * codebook.square().sum(dim=1)
+    norms = torch.linalg.vector_norm(codebook, dim=1)  # without a copy of the codebook, as squares would be
+    biases = torch.zeros_like(norms) if dot else -0.5 * norms.square()
     best, codes, second = best_two(latents, codebook, biases)
-    rounding = _rounding(lengths, codebook)
+    rounding = _rounding(lengths, norms.amax(), codebook.shape[1])
     close = (second >= best - rounding).nonzero()[:, 0]
     for rows in close.split(max(1, _SCORES_PER_TILE // len(codebook))) if len(close) else ():
         scores = torch.addmm(biases, latents[rows], codebook.T)
@@ -149,6 +154,13 @@ def _two_of(scores, group_best, member_step, group_step):
     return best, group_step * group + member_step * member, second
 
 
+def _far_middle(codebook):
+    """The mean code, (dim,), where it is longer than the codes are far from it: all would look alike. Else None."""
+    middle = codebook.mean(dim=0)
+    spread = codebook.square().mean(dim=0).sum() - middle.square().sum()
+    return middle if middle.square().sum() > spread else None
+
+
 def _check_finite(latents):
     bad = (~torch.isfinite(latents).all(dim=1)).sum().item()
     if bad:
@@ -165,10 +177,9 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _rounding(lengths, codebook):
+def _rounding(lengths, longest, dim):
     """A bound, per row, on how far two of its scores can lie apart by rounding alone."""  # (rows,)
-    longest = torch.linalg.vector_norm(codebook, dim=1).amax()
-    return longest * (lengths + longest) * torch.finfo(lengths.dtype).eps * (4 + 2 * codebook.shape[1] ** 0.5)
+    return longest * (lengths + longest) * torch.finfo(lengths.dtype).eps * (4 + 2 * dim**0.5)
 
 
 def _decide_exactly(latents, codebook, rivals, dot):

@@ -32,8 +32,9 @@ class VectorQuantizer(CodebookQuantizer):
             dead codes. Configs that were saved without it mean 0.99.
         code_transform: the codes are a frozen codebook times a learned matrix, so that every step moves all of them
             (SimVQ, https://arxiv.org/abs/2411.02038, section 4). Excludes restarts. With `kmeans_init` both start so
-            that their product is the clusters of the first batch; configs that were saved without it mean False, a
-            random codebook and matrix as in the paper.
+            that their product is the clusters of the first batch, and share out their spread: each has its square
+            root in every direction. Configs that were saved without it mean False, a random codebook and matrix as
+            in the paper.
         frozen_codebook_dim: width of that frozen codebook, whose matrix then leads to the width of the codes; None:
             their own width. It needs `code_transform`.
         legacy: put beta on the codebook term instead, as taming-transformers and diffusers do.
@@ -105,13 +106,16 @@ class VectorQuantizer(CodebookQuantizer):
     def _set_codes(self, centroids):
         if self.code_transform is None:
             return super()._set_codes(centroids)
-        size = centroids.square().mean().sqrt().clamp_min(_LEAST_SIZE)
         transform = self.code_transform.weight  # random, and the same on all processes
         rank = min(transform.shape)
-        principal = torch.linalg.eigh(centroids.T @ centroids).eigenvectors[:, -rank:]
+        squares, vectors = torch.linalg.eigh(centroids.T @ centroids / len(centroids))
+        principal, roots = vectors[:, -rank:], squares[-rank:].clamp_min(_LEAST_SIZE**2) ** 0.25
         left, _, right = torch.linalg.svd(transform[:rank], full_matrices=False)
-        basis = principal @ left @ right  # (code_dim, frozen_codebook_dim): orthonormal rows or columns
-        self.embedding.weight.copy_(centroids @ basis / size)
+        # half of the spread in each: of codes with all of it, a step of the matrix moves the longest direction alone
+        basis = principal * roots @ left @ right  # (code_dim, frozen_codebook_dim)
+        frozen = centroids @ (principal / roots) @ left @ right
+        size = frozen.square().mean().sqrt().clamp_min(_LEAST_SIZE)
+        self.embedding.weight.copy_(frozen / size)
         transform.copy_(basis * size)
 
     def _losses(self, rows, quantized, passed, valid):

@@ -10,31 +10,35 @@ from transformers import get_scheduler
 from hf_vq.losses import (
     ADVERSARIAL_LOSSES,
     AdaptiveWeight,
+    FeatureMatchingLoss,
     LeCamRegularizer,
     LinearRamp,
-    PatchDiscriminator,
     SampleTerm,
+    mean_over_judges,
     r1_penalty,
+    together,
 )
 from hf_vq.processes import is_distributed
 from hf_vq.saved import DISCRIMINATOR
 from hf_vq.training.arguments import AutoencoderTrainingArguments
+from hf_vq.training.discriminators import make_discriminator
 from hf_vq.training.disk import Footprint, module_footprint
-from hf_vq.training.partial_gradients import PartialGradients, uncompiled
-from hf_vq.training.perceptual import Perceptual
+from hf_vq.training.partial_gradients import PartialGradients, several_gradients, uncompiled
 from hf_vq.training.reading import Batch
+from hf_vq.training.sample_terms import SampleTerms, real_part
 from hf_vq.training.tasks import Terms, Turn
 
 
-class Adversarial(Perceptual):
+class Adversarial(SampleTerms):
     """Trains an autoencoder against a discriminator, as VQGAN (https://arxiv.org/abs/2012.09841, eq. 5 to 7).
 
     The discriminator judges the very reconstructions that the autoencoder's turn has made, which are not computed
     twice. It starts at `discriminator_start_step`; from there on its word counts more with every step, until
-    `adversarial_ramp_steps` later it has its full weight.
+    `adversarial_ramp_steps` later it has its full weight. Of several sub-discriminators the losses are averaged. With
+    `feature_matching_weight` the features by which it judges are to be alike as well.
 
     Args:
-        model: an autoencoder of this package whose samples have two axes of space.
+        model: an autoencoder of this package whose samples have one or two axes of space.
         args: the training's options, with an `adversarial_weight` above 0.
 
     Raises:
@@ -43,12 +47,13 @@ class Adversarial(Perceptual):
 
     def __init__(self, model: Any, args: AutoencoderTrainingArguments):
         super().__init__(model, args)
-        self.discriminator: Any = make_discriminator(args, model.in_channels)
+        self.discriminator: Any = make_discriminator(args, model)
         self.lecam = LeCamRegularizer(args.lecam_decay)
         self.modules |= {"discriminator": self.discriminator}
         if args.lecam_weight:
             self.modules["lecam"] = self.lecam
         self.losses = ADVERSARIAL_LOSSES[args.adversarial_loss]
+        self.matching = FeatureMatchingLoss(relative=args.feature_matching_loss == "relative")
         self.adaptive = AdaptiveWeight(maximum=args.adaptive_weight_maximum)
         self.ramp = LinearRamp(args.discriminator_start_step, args.adversarial_ramp_steps)
         self.partial: PartialGradients | None = None  # for the adaptive weight in compiled code
@@ -78,7 +83,8 @@ class Adversarial(Perceptual):
         return turns
 
     def compute(self, module: torch.nn.Module, batch: Batch) -> Terms:
-        with contextlib.nullcontext() if self.partial is None else self.partial.allowed():
+        several = self.args.torch_compile and (self.args.adaptive_weight or self.args.feature_matching_weight)
+        with several_gradients() if several else contextlib.nullcontext():
             return super().compute(module, batch)
 
     def before_turn(self, turn: Turn, step: int) -> None:
@@ -88,34 +94,52 @@ class Adversarial(Perceptual):
         else:
             self.reconstructions = []
 
-    def loss(self, batch: Batch, output: Any) -> Terms:
-        loss, terms = super().loss(batch, output)
+    def sample_terms(self, batch: Batch, sample: torch.Tensor) -> dict[str, SampleTerm]:
+        found = super().sample_terms(batch, sample)
         if self.step < self.turn.start_step:
-            return loss, terms
-        self.reconstructions.append(output.sample.detach())
-        weight: Any = self.args.adversarial_weight * self.ramp(self.step)
-        if not weight:
-            return loss, terms
-        term = SampleTerm.of(self.ask, output.sample, self.scale)
-        terms |= {"loss_adversarial": term.value}
-        if self.args.adaptive_weight:
-            factor = self.adaptive(loss, term.linear(output.sample), self.autoencoder.last_layer)
-            weight, terms = weight * factor, terms | {"adaptive_weight": factor}
-        return term.added_to(loss, output.sample, weight), terms
+            return found
+        self.reconstructions.append(real_part(sample.detach(), batch))
+        if not self.ramp(self.step):
+            return found
+        return found | SampleTerm.several(lambda leaf: self.ask(batch, leaf), sample, self.scale)
 
-    def ask(self, sample: torch.Tensor) -> torch.Tensor:
-        """The generator's loss of reconstructions."""
+    def weight_of(self, name: str) -> float:
+        weight = super().weight_of(name)
+        return weight * self.ramp(self.step) if name in ("adversarial", "feature_matching") else weight
+
+    def weigh(
+        self, name: str, term: SampleTerm, loss: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        if name != "adversarial" or not self.args.adaptive_weight:
+            return super().weigh(name, term, loss, sample)
+        factor = self.adaptive(loss, term.linear(sample), self.autoencoder.last_layer)
+        return self.weight_of(name) * factor, {"adaptive_weight": factor}
+
+    def ask(self, batch: Batch, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The generator's losses of reconstructions, by name."""
         network = self.discriminator if is_distributed() else self.turn.module  # its wrapper would wait for gradients
-        return self.losses.generator(network(sample)[0])
+        sample = real_part(sample, batch)
+        if not self.args.feature_matching_weight:
+            (logits,) = network(sample)
+            return {"adversarial": mean_over_judges(self.losses.generator, logits)}
+        with torch.no_grad():
+            (wanted,) = network(batch["sample"], return_features=True)
+        (found,) = network(sample, return_features=True)
+        matching = self.matching(wanted.features, found.features)
+        return {
+            "adversarial": mean_over_judges(self.losses.generator, found.logits),
+            "feature_matching": matching,
+        }
 
     def judge(self, module: torch.nn.Module, batch: Batch) -> Terms:
         """The discriminator's loss, with its regularisation."""
         args, sample = self.args, batch["sample"].detach()
         penalised = args.r1_weight > 0 and (self.step - self.turn.start_step) % args.r1_interval == 0
         judging = uncompiled(module) if penalised else module
-        real, fake = judging(sample.requires_grad_(penalised), next(self.unjudged))
-        loss = self.losses.discriminator(real, fake)
-        terms = {"real": real.mean(), "fake": fake.mean()}
+        judged = judging(sample.requires_grad_(penalised), next(self.unjudged))
+        loss = mean_over_judges(self.losses.discriminator, *judged)
+        terms = {name: mean_over_judges(torch.mean, each) for name, each in zip(("real", "fake"), judged, strict=True)}
+        real, fake = map(together, judged)
         if args.lecam_weight:
             terms["lecam"] = self.lecam(real, fake)
             loss = loss + args.lecam_weight * terms["lecam"]
@@ -132,24 +156,3 @@ class Adversarial(Perceptual):
     def publish(self, output_dir: str) -> dict[str, Any]:
         self.discriminator.eval().save_pretrained(Path(output_dir, DISCRIMINATOR))
         return super().publish(output_dir)
-
-
-def make_discriminator(args: AutoencoderTrainingArguments, channels: int) -> Any:
-    """The discriminator to start with; new weights hang on the training's seed alone."""
-    if args.discriminator_init is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(args.seed)
-            given: Any = args.discriminator_config or {}
-            return PatchDiscriminator(**{"in_channels": channels, **given})
-    if Path(args.discriminator_init).is_file():
-        found = PatchDiscriminator.from_single_file(args.discriminator_init)
-    else:
-        owner = PatchDiscriminator.load_config(args.discriminator_init).get("_class_name")
-        subfolder = None if owner in (None, PatchDiscriminator.__name__) else DISCRIMINATOR  # of a training
-        found = PatchDiscriminator.from_pretrained(args.discriminator_init, subfolder=subfolder)
-    if found.config.in_channels != channels:
-        raise ValueError(
-            f"discriminator_init={args.discriminator_init!r} takes {found.config.in_channels} channels, the "
-            f"autoencoder has {channels}"
-        )
-    return found

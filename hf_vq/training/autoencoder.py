@@ -6,8 +6,8 @@ from typing import Any
 from hf_vq.training.adversarial import Adversarial
 from hf_vq.training.arguments import AutoencoderTrainingArguments
 from hf_vq.training.loop import TrainingLoop
-from hf_vq.training.perceptual import Perceptual
 from hf_vq.training.pushing import push_result
+from hf_vq.training.sample_terms import SampleTerms
 from hf_vq.training.scores import reconstruction_metrics
 from hf_vq.training.tasks import Reconstruction
 
@@ -15,14 +15,15 @@ __all__ = ["AutoencoderTrainingArguments", "train_autoencoder"]
 
 
 def make_task(model: Any, args: AutoencoderTrainingArguments) -> Reconstruction:
-    """What the options ask for: reconstruction alone, with a perceptual loss, or against a discriminator.
+    """What the options ask for: reconstruction alone, with other terms of samples, or against a discriminator.
 
     Raises:
         ValueError: options that do not fit the model, or networks that cannot be had.
     """
     if args.adversarial_weight:
         return Adversarial(model, args)
-    return Reconstruction(model, args) if args.perceptual == "none" else Perceptual(model, args)
+    terms = args.perceptual != "none" or args.mel_weight or args.spectral_weight
+    return SampleTerms(model, args) if terms else Reconstruction(model, args)
 
 
 def train_autoencoder(

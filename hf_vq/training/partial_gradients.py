@@ -27,13 +27,14 @@ class PartialGradients:
         plain = torch.compiler.disable(type(self.layer).forward, reason="its gradient is asked for alone")
         self.layer.forward = MethodType(plain, self.layer)  # a method: copies of the layer have one of their own
 
-    def allowed(self) -> contextlib.AbstractContextManager:
-        """Code that is compiled within the `with` block can be gone backward through more than once."""
-        return compiled_gradients.patch(donated_buffer=False)
-
     def undo(self) -> None:
         """The layer is as it was."""
         del self.layer.forward
+
+
+def several_gradients() -> contextlib.AbstractContextManager:
+    """Code that is compiled within the `with` block can be gone backward through more than once."""
+    return compiled_gradients.patch(donated_buffer=False)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

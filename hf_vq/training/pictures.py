@@ -12,7 +12,6 @@ from hf_vq.data.padding import is_stream, padding_of
 from hf_vq.modalities.figures import ACCENT, INK, MUTED, SECOND, save_figure
 from hf_vq.modes import evaluating
 
-SHOWN = ("reconstructions", "code_maps")  # with the suffix of the modality
 FEW = 8  # samples that are shown again and again during a training
 MOST_BARS = 64  # more would touch each other, and take seconds to draw one by one
 
@@ -106,16 +105,34 @@ def draw_reconstructions(model: Any, modality: Any, batch: dict[str, torch.Tenso
         folder: where the files go.
 
     Returns:
-        The files, `reconstructions` and `code_maps` with the suffix of the modality.
+        The files, `reconstructions` and `code_maps` with the suffixes of the modality.
     """
     samples = batch["sample"]
     padding = {name: mask.to(model.device) for name, mask in padding_of(batch).items()}
     with evaluating(model):
         output = model(samples.to(model.device), **padding)
-    files = [folder / f"{name}{modality.suffix}" for name in SHOWN]
-    modality.save_reconstructions(files[0], samples, output.sample.cpu())
-    modality.save_code_maps(files[1], samples, output.codes, model.codebook_size)
+    files = [folder / name for name in shown_files(modality)]
+    more = modality.file_options(model.processor) | lengths_of(padding)
+    modality.save_reconstructions(files[0], samples, output.sample.cpu(), **more)
+    modality.save_code_maps(files[1], samples, output.codes, model.codebook_size, **more)
     return files
+
+
+def shown_files(modality: Any) -> tuple[str, str]:
+    """Names of the files of reconstructions and of code maps."""
+    return f"reconstructions{modality.suffix}", f"code_maps{modality.map_suffix or modality.suffix}"
+
+
+def lengths_of(padding: dict[str, torch.Tensor]) -> dict[str, list[int]]:
+    """What functions that show samples take besides where these are padded: real values along the first axis.
+
+    Args:
+        padding: as of `padding_of`.
+    """
+    if not padding:
+        return {}
+    mask = padding["padding_mask"]
+    return {"lengths": mask.flatten(2).any(dim=2).sum(dim=1).tolist() if mask.ndim > 2 else mask.sum(dim=1).tolist()}
 
 
 def _new_axes(width: float, height: float) -> tuple[Any, Any]:

@@ -21,9 +21,9 @@ def known_metrics(model: Any) -> list[str]:
     return [*(each.name for each in _similarities(model)), *OF_FEATURES]
 
 
-def cheap_metrics(model: Any) -> list[str]:
-    """Names of the metrics of an autoencoder that are computed where nothing is asked for; of each, more is better."""
-    return [each.name for each in _similarities(model) if each.cheap]
+def cheap_metrics(model: Any) -> dict[str, bool]:
+    """Metrics of an autoencoder that are computed where nothing is asked for, by name: whether more is better."""
+    return {each.name: getattr(each, "more_is_better", True) for each in _similarities(model) if each.cheap}
 
 
 def check_metrics(
@@ -77,7 +77,7 @@ def reconstruction_metrics(model: Any, names: Collection[str] | None = None, ext
     """
     strict = names is not None
     if names is None:
-        names = cheap_metrics(model) + [DISTANCE] * (extractor is not None)
+        names = [*cheap_metrics(model), *[DISTANCE] * (extractor is not None)]
     check_metrics(model, names, extractor)
     found: list[nn.Module] = [each(strict=strict) for each in _similarities(model) if each.name in names]
     if extractor is not None:

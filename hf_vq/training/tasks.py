@@ -180,7 +180,7 @@ class Reconstruction(Task):
                 f"{model.space_dims}"
             )
         self.autoencoder, self.args = model, args
-        self.metrics = self.metrics | dict.fromkeys(cheap_metrics(model), True)
+        self.metrics = self.metrics | cheap_metrics(model)
         self.modules, self.identities = {"autoencoder": model}, {}
         self.extractor: FeatureExtractor | None = None  # rates reconstructions
         if args.eval_features is not None:

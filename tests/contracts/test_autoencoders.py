@@ -15,6 +15,11 @@ from hf_vq.registry import AUTOENCODERS
 from ..tiny_codecs import CODECS, SignalCodec, make_codec, register_codecs
 
 SMALL = {
+    "SpectralCodec": {"sampling_rate": 100, "hop_length": 8, "subframes": 2, "fft_size": 8, "hidden_channels": 8,
+                      "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 8, "codebook_dim": 4,
+                      "quantizer_config": {"num_levels": 2, "level_dropout": 0.0}},
+    "AudioCodec": {"sampling_rate": 100, "hidden_channels": 4, "strides": (2, 4), "lstm_layers": 1, "codebook_size": 8,
+                   "codebook_dim": 4, "quantizer_config": {"num_levels": 2, "level_dropout": 0.0}},
     "VQVAE": {"hidden_channels": 8, "codebook_size": 8, "codebook_dim": 4, "num_residual_layers": 1},
     "VQVAE2": {"hidden_channels": 8, "residual_channels": 4, "codebook_size": 8, "codebook_dim": 4, "strides": (4, 2)},
     "VQModel": {"block_out_channels": (8, 8), "norm_num_groups": 4, "num_vq_embeddings": 8,
@@ -43,7 +48,7 @@ def make(name):
     torch.manual_seed(0)
     codec = AUTOENCODERS[name]
     model = make_codec(codec) if codec in CODECS else codec(**SMALL[name])
-    space = CODECS[codec][1] if codec in CODECS else (16, 16)
+    space = CODECS[codec][1] if codec in CODECS else (16,) * codec.space_dims
     sample = torch.rand(4, model.in_channels, *space) * 2 - 1
     model.initialize_codebook(sample)
     return model, sample

@@ -71,6 +71,18 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Six sounds of different lengths."""
+    folder = tmp_path_factory.mktemp("sounds")
+    generator = torch.Generator().manual_seed(0)
+    for index in range(6):
+        hf_vq.AudioProcessor(SMALL["AudioCodec"]["sampling_rate"]).save_wav(
+            folder / f"{index}.wav", torch.rand(1, 64 + 5 * index, generator=generator) - 0.5
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
 def tokenized(pictures, tmp_path_factory):
     """Autoencoders of 4x4 codes in one level and in two, and the codes of each."""
     made = {}
@@ -92,11 +104,12 @@ def tokenized(pictures, tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_autoencoder_trains_by_the_command_line(name, precision, pictures, tmp_path, monkeypatch):
+def test_every_autoencoder_trains_by_the_command_line(name, precision, pictures, sounds, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vq.cli.train_autoencoder.save_pictures", lambda *arguments: None)  # of all the same
     flags = precision_flags(precision)
     config = json.dumps(SMALL[name])
-    given = ("--model", name, "--model_config", config, "--data", pictures, "--output", tmp_path / "run")
+    data = sounds if registry.AUTOENCODERS[name].modality == "audio" else pictures
+    given = ("--model", name, "--model_config", config, "--data", data, "--output", tmp_path / "run")
     assert run("train", "autoencoder", *given, *FEW, *flags) == 0
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert [entry["step"] for entry in report["history"] if "loss" in entry] == [1, 2]
