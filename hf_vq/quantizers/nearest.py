@@ -12,6 +12,7 @@ import torch.nn.functional as F
 _SCORES_PER_TILE = 1 << 20  # floats at a time: they stay near a CPU's cache
 _CODES_PER_TILE = 1 << 14
 _PAIRS_PER_BLOCK = 1 << 16  # (row, code) pairs that are compared exactly at a time
+_MANY_RIVALS = 4  # of a row, on average: then codes that are copies are looked for
 
 
 def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor, metric: str = "euclidean") -> torch.Tensor:
@@ -81,9 +82,13 @@ def search(
     best, codes, second = best_two(latents, codebook, biases)
     rounding = _rounding(lengths, norms.amax(), codebook.shape[1])
     close = (second >= best - rounding).nonzero()[:, 0]
+    firsts = None
     for rows in close.split(max(1, _SCORES_PER_TILE // len(codebook))) if len(close) else ():
         scores = torch.addmm(biases, latents[rows], codebook.T)
         rivals = scores >= (scores.amax(dim=1) - rounding[rows])[:, None]
+        if rivals.sum() > _MANY_RIVALS * len(rows):
+            firsts = _first_of_copies(codebook) if firsts is None else firsts
+            rivals &= firsts
         codes[rows] = _decide_exactly(latents[rows], codebook, rivals, dot)
     return codes
 
@@ -170,6 +175,13 @@ def _check_finite(latents):
 @_nearest.register_fake
 def _(latents, codebook, dot):
     return torch.empty(latents.shape[0], dtype=torch.int64, device=latents.device)
+
+
+def _first_of_copies(codebook):
+    """Which codes, (codebook_size,) bool, are not copies of one before them: no copy is ever the answer."""
+    alike = torch.unique(codebook, dim=0, return_inverse=True)[1]
+    places = torch.arange(len(codebook), device=codebook.device)
+    return torch.full_like(places, len(codebook)).scatter_reduce(0, alike, places, "amin")[alike] == places
 
 
 def widest_float(device: torch.device) -> torch.dtype:

@@ -15,7 +15,7 @@ from hf_vq.registry import AUTOENCODERS
 from ..tiny_codecs import CODECS, SignalCodec, make_codec, register_codecs
 
 SMALL = {
-    "SpectralCodec": {"sampling_rate": 100, "hop_length": 8, "subframes": 2, "fft_size": 8, "hidden_channels": 8,
+    "SpectralCodec": {"sampling_rate": 100, "hop_length": 8, "subframes": 2, "hidden_channels": 8,
                       "encoder_layers": 1, "decoder_layers": 1, "codebook_size": 8, "codebook_dim": 4,
                       "quantizer_config": {"num_levels": 2, "level_dropout": 0.0}},
     "AudioCodec": {"sampling_rate": 100, "hidden_channels": 4, "strides": (2, 4), "lstm_layers": 1, "codebook_size": 8,

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from hf_vq.autoencoders.audio.base import RESIDUAL_DEFAULTS, SoundCodec
-from hf_vq.autoencoders.audio.spectra import SpectralFrames, SpectralSynthesis
+from hf_vq.autoencoders.audio.lapped import LappedFrames, LappedSynthesis
 from hf_vq.autoencoders.base import check_reconstruction
 from hf_vq.quantizers import make_quantizer
 from hf_vq.ranges import (
@@ -60,19 +60,62 @@ class LayerNormOfChannels(nn.LayerNorm):
         return super().forward(frames.transpose(1, 2)).transpose(1, 2)
 
 
+class FrameNetwork(nn.Module):
+    """A linear map of frames, and what ConvNeXt blocks add to it.
+
+    The map starts as that of the lowest of the coefficients of `LappedFrames` to those that come first, in order, or
+    back; what is added starts small. So a new codec is a transform coder already, and is not far from a sound one.
+
+    Args:
+        before, after: channels of frames (batch, channels, frames) that come and go.
+        width: of the blocks.
+        layers: how many.
+        kernel_size, expansion: as of `ConvNeXtBlock`.
+        step: coefficients of a spectrum.
+        synthesis: the coefficients go; else they come.
+    """
+
+    def __init__(
+        self, before: int, after: int, width: int, layers: int, kernel_size: int, expansion: int, step: int,
+        synthesis: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.linear = nn.Conv1d(before, after, 1)
+        self.enter = nn.Conv1d(before, width, 1)
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(width, kernel_size, expansion) for _ in range(layers)))
+        self.norm = LayerNormOfChannels(width)
+        self.leave = nn.Conv1d(width, after, 1)
+        with torch.no_grad():
+            self.linear.bias.zero_()  # type: ignore[union-attr]
+            self.linear.weight.copy_(_lowest(before, after, step, synthesis)[..., None])
+            self.leave.weight.mul_(FIRST_SCALE)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.linear(frames) + self.leave(self.norm(self.blocks(self.enter(frames))))
+
+
+def _lowest(before, after, step, synthesis):
+    """The matrix (after, before) of the lowest coefficients of all spectra to latents in order, or of those back."""
+    coefficients, latents = (after, before) if synthesis else (before, after)
+    order = torch.arange(coefficients, device="cpu").view(-1, step).T.flatten()[:latents]  # by frequency
+    matrix = torch.zeros(coefficients, latents, device="cpu")
+    matrix[order, torch.arange(len(order), device="cpu")] = 1
+    return matrix if synthesis else matrix.T
+
+
 @register
 class SpectralCodec(SoundCodec, ModelMixin, ConfigMixin):
     """Sound to codes and back by networks over frames of short spectra: any length in, the same length out.
 
-    Spectra lead to frames and frames to spectra without any convolution at the rate of the samples, as in Vocos
-    (https://arxiv.org/abs/2306.00814); between them stand ConvNeXt blocks around residual codes. It is not causal.
+    Between a lapped transform and its inverse, which are fixed, stand linear maps beside ConvNeXt blocks, as of Vocos
+    (https://arxiv.org/abs/2306.00814), around residual codes: no convolution at the rate of the samples, so that it
+    trains several times faster than SEANet, and it starts as a linear transform coder. It is not causal.
 
     Args:
         sampling_rate: samples a second.
         in_channels: 1, or 2 for stereo.
         hop_length: samples of a frame.
-        subframes: spectra in a frame, a divisor of `hop_length`.
-        fft_size: samples of a spectrum, even, at least the hop over `subframes`.
+        subframes: spectra in a frame; they must make even steps of the hop.
         hidden_channels: width of the encoder.
         decoder_channels: width of the decoder; None: the encoder's.
         encoder_layers, decoder_layers: ConvNeXt blocks.
@@ -94,9 +137,8 @@ class SpectralCodec(SoundCodec, ModelMixin, ConfigMixin):
         self,
         sampling_rate: Size = 24000,
         in_channels: Width = 1,
-        hop_length: Annotated[int, Range(1, 2**14)] = 320,
-        subframes: Depth = 4,
-        fft_size: Annotated[int, Range(2, 2**14), Parity(0)] = 320,
+        hop_length: Annotated[int, Range(2, 2**14)] = 320,
+        subframes: Depth = 2,
         hidden_channels: Width = 256,
         decoder_channels: Width | None = None,
         encoder_layers: FreeDepth = 4,
@@ -116,34 +158,24 @@ class SpectralCodec(SoundCodec, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_reconstruction(reconstruction_loss, reconstruction_weight)
-        if hop_length % subframes:
-            raise ValueError(f"subframes must divide hop_length={hop_length}, got {subframes}")
+        if hop_length % (2 * subframes):
+            raise ValueError(f"subframes must make even steps of hop_length={hop_length}, got {subframes}")
         step = hop_length // subframes
-        if fft_size < step:
-            raise ValueError(f"fft_size must be at least hop_length / subframes = {step}, got {fft_size}")
         if chunk_length_s is not None and chunk_length_s * sampling_rate < 1:
             raise ValueError(f"chunk_length_s={chunk_length_s} is less than a sample")
-        numbers = in_channels * subframes * 2 * (fft_size // 2 + 1)  # in a frame
-        back = decoder_channels or hidden_channels
-
-        def blocks(channels, count):
-            return [ConvNeXtBlock(channels, kernel_size, expansion) for _ in range(count)]
-
+        numbers = in_channels * hop_length  # in a frame
+        shape = (kernel_size, expansion, step)
         self.encoder = nn.Sequential(
-            SpectralFrames(fft_size, step, subframes),
-            nn.Conv1d(numbers, hidden_channels, 1),
-            *blocks(hidden_channels, encoder_layers),
-            LayerNormOfChannels(hidden_channels),
-            nn.Conv1d(hidden_channels, codebook_dim, 1),
+            LappedFrames(step, subframes),
+            FrameNetwork(numbers, codebook_dim, hidden_channels, encoder_layers, *shape, synthesis=False),
         )
         options = {**(RESIDUAL_DEFAULTS if quantizer_type == "residual" else {}), **(quantizer_config or {})}
         self.quantizer: Any = make_quantizer(quantizer_type, codebook_size, codebook_dim, options)
         self.decoder = nn.Sequential(
-            nn.Conv1d(codebook_dim, back, 1),
-            *blocks(back, decoder_layers),
-            LayerNormOfChannels(back),
-            nn.Conv1d(back, numbers, 1),
-            SpectralSynthesis(in_channels, fft_size, step, subframes),
+            FrameNetwork(
+                codebook_dim, numbers, decoder_channels or hidden_channels, decoder_layers, *shape, synthesis=True
+            ),
+            LappedSynthesis(in_channels, step, subframes),
         )
 
     @property
@@ -154,4 +186,4 @@ class SpectralCodec(SoundCodec, ModelMixin, ConfigMixin):
     @property
     def last_layer(self) -> torch.Tensor:
         """Weight of the layer that makes the spectra: for the adaptive weight of an adversarial loss."""
-        return self.decoder[-2].weight
+        return self.decoder[0].leave.weight
