@@ -2,6 +2,9 @@
 
 import argparse
 import re
+import sys
+from collections import OrderedDict
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,14 @@ INERT = (
     "dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.decoder.Decoder", "dall_e.decoder.DecoderBlock",
     "dall_e.utils.Conv2d", "torch.nn.modules.container.Sequential", "torch.nn.modules.activation.ReLU",
     "torch.nn.modules.pooling.MaxPool2d", "torch.nn.modules.upsampling.Upsample", "torch.nn.modules.linear.Identity",
+    "builtins.object", "builtins.tuple", "builtins.bytes", "builtins.complex", "builtins.frozenset", "builtins.range",
+    "builtins.slice", "datetime.date", "datetime.datetime", "datetime.time", "datetime.timedelta", "datetime.timezone",
+    "decimal.Decimal", "fractions.Fraction", "functools.partial", "logging.Logger", "logging.getLogger",
+    "random.Random", "re._compile", "time.struct_time", "uuid.UUID",
+    "numpy.random._pickle.__bit_generator_ctor", "numpy.random._pickle.__generator_ctor",
+    "numpy.random._pickle.__randomstate_ctor", "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
 )  # fmt: skip
+FOREIGN_TORCH = ("torch.optim.", "torch.nn.modules.", "torch.nn.functional.", "torch.amp.", "torch.cuda.amp.")
 
 
 class Recorded:
@@ -50,6 +60,47 @@ class RecordedDtype(Recorded):
     source = "numpy.dtype"
 
 
+class RecordedArray(Recorded):
+    """An array of numpy: version, shape, dtype, whether columns come first, and bytes are its state."""
+
+    source = "numpy.ndarray"
+
+    def to_numpy(self) -> np.ndarray | None:
+        """The array, which nobody can write to; None where it holds objects."""
+        state: Any = self.state if isinstance(self.state, tuple) and len(self.state) == 5 else (None,) * 5
+        dtype = _numpy_dtype(state[2])
+        if dtype is None:
+            return None
+        data = b"" if isinstance(state[4], Recorded) else state[4]  # no bytes at all are an object of protocol 2
+        return np.ndarray(state[1], dtype, data, order="F" if state[3] else "C")
+
+
+def can_stand_in(name: str) -> bool:
+    """Whether a name that is in no list may be that of a class that a file mentions, and of which it holds objects.
+
+    Not one of Python's own library, nor one that torch would look up itself: they are in a list, or refused.
+    """
+    package = name.partition(".")[0]
+    if package == "torch":
+        return name.startswith(FOREIGN_TORCH)
+    return package not in sys.stdlib_module_names and all(part.isidentifier() for part in name.split("."))
+
+
+def stand_in_of(name: str, mapped: bool, listed: bool) -> type:
+    """A class in place of the one of a name.
+
+    Args:
+        name: full name.
+        mapped: its objects get items: a plain dict is made in place of each.
+        listed: its objects are appended to: a plain list is made in place of each.
+    """
+    made = OrderedDict if mapped else list if listed else None  # OrderedDict: its attributes may be set
+    members: dict[str, Any] = {"source": name}
+    if made is not None:
+        members["__new__"] = lambda cls, *arguments: made()
+    return type(name.rpartition(".")[2], (Recorded,), members)
+
+
 def module_class(kind: Any, recorded_class: type, source_file: str, source_code: str) -> type:
     """Class of a module that a legacy file of torch announces, with its source code, which is dropped."""
     if not (isinstance(recorded_class, type) and issubclass(recorded_class, Recorded)):
@@ -58,12 +109,29 @@ def module_class(kind: Any, recorded_class: type, source_file: str, source_code:
 
 
 def numpy_scalar(dtype: Any, data: Any) -> Any:
-    """The number or the text of a numpy scalar."""
-    code = dtype.arguments[0] if isinstance(dtype, RecordedDtype) else repr(dtype)
-    if not re.fullmatch(r"[fiub][1248]|[US]\d{1,6}", code):
-        raise ValueError(f"it holds a numpy scalar of dtype {code}")
-    order = dtype.state[1]
-    return np.frombuffer(data, np.dtype(code).newbyteorder(order if order in "<>" else "="), count=1)[0].item()
+    """The number or the text of a numpy scalar; of another, such as a date, its bytes."""
+    known = _numpy_dtype(dtype)
+    return data if known is None else np.frombuffer(data, known, count=1)[0].item()
+
+
+def numpy_array(*arguments: Any) -> RecordedArray:
+    """What numpy makes before it is told shape and numbers."""
+    return RecordedArray(*arguments)
+
+
+def posix_path(*parts: str) -> str:
+    """The text of a path."""
+    return str(PurePosixPath(*parts))
+
+
+def windows_path(*parts: str) -> str:
+    """The text of a path."""
+    return str(PureWindowsPath(*parts))
+
+
+def new_list(*items: Any) -> list:
+    """A list in place of a deque."""
+    return list(items[0]) if items else []
 
 
 def new_dict(*default: Any) -> dict:
@@ -78,16 +146,30 @@ STAND_INS = [
     (dict, "lightning.pytorch.utilities.parsing.AttributeDict"),
     (new_dict, "collections.defaultdict"),
     (RecordedDtype, "numpy.dtype"),
-    (numpy_scalar, "numpy.core.multiarray.scalar"),
-    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    (RecordedArray, "numpy.ndarray"),
+    (argparse.Namespace, "types.SimpleNamespace"),
+    (new_list, "collections.deque"),
+    *((numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((numpy_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((posix_path, f"pathlib.{name}") for name in ("PosixPath", "PurePosixPath", "_local.PosixPath")),
+    *((windows_path, f"pathlib.{name}") for name in ("WindowsPath", "PureWindowsPath", "_local.WindowsPath")),
 ]
+
+
+def _numpy_dtype(dtype):
+    """The dtype of numbers, truths or text that a file tells; None for another."""
+    code = dtype.arguments[0] if isinstance(dtype, RecordedDtype) and dtype.arguments else None
+    if not isinstance(code, str) or not re.fullmatch(r"[fiubc]\d{1,2}|[US]\d{1,6}", code):
+        return None
+    order: Any = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
+    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
 
 
 class Plain:
     """Turns what torch loaded into dicts, lists, numbers, text and tensors; what is shared stays shared."""
 
     def __init__(self):
-        self.done, self.under_way = {}, set()
+        self.done, self.under_way, self.objects = {}, set(), 0
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, type) and issubclass(value, Recorded):
@@ -96,9 +178,13 @@ class Plain:
             return value
         if id(value) not in self.done:
             if id(value) in self.under_way:
+                if self.objects:
+                    return None  # objects may point up
                 raise ValueError(f"its {type(value).__name__} holds itself")
             self.under_way.add(id(value))
+            self.objects += isinstance(value, Recorded)
             self.done[id(value)] = self.convert(value)
+            self.objects -= isinstance(value, Recorded)
         return self.done[id(value)]
 
     def convert(self, value: Any) -> Any:
@@ -108,14 +194,18 @@ class Plain:
             return type(value)([self(entry) for entry in value])
         if isinstance(value, argparse.Namespace):
             return self(vars(value))
+        told = {"class": value.source, **({"arguments": self(value.arguments)} if value.arguments else {})}
+        array = value.to_numpy() if isinstance(value, RecordedArray) else None
+        if array is not None:
+            return array
         if not isinstance(value.state, dict):
-            return {"class": value.source, "state": self(value.state)}
+            return {**told, "state": self(value.state)}
         if "_parameters" in value.state:
             return self.module(value)
         for name in ("_content", "_val"):  # of omegaconf; what else its nodes hold points up
             if name in value.state:
                 return self(value.state[name])
-        return {"class": value.source, **self(value.state)}
+        return told | self(value.state)
 
     def module(self, module: Any) -> Any:
         attributes = {name: self(entry) for name, entry in module.state.items() if not name.startswith("_")}

@@ -1,4 +1,7 @@
-"""Files of `torch.save`: loaded with weights_only=True, and only when all that they name is in a short list."""
+"""Files of `torch.save`: loaded with weights_only=True, and only when all that they call is in a short list.
+
+Classes of other projects whose objects lie beside the weights are never looked up: stand-ins have their names.
+"""
 
 import io
 import pickle
@@ -13,7 +16,7 @@ from torch.serialization import MAGIC_NUMBER
 
 from hf_vq.converters.archives import check_directory, check_unpacked, open_archive
 from hf_vq.converters.pickle_scan import scan_pickle
-from hf_vq.converters.stand_ins import STAND_INS, Plain, module_class
+from hf_vq.converters.stand_ins import STAND_INS, Plain, can_stand_in, module_class, stand_in_of
 
 PICKLES_IN_LEGACY = 5  # magic number, version, system, content, keys of the storages; then the numbers
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -31,6 +34,7 @@ TENSOR_NAMES = {  # fewer than torch allows: the others are not needed, and some
     *(f"torch.{name}" for name in DTYPES),
     *(f"torch.{name}Storage" for name in STORAGES),
 }
+LISTED = TENSOR_NAMES | {name for _, name in STAND_INS}
 MODULE_CLASS = "hf_vq.module_class"  # no file may name it: legacy files are given it here
 lock = threading.Lock()
 
@@ -44,14 +48,16 @@ def read_zipped_torch(path: Path) -> Any:
     Raises:
         ValueError: a name outside the list, a zip that torch did not write, or a damaged one.
     """
+    scans = []
     with open_archive(path) as archive:
         check_directory(archive, stored=True)
         for member in archive.infolist():
             if member.filename.lower().endswith("/data.pkl"):
                 with archive.open(member) as file:
-                    _check([scan_pickle(file)])
+                    scans.append(scan_pickle(file))
+    stand_ins = _check(scans)
     with path.open("rb") as file:
-        return _load(file, path.stat().st_size)
+        return _load(file, path.stat().st_size, stand_ins)
 
 
 def read_legacy_torch(path: Path) -> Any:
@@ -69,14 +75,17 @@ def read_legacy_torch(path: Path) -> Any:
         if MAGIC_NUMBER not in scans[0].numbers:
             raise ValueError("it is a pickle that torch.save did not write")
         scans += [scan_pickle(file) for _ in range(PICKLES_IN_LEGACY - 1)]
-        _check(scans)
+        stand_ins = _check(scans)
         file.seek(0)
         modules = scans[3].modules
-        return _load(_with_module_classes(file.read(), modules) if modules else file, path.stat().st_size)
+        content = _with_module_classes(file.read(), modules) if modules else file
+        return _load(content, path.stat().st_size, stand_ins)
 
 
 def _check(scans):
-    refused = set().union(*(scan.names for scan in scans)) - TENSOR_NAMES - {name for _, name in STAND_INS}
+    """Refuses what is called or may not be named; stand-ins for the other names that are in no list."""
+    unlisted, called = set().union(*(scan.names - LISTED for scan in scans)), set().union(*(s.called for s in scans))
+    refused = {name for name in unlisted if name in called or name == MODULE_CLASS or not can_stand_in(name)}
     if refused:
         raise ValueError(
             f"it names {', '.join(sorted(refused))}, which no file of weights has to: refused, and nothing was run"
@@ -86,11 +95,13 @@ def _check(scans):
             raise ValueError("it is cut short, or none of: safetensors, torch.save, .npz, HDF5, .keras")
         if scan.protocol != 2:
             raise ValueError(f"it is pickled by protocol {scan.protocol}: torch.save writes protocol 2")
+    mapped, listed = set().union(*(scan.mapped for scan in scans)), set().union(*(scan.listed for scan in scans))
+    return [(stand_in_of(name, name in mapped, name in listed), name) for name in unlisted]
 
 
-def _load(file, size):
+def _load(file, size, stand_ins):
     try:
-        with _only([*STAND_INS, (module_class, MODULE_CLASS)]), warnings.catch_warnings():
+        with _only([*STAND_INS, *stand_ins, (module_class, MODULE_CLASS)]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = Plain()(torch.load(file, map_location="cpu", weights_only=True, mmap=False))
     except pickle.UnpicklingError as error:  # torch's message advises to load without safety
