@@ -14,6 +14,7 @@ class SingleFileMixin:
         config: str | Path | None = None,
         format: str | None = None,
         first_stage: str | Path | None = None,
+        weights: str | None = None,
     ) -> Self:
         """A checkpoint of another project as a model of this class, without writing anything.
 
@@ -22,6 +23,7 @@ class SingleFileMixin:
             config: the original's config file; None: the one beside the weights, where there is one.
             format: a key of `hf_vq.converters.FORMATS`; None: recognised by its tensors and config.
             first_stage: checkpoint or folder of the autoencoder, of a prior that takes its code vectors.
+            weights: of several state dicts or models in a file, the name of the one to take.
 
         Raises:
             FileNotFoundError: nothing there.
@@ -29,7 +31,7 @@ class SingleFileMixin:
         """
         from hf_vq.converters import load_single_file
 
-        return load_single_file(cls, path, config, format, first_stage)
+        return load_single_file(cls, path, config, format, first_stage, weights)
 
 
 def read_discriminator(path: str | Path) -> Any:

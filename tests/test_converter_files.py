@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_vq.converters.files import WRAPPERS, find_tensors, read_file
+from hf_vq.converters.files import read_file
+from hf_vq.converters.wrappers import WRAPPERS, find_tensors
 
 STATE = {
     "encoder.weight": torch.arange(6.0).reshape(2, 3),
@@ -97,7 +98,7 @@ def test_formats_are_told_by_content_and_read_exactly(saver, tmp_path):
     path = tmp_path / "weights.unknown"
     SAVERS[saver](STATE, path)
     loaded = read_file(path)
-    tensors, rest = find_tensors(loaded.content, path)
+    tensors, rest, _ = find_tensors(loaded.content, path)
     assert loaded.format == saver.split(",")[0]
     assert {name.replace("/", "."): tensor.tolist() for name, tensor in tensors.items()} == {
         name: tensor.tolist() for name, tensor in STATE.items()
@@ -135,17 +136,28 @@ def test_the_state_dict_is_found_in_its_wrapper_and_the_rest_is_kept(wrapper, le
     args = argparse.Namespace(width=8, nested=argparse.Namespace(depth=2))
     state = {name: nn.Parameter(tensor, requires_grad=tensor.is_floating_point()) for name, tensor in STATE.items()}
     save_torch({wrapper: {**state, "version": 2}, "args": args, "epoch": 3}, tmp_path / "a.ckpt", legacy)
-    tensors, rest = find_tensors(read_file(tmp_path / "a.ckpt").content, tmp_path / "a.ckpt")
+    tensors, rest, _ = find_tensors(read_file(tmp_path / "a.ckpt").content, tmp_path / "a.ckpt")
     torch.testing.assert_close(tensors, STATE)
     assert not any(tensor.requires_grad for tensor in tensors.values())
     assert rest == {"args": {"width": 8, "nested": {"depth": 2}}, "epoch": 3, "version": 2}
 
 
-def test_the_first_of_several_state_dicts_is_taken_and_others_stay():
-    tensors, rest = find_tensors({"ema": {"w": torch.zeros(1)}, "model": {"state_dict": {"w": torch.ones(1)}}}, "a.pt")
-    assert tensors["w"] == 1
-    assert rest["ema"]["w"] == 0
-    assert find_tensors({}, "a.pt") == ({}, {})
+def test_of_several_state_dicts_the_average_is_taken_and_others_stay():
+    content = {"ema": {"w": torch.zeros(1)}, "model": {"state_dict": {"w": torch.ones(1)}}}
+    tensors, rest, told = find_tensors(content, "a.pt")
+    assert (tensors["w"], rest["model"]["state_dict"]["w"]) == (0, 1)
+    assert told == ["Of ema, model.state_dict the average was taken, 'ema'."]
+    tensors, rest, _ = find_tensors(content, "a.pt", "model.state_dict")
+    assert (tensors["w"], rest["ema"]["w"]) == (1, 0)
+    several = {"ema": {"module.w": torch.zeros(1)}, "model": {"_orig_mod.w": torch.ones(1)}}
+    assert find_tensors(several, "a.pt")[0].keys() == {"module.w"}
+    content["model"]["state_dict"]["buffer"] = torch.ones(2)  # which the average lacks
+    assert find_tensors(content, "a.pt")[0].keys() == {"w", "buffer"}
+    with pytest.raises(ValueError, match=r"a\.pt holds several state dicts, 'a', 'b': give weights"):
+        find_tensors({name: {"w": torch.ones(1)} for name in "ab"}, "a.pt")
+    with pytest.raises(ValueError, match=r"weights='c' is not in a\.pt, which has 'a', 'b'"):
+        find_tensors({name: {"w": torch.ones(1)} for name in "ab"}, "a.pt", "c")
+    assert find_tensors({}, "a.pt") == ({}, {}, [])
     itself = {}
     itself["model"] = itself
     for content in (itself, {"epoch": 1}, {"model": {}}, [1]):
@@ -194,7 +206,7 @@ def test_lightning_checkpoints_load_without_lightning_and_omegaconf(legacy, tmp_
             "milestones": collections.Counter([5, 5]),
         }
         save_torch(content, tmp_path / "last.ckpt", legacy)
-    tensors, rest = find_tensors(read_file(tmp_path / "last.ckpt").content, tmp_path / "last.ckpt")
+    tensors, rest, _ = find_tensors(read_file(tmp_path / "last.ckpt").content, tmp_path / "last.ckpt")
     torch.testing.assert_close(tensors, STATE)
     name = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
     assert rest["callbacks"] == {name: {"best": 0.5, "steps": -3, "name": "é"}}
@@ -233,7 +245,7 @@ def test_pickled_modules_become_state_dicts(legacy, tmp_path, monkeypatch):
             warnings.simplefilter("ignore")  # torch's, that it finds no source
             save_torch(encoder, path, legacy)
             save_torch({"model": encoder}, tmp_path / "wrapped.pt", legacy)
-    tensors, rest = find_tensors(read_file(path).content, path)
+    tensors, rest, _ = find_tensors(read_file(path).content, path)
     torch.testing.assert_close(tensors, dict(encoder.state_dict()))
     assert "blocks.group_1.block_2.res_path.conv_1.w" in tensors
     assert rest["class"] == "dall_e.encoder.Encoder"

@@ -257,10 +257,11 @@ def test_what_a_converted_folder_says(tmp_path):
 
 def taming_weights():
     """Its tensors without those of the loss."""
-    from hf_vq.converters.files import find_tensors, read_file
+    from hf_vq.converters.files import read_file
+    from hf_vq.converters.wrappers import find_tensors
 
     path = FIXTURES / "taming_vqgan/last.ckpt"
-    tensors, _ = find_tensors(read_file(path).content, path)
+    tensors, *_ = find_tensors(read_file(path).content, path)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
 
 

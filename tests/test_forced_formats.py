@@ -1,6 +1,7 @@
 """Facts about formats: a given one contradicts neither config nor tensors, and what a changed checkpoint says."""
 
 import copy
+import json
 import random
 import shutil
 import warnings
@@ -174,15 +175,16 @@ def test_changed_configs_are_a_line_that_names_the_key(name, sources):
         assert said is None or str(source.path) in said
 
 
-@pytest.mark.parametrize(
-    ("pipeline", "name"), [("diffusers_ldm_pipeline", "LDMPipeline"), ("diffusers_amused_pipeline", "AmusedPipeline")]
-)
-def test_the_folder_of_a_pipeline_says_which_part_to_give(pipeline, name, tmp_path):
-    with pytest.raises(ValueError, match=f"'{name}': give its vqvae, .*{pipeline}/vqvae"):
-        convert(FIXTURES / pipeline, tmp_path / "out")
-    with pytest.raises(ValueError, match="give its vqvae"):
-        hf_vq.VQModel.from_single_file(FIXTURES / pipeline)
-    assert isinstance(convert(FIXTURES / pipeline / "vqvae", tmp_path / "out"), hf_vq.VQModel)
+@pytest.mark.parametrize("pipeline", ["diffusers_ldm_pipeline", "diffusers_amused_pipeline"])
+def test_of_the_folder_of_a_pipeline_the_vqvae_is_taken(pipeline, tmp_path):
+    model = convert(FIXTURES / pipeline, tmp_path / "out")
+    part = hf_vq.VQModel.from_single_file(FIXTURES / pipeline / "vqvae")
+    torch.testing.assert_close(dict(model.state_dict()), dict(part.state_dict()), rtol=0, atol=0)
+    assert "its vqvae was taken" in (tmp_path / "out/conversion.json").read_text()
+    index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"0 autoencoders in vqvae \(AutoencoderKL\)"):
+        read_source(tmp_path)
 
 
 def test_ibqs_file_never_becomes_tamings(tmp_path):

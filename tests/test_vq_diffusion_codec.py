@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 import hf_vq
 import hf_vq_cli
 from hf_vq.converters import convert
-from hf_vq.converters.files import find_tensors, read_file
+from hf_vq.converters.files import read_file
+from hf_vq.converters.wrappers import find_tensors
 
 from .conftest import FIXTURES, fixture
 

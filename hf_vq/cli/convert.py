@@ -42,6 +42,12 @@ class ConvertOptions:
         default=None,
         metadata={"help": "of a prior that needs code vectors: checkpoint or folder of its autoencoder"},
     )
+    weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "of several state dicts or models in a file, the name of the one to take, such as params_ema"
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace an existing folder of a model or pipeline"})
 
 
@@ -58,5 +64,6 @@ def main(argv: list[str]) -> None:
     models = [part for part in parts if hasattr(part, "parameters")]  # a pipeline may have a tokenizer as well
     words = ", ".join(f"{type(part).__name__}, {part.num_parameters():,} parameters" for part in models)
     print(f"Wrote {options.out}: {words}.")
-    for note in read_json(Path(options.out) / CONVERSION).get("notes", ()):
+    facts = read_json(Path(options.out) / CONVERSION)
+    for note in (*facts.get("read", ()), *facts.get("notes", ())):
         print(note)

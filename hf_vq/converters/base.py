@@ -50,6 +50,7 @@ class Source:
         config: the original's config file, parsed; empty where there is none.
         config_path: of that file.
         first_stage: the autoencoder whose codes a prior models, where the user gave one.
+        told: sentences on what was unwrapped, chosen and left out before.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Source:
     config: Config = field(default_factory=lambda: Config({}))
     config_path: Path | None = None
     first_stage: Any = None
+    told: list[str] = field(default_factory=list)
 
     def has(self, *names: str) -> bool:
         """Whether all of these tensors are there."""
@@ -194,7 +196,7 @@ def pick_format(source: Source, name: str | None = None) -> Format:
         return found[0]
     if found:
         raise ValueError(f"{source.path}, {config}, may be any of {known}: give the format")
-    near = _nearly_recognised(source)
+    near = nearly_recognised(source)
     if near:
         raise ValueError(
             f"{source.path}, {config}, lacks one of the tensors by which a format is known: {'; '.join(near)}"
@@ -206,7 +208,7 @@ def pick_format(source: Source, name: str | None = None) -> Format:
     )
 
 
-def _nearly_recognised(source):
+def nearly_recognised(source: Source) -> list[str]:
     """Of every format that a source would be of with one tensor more: its name and that tensor."""
     near = []
     for candidate in FORMATS.values():

@@ -33,6 +33,7 @@ def load_checkpoint(
     format: str | None = None,
     config: str | Path | None = None,
     first_stage: str | Path | None = None,
+    weights: str | None = None,
 ) -> tuple[Any, Format, Source]:
     """The model or pipeline of a checkpoint, its Format and its Source.
 
@@ -41,12 +42,13 @@ def load_checkpoint(
         format: a key of `FORMATS`; None: recognised by tensors and config.
         config: the original's config file; None: the one beside the weights.
         first_stage: checkpoint or folder of the autoencoder of a prior that needs its code vectors.
+        weights: of several state dicts or models in a file, the name of the one to take.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: anything else that is wrong with the checkpoint, naming file and key.
     """
-    return load_read(read_source(source, config), format, first_stage)
+    return load_read(read_source(source, config, weights), format, first_stage)
 
 
 def load_read(read: Source, format: str | None, first_stage: str | Path | None = None) -> tuple[Any, Format, Source]:
@@ -92,6 +94,7 @@ def load_single_file(
     config: str | Path | None = None,
     format: str | None = None,
     first_stage: str | Path | None = None,
+    weights: str | None = None,
 ) -> Any:
     """A checkpoint of others as a model of the given class; `from_single_file` of every class calls it.
 
@@ -100,7 +103,7 @@ def load_single_file(
     Raises:
         FileNotFoundError, ValueError: see `load_checkpoint`; or the checkpoint is a model of another class.
     """
-    model, chosen, _ = load_checkpoint(path, format, config, first_stage)
+    model, chosen, _ = load_checkpoint(path, format, config, first_stage, weights)
     if isinstance(model, DiffusionPipeline):
         parts = {type(part).__name__: part for part in model.components.values() if part is not None}
         for part in parts.values():
@@ -123,6 +126,7 @@ def convert(
     *,
     config: str | Path | None = None,
     first_stage: str | Path | None = None,
+    weights: str | None = None,
     overwrite: bool = False,
     require_license: bool = False,
 ) -> Any:
@@ -138,6 +142,7 @@ def convert(
         config: the original's config file; None: the one beside the weights.
         first_stage: of a prior that needs its autoencoder's code vectors: the autoencoder's checkpoint, or a folder
             of ours with it.
+        weights: of several state dicts or models in a file, the name of the one to take, such as "params_ema".
         overwrite: replace an existing folder of a model or pipeline; one that holds anything else is left alone.
         require_license: refuse where nobody says the licence.
 
@@ -168,15 +173,14 @@ def convert(
             f"license is missing: {source} does not say under which licence its weights may be used. Give the id that "
             f"its authors chose ({LICENSES_PAGE})"
         )
-    model, chosen, read = load_checkpoint(source, format, config, first_stage)
+    model, chosen, read = load_checkpoint(source, format, config, first_stage, weights)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / "model"
         with writing(out):
             model.save_pretrained(folder)
         facts = {"format": chosen.name, "origin": chosen.origin, "source": read.path.name, "license": license}
-        if chosen.notes:
-            facts["notes"] = [*chosen.notes]
+        facts |= {name: [*told] for name, told in (("notes", chosen.notes), ("read", read.told)) if told}
         if first_stage is not None:
             facts["first_stage"] = Path(first_stage).name
         (folder / CONVERSION).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from hf_vq.converters.files import find_tensors, read_file
+from hf_vq.converters.files import read_file
+from hf_vq.converters.prefixes import peel_torchs
+from hf_vq.converters.wrappers import find_tensors
 from hf_vq.losses.patch_discriminator import PatchDiscriminator
 
 FIRST = re.compile(r"((?:.*\.)?discriminator\.)?main\.0\.(?:weight|weight_orig|parametrizations\.weight\.original)")
@@ -32,7 +34,7 @@ def load_discriminator(path: str | Path) -> PatchDiscriminator:
     content: Any = read.content
     if isinstance(content, Mapping) and isinstance(content.get("discriminator"), Mapping):
         content = content["discriminator"]  # a state dict beside the model's
-    tensors, _ = find_tensors(content, path)
+    tensors = peel_torchs(find_tensors(content, path)[0])[0]
     tensors = _named_as_ours(_own_tensors(tensors, path))
     model = PatchDiscriminator(**_arguments(tensors, path))
     try:

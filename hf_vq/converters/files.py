@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from hf_vq.converters.archives import check_directory, open_archive, read_json, read_npz
@@ -12,9 +10,6 @@ from hf_vq.converters.hdf5 import SIGNATURE as HDF5
 from hf_vq.converters.hdf5 import read_hdf5
 from hf_vq.converters.unpickling import read_legacy_torch, read_zipped_torch
 
-DISTRIBUTED = "module."  # what DataParallel and DistributedDataParallel put before all names
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema", "state_dict_ema")
-DEEPEST_WRAPPER = 3  # {"model": {"state_dict": {...}}}; a dict that holds itself ends here
 LONGEST_HEADER = 100_000_000  # bytes; safetensors takes no longer one
 OTHER_KINDS = {
     b"version https://git-lfs": "a git-lfs pointer, not the weights: run `git lfs pull`, or download the file itself",
@@ -81,43 +76,6 @@ def read_file(path: str | Path) -> "Loaded":
     return Loaded(path, kind, content, attributes)
 
 
-def find_tensors(content: Any, path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The state dict in what a file holds: bare, or under "state_dict", "model", "ema" and their like.
-
-    With several of them the first of `WRAPPERS` is taken; the others stay in the rest. A bare state dict may be
-    empty, as that of finite scalar quantization is.
-
-    Args:
-        content: nested dict, as `read_file` gives it.
-        path: of the file, for messages.
-
-    Returns:
-        The tensors by name, detached, and the rest: dict of everything around and among them. Where torch's wrapper
-        for several processes stands before all names, they come without it.
-
-    Raises:
-        ValueError: no tensors there, or names that are not strings.
-    """
-    rest, wrappers = {}, _locate(content)
-    if wrappers is None:
-        seen = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds no state dict: neither tensors nor any of {WRAPPERS}, but {seen}")
-    for wrapper in wrappers:
-        rest.update({key: value for key, value in content.items() if key != wrapper})
-        content = content[wrapper]
-    tensors = {}
-    for key, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            rest[key] = value
-        elif isinstance(key, str):
-            tensors[key] = value.detach()
-        else:
-            raise ValueError(f"{path} names a tensor {key!r}, not with a string")
-    if all(name.startswith(DISTRIBUTED) for name in tensors):
-        tensors = {name.removeprefix(DISTRIBUTED): tensor for name, tensor in tensors.items()}
-    return tensors, rest
-
-
 def _recognise(path, head):
     size = path.stat().st_size
     if not head:
@@ -171,15 +129,3 @@ def _read_keras(path):
         with archive.open(member) as file:
             content, attributes = read_hdf5(file, member.file_size)
     return content, {"config": config, "metadata": metadata, "weights": attributes}
-
-
-def _locate(content, depth=0):
-    """Names of the wrappers around the state dict, from outside; None where there is no state dict."""
-    if not isinstance(content, dict) or depth > DEEPEST_WRAPPER:
-        return None
-    for wrapper in WRAPPERS:
-        inner = _locate(content.get(wrapper), depth + 1)
-        if inner is not None:
-            return [wrapper, *inner]
-    bare = any(isinstance(value, torch.Tensor) for value in content.values())
-    return [] if bare or not (content or depth) else None

@@ -1,30 +1,37 @@
 """From what a user names, a file or a folder, to a Source: weights read safely, and the original's config."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
-from hf_vq.converters.base import FORMATS, Config, Source
-from hf_vq.converters.files import find_tensors, read_file
+from hf_vq.converters.base import Config, Source
+from hf_vq.converters.files import read_file
+from hf_vq.converters.prefixes import is_known, peel, peel_torchs
+from hf_vq.converters.wrappers import find_tensors
 from hf_vq.registry import AUTOENCODERS
 from hf_vq.saved import INDEX
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
+RUN = "checkpoints"  # folder of weights in that of a run of taming's or Lightning's, whose configs are beside it
+STEPS = (("epoch",), ("global_step", "step", "steps", "iteration", "iter"))  # names in files
 HALVES = ("encoder", "decoder")  # DALL-E's files
 PIPELINES = {  # of diffusers that are read, by class: the folders of their weights, beside the scheduler's
     "VQDiffusionPipeline": ("vqvae", "transformer", "learned_classifier_free_sampling_embeddings"),
 }
 
 
-def read_source(path: str | Path, config: str | Path | None = None) -> Source:
+def read_source(path: str | Path, config: str | Path | None = None, weights: str | None = None) -> Source:
     """Reads a checkpoint.
 
     Args:
-        path: a file of weights, or a folder with one; or with encoder and decoder (DALL-E).
+        path: a file of weights, or a folder with one; or with encoder and decoder (DALL-E); or that of a run, with
+            weights in `checkpoints`; or of a pipeline.
         config: the original's config file (YAML or JSON); None: the one beside the weights, where there is one.
+        weights: of several state dicts or models in a file, the name of the one to take.
 
     Returns:
         Source.
@@ -35,8 +42,8 @@ def read_source(path: str | Path, config: str | Path | None = None) -> Source:
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, config)
-    return _read_files(path, _with_its_half(path), config)
+        return _read_folder(path, config, weights)
+    return _read_files(path, _with_its_half(path), config, weights)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -63,49 +70,90 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_files(path, files, config):
+def _read_files(path, files, config, weights):
     """The source of one file, or of an encoder's and a decoder's."""
     config_path = Path(config) if config is not None else _find_config(files[0])
-    told = read_config(config_path) if config_path else {}
+    told = Config(read_config(config_path) if config_path else {})
     if len(files) == 1:
-        loaded = read_file(files[0])
-        tensors, rest = find_tensors(loaded.content, files[0])
-    else:
-        tensors, rest = {}, {}
-        for file, part in zip(files, HALVES, strict=True):
-            half, _ = find_tensors(read_file(file).content, file)
-            tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
-    return Source(path, tensors, rest, Config(told), config_path)
+        content = read_file(files[0]).content
+
+        def fits(tensors):
+            return is_known(peel(Source(path, tensors, config=told, config_path=config_path)))
+
+        tensors, rest, said = find_tensors(content, files[0], weights, fits)
+        return peel(Source(path, tensors, rest, told, config_path, told=said), weights)
+    if weights is not None:
+        raise ValueError(f"weights={weights!r} given, but {path} is of two files, {' and '.join(HALVES)}")
+    tensors = {}
+    for file, part in zip(files, HALVES, strict=True):
+        half, _ = peel_torchs(find_tensors(read_file(file).content, file)[0])
+        tensors |= {f"{part}.{name}": tensor for name, tensor in half.items()}
+    return Source(path, tensors, {}, told, config_path)
 
 
-def _read_folder(folder, config):
+def _read_folder(folder, config, weights=None):
     """The one checkpoint of a known format in a folder, or a pipeline of one."""
     if (folder / INDEX).is_file():
-        return _read_pipeline(folder, config)
+        return _read_pipeline(folder, config, weights)
     found = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file())
+    if not found and (folder / RUN).is_dir():
+        return _read_folder(folder / RUN, config, weights)
     if not found:
-        raise ValueError(f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched")
+        raise ValueError(
+            f"{folder} holds no file of weights ({', '.join(WEIGHTS)}); folders in it are not searched, but for {RUN}"
+        )
     safe = {file.stem for file in found if file.suffix == ".safetensors"}
     found = [
         file for file in found if file.suffix == ".safetensors" or file.stem not in safe
     ]  # the same weights twice
     if len(found) == 1:
-        return _read_files(folder, _with_its_half(found[0]), config)
-    halves = {tuple(_with_its_half(file)) for file in found}
-    sources = [_read_files(files[0], list(files), config) for files in sorted(halves)]
-    known = [source for source in sources if any(kind.recognises(source) for kind in FORMATS.values())]
+        return _read_files(folder, _with_its_half(found[0]), config, weights)
+    files = sorted({tuple(_with_its_half(file)) for file in found})
+    steps = {halves[0]: _steps_in_name(halves[0]) for halves in files}
+    told = [step for step in steps.values() if step]
+    if len(told) > 1 and len(told) == len(files):  # of one training: none needs to be read
+        raise ValueError(_which(folder, steps))
+    known, first = [], None
+    for halves in files:
+        source = _read_files(halves[0], list(halves), config, weights)
+        if is_known(source):
+            known.append(halves[0])
+            steps[halves[0]] = steps[halves[0]] or _steps_in_file(source.rest)
+            first = first or source
     if len(known) == 1:
-        known[0].path = folder
-        return known[0]
-    names = ", ".join(source.path.name for source in known or sources)
-    raise ValueError(f"{folder} holds several files of weights, name one of them: {names}")
+        first.path = folder
+        return first
+    raise ValueError(_which(folder, {file: steps[file] for file in known or steps}))
 
 
-def _read_pipeline(folder, config):
+def _steps_in_name(file):
+    """Epoch and step in the name of a file, as `epoch=3-step=12`, `model_00012` and their like; () without any."""
+    named = [re.search(rf"{word}[=_-]?(\d+)", file.stem) for word in ("epoch", "step")]
+    numbers = [int(match[1]) for match in named if match] or [int(one) for one in re.findall(r"\d+$", file.stem)]
+    return tuple(numbers)
+
+
+def _steps_in_file(rest):
+    """Epoch and step that a file tells beside its weights."""
+    numbers = [rest.get(name) for names in STEPS for name in names]
+    return tuple(one for one in numbers if isinstance(one, int))
+
+
+def _which(folder, steps):
+    """The question which of several checkpoints is meant, in the order of their steps."""
+    order = sorted(steps, key=lambda file: (steps[file][-1:], file.name))
+    names = ", ".join(
+        f"{file.name}{f' (step {steps[file][-1]})' if steps[file] and not _steps_in_name(file) else ''}"
+        for file in order
+    )
+    return f"{folder} holds several files of weights, name one of them as source: {names}"
+
+
+def _read_pipeline(folder, config, weights):
     """The source of a known pipeline of diffusers: tensors and configs of its parts, under their names and a dot."""
     index = read_config(folder / INDEX)
     if index.get("_class_name") not in [*PIPELINES]:  # which may be anything, hashable or not
-        _refuse_pipeline(folder, index)
+        return _read_part(folder, index, config, weights)
     if config is not None:
         raise ValueError(f"config={str(config)!r} given, but {folder} is the folder of a pipeline, which has its own")
     parts = PIPELINES[index["_class_name"]]
@@ -119,14 +167,20 @@ def _read_pipeline(folder, config):
     return Source(folder, tensors, {}, Config(told), folder / INDEX)
 
 
-def _refuse_pipeline(folder, index):
-    """A ValueError for the folder of a pipeline, which names the autoencoder in it."""
+def _read_part(folder, index, config, weights):
+    """The source of the one autoencoder of ours in the folder of another pipeline."""
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-    found = [name for name, class_name in parts.items() if class_name in [*AUTOENCODERS]] or [
-        name for name in ("vqvae", "vqgan", "autoencoder", "movq") if name in parts
-    ]
-    give = f": give its {found[0]}, {folder / found[0]}" if found else f", of {', '.join(parts) or 'nothing'}"
-    raise ValueError(f"{folder} is the folder of a pipeline, {index.get('_class_name')!r}{give}")
+    found = [name for name, class_name in parts.items() if class_name in [*AUTOENCODERS] and name.isidentifier()]
+    if len(found) != 1:
+        raise ValueError(
+            f"{folder} is the folder of a pipeline, {index.get('_class_name')!r}, {len(found)} autoencoders in "
+            f"{', '.join(f'{name} ({one})' for name, one in parts.items()) or 'no parts'}: give the folder of one"
+        )
+    if not (folder / found[0]).is_dir():
+        raise ValueError(f"{folder} lacks the folder {found[0]!r} of its {index.get('_class_name')}")
+    source = _read_folder(folder / found[0], config, weights)
+    source.told.append(f"Of the pipeline {index.get('_class_name')} its {found[0]} was taken.")
+    return source
 
 
 def _with_its_half(file):
@@ -147,7 +201,7 @@ def _find_config(weights):
     for group in (beside, logged):
         named = [file for file in group if file.stem in ("config", "model", weights.stem)]
         project = [file for file in group if file.stem.endswith("project")]
-        for candidates in (named, project, group):
+        for candidates in (named, sorted(project)[-1:], group):  # a run that was resumed has dated ones
             if len(candidates) == 1:
                 return candidates[0]
     return None

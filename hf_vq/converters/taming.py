@@ -66,7 +66,8 @@ def _is_ibq(source):
     inner, config = first_stage(source)
     return (
         "quantize.used" not in inner.tensors
-        and named_class(config) in ("IBQ", "")
+        and named_class(config)
+        in (("IBQ",) if source.starts(FIRST_STAGE) else ("IBQ", ""))  # others have only taming's
         and _is_like_vqgan(source, "ibq", "quantize.embedding.weight")
     )
 
