@@ -17,7 +17,7 @@ from hf_vq.saved import INDEX
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".th", ".ckpt", ".pkl", ".tar", ".npz", ".h5", ".hdf5", ".keras")
 LARGEST_CONFIG = 2**24  # bytes
 RUN = "checkpoints"  # folder of weights in that of a run of taming's or Lightning's, whose configs are beside it
-STEPS = (("epoch",), ("global_step", "step", "steps", "iteration", "iter"))  # names in files
+STEPS = ("epoch", "global_step", "step", "steps", "iteration", "iter")  # names in files
 HALVES = ("encoder", "decoder")  # DALL-E's files
 PIPELINES = {  # of diffusers that are read, by class: the folders of their weights, beside the scheduler's
     "VQDiffusionPipeline": ("vqvae", "transformer", "learned_classifier_free_sampling_embeddings"),
@@ -110,8 +110,7 @@ def _read_folder(folder, config, weights=None):
         return _read_files(folder, _with_its_half(found[0]), config, weights)
     files = sorted({tuple(_with_its_half(file)) for file in found})
     steps = {halves[0]: _steps_in_name(halves[0]) for halves in files}
-    told = [step for step in steps.values() if step]
-    if len(told) > 1 and len(told) == len(files):  # of one training: none needs to be read
+    if all(steps.values()) and len({re.sub(r"\d+", "", file.stem) for file in steps}) == 1:  # of one training
         raise ValueError(_which(folder, steps))
     known, first = [], None
     for halves in files:
@@ -135,13 +134,12 @@ def _steps_in_name(file):
 
 def _steps_in_file(rest):
     """Epoch and step that a file tells beside its weights."""
-    numbers = [rest.get(name) for names in STEPS for name in names]
-    return tuple(one for one in numbers if isinstance(one, int))
+    return tuple(rest[name] for name in STEPS if isinstance(rest.get(name), int))
 
 
 def _which(folder, steps):
     """The question which of several checkpoints is meant, in the order of their steps."""
-    order = sorted(steps, key=lambda file: (steps[file][-1:], file.name))
+    order = sorted(steps, key=lambda file: (steps[file], file.name))
     names = ", ".join(
         f"{file.name}{f' (step {steps[file][-1]})' if steps[file] and not _steps_in_name(file) else ''}"
         for file in order
@@ -171,7 +169,7 @@ def _read_part(folder, index, config, weights):
     """The source of the one autoencoder of ours in the folder of another pipeline."""
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     found = [name for name, class_name in parts.items() if class_name in [*AUTOENCODERS] and name.isidentifier()]
-    if len(found) != 1:
+    if len(found) != 1 or not isinstance(index.get("_class_name"), str):
         raise ValueError(
             f"{folder} is the folder of a pipeline, {index.get('_class_name')!r}, {len(found)} autoencoders in "
             f"{', '.join(f'{name} ({one})' for name, one in parts.items()) or 'no parts'}: give the folder of one"
