@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hf_vq.converters.files import read_file
-from hf_vq.converters.stand_ins import STAND_INS
+from hf_vq.converters.stand_ins import STAND_INS, can_stand_in
 
 from .test_converter_files import STATE, Runs, classes, patched, refuse, save_torch
 
@@ -175,3 +175,14 @@ def test_stand_ins_run_nothing_whatever_they_are_given(name, tmp_path, marker, m
         else:
             refuse(tmp_path / "a.pt", f"{os.name}.system")
         assert not marker.exists()
+
+
+def test_no_stand_in_has_a_name_that_torch_or_python_would_look_up():
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    python = {
+        f"{module}.{name}" for module in ("builtins", "os", "posix", "subprocess", "pickle") for name in ("a", "eval")
+    }
+    assert len(_get_allowed_globals()) > 50
+    assert not [name for name in (*_get_allowed_globals(), *python, "a.b c", "hf_vq.a;b") if can_stand_in(name)]
+    assert can_stand_in("__main__.HParams")

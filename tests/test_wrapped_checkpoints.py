@@ -68,6 +68,19 @@ def test_they_become_the_same_models(variant, tmp_path):
         torch.testing.assert_close(dict(model.state_dict()), dict(bare.state_dict()), rtol=0, atol=0)
 
 
+def test_of_several_models_in_dicts_one_must_be_named_and_the_one_of_a_format_is_found(tmp_path):
+    state = read_source(FIXTURES / "ritheshkumar_vqvae/best.pt").tensors
+    other = {name: one + 1 for name, one in state.items()}
+    torch.save({"first": state, "second": other, "statistics": {"mean": torch.ones(3)}}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="several state dicts, 'first', 'second': give weights"):
+        read_source(tmp_path / "a.pt")
+    assert all(
+        torch.equal(one, other[name]) for name, one in read_source(tmp_path / "a.pt", None, "second").tensors.items()
+    )
+    torch.save({"first": state, "statistics": {"mean": torch.ones(3)}}, tmp_path / "a.pt")
+    assert read_source(tmp_path / "a.pt").tensors.keys() == state.keys()
+
+
 def test_a_part_of_the_names_is_peeled_and_what_is_left_out_is_said(tmp_path):
     state = read_source(FIXTURES / "ritheshkumar_vqvae/best.pt").tensors
     beside = {f"lpips.net.{name}": torch.ones(2) for name in "abcde"}

@@ -26,7 +26,10 @@ INERT = (
     "numpy.random._pickle.__bit_generator_ctor", "numpy.random._pickle.__generator_ctor",
     "numpy.random._pickle.__randomstate_ctor", "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
 )  # fmt: skip
-FOREIGN_TORCH = ("torch.optim.", "torch.nn.modules.", "torch.nn.functional.", "torch.amp.", "torch.cuda.amp.")
+FOREIGN_TORCH = (  # modules of classes and functions that torch does not look up itself when it loads
+    "torch.optim.", "torch.nn.modules.", "torch.nn.functional.", "torch.amp.", "torch.cuda.amp.",
+    "torch.torch_version.",
+)  # fmt: skip
 
 
 class Recorded:
