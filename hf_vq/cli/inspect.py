@@ -158,6 +158,7 @@ def _describe_prior(folder, config, modality):
         "parameters": _count(folder),
         "codebook_size": config["codebook_size"],
         "num_classes": config.get("num_classes") or 0,
+        **({"num_speakers": config["num_speakers"]} if config.get("num_speakers") else {}),
         "code_shape": shape,
         **_bits(modality, bits * math.prod(shape) if shape else None),
     }
@@ -227,6 +228,7 @@ def _describe_codes(folder):
         "code_shape": list(codes.code_shape) if len(grids) == 1 else [list(grid.code_shape) for grid in grids],
         "sample_shape": list(codes.sample_shape),
         "num_classes": codes.num_classes,
+        **({"num_speakers": codes.num_speakers} if codes.num_speakers else {}),
         **_bits(
             modality_of(codes.tokenizer["class"]),
             sum(math.log2(grid.codebook_size) * math.prod(grid.code_shape) for grid in grids),
