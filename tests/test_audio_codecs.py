@@ -12,6 +12,7 @@ from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 import hf_vq
 from hf_vq.autoencoders import AudioCodec, SpectralCodec
 from hf_vq.autoencoders.audio.lapped import GAIN, LappedFrames, LappedSynthesis
+from hf_vq.cli.inspect import describe
 from hf_vq.converters import convert
 
 from .conftest import FIXTURES
@@ -381,3 +382,18 @@ def test_after_the_start_a_frame_comes_out_when_its_latency_has_come_in(family):
     again = [tokenizer.push((sound * 2**15).round().to(torch.int16).numpy()), tokenizer.finish()]
     levels = torch.cat(again, dim=-1)[0] == codec.tokenize(sound[None])[0, 0]
     assert levels.float().mean() > 0.9
+
+
+@families
+def test_inspect_tells_frames_a_second_and_kbit_a_second_of_levels_and_of_all(family, tmp_path):
+    codec = make(family)
+    codec.save_pretrained(tmp_path / "codec")
+    facts, seconds = describe(str(tmp_path / "codec")), 30
+    grids = hf_vq.as_grids(codec.tokenize(torch.zeros(1, codec.config.in_channels, seconds * 800)))
+    frames = [grid.shape[-1] for grid in grids]
+    overlap = 1.12 if family == "stereo" else 1.01  # chunks share some frames
+    assert max(frames) / seconds / overlap <= facts["frame_rate"] <= max(frames) / seconds * 1.01
+    each, levels = facts["kbit_per_second_of_levels"], codec.num_levels
+    wanted = [facts["frame_rate"] * size / max(frames) * 4 / 1000 for size in frames for _ in range(levels)]
+    assert each == pytest.approx(wanted, rel=0.01)  # 16 codes: 4 bits
+    assert facts["kbit_per_second"] == pytest.approx(sum(each), abs=1e-3)

@@ -130,6 +130,10 @@ def _describe_autoencoder(folder, config, sizes):
         "bits_per_token": round(bits[0], 4) if len(bits) == 1 else [round(one, 4) for one in bits],
         f"bits_per_{modality.unit if modality else 'position'}": round(rate, 4),
     }
+    if hasattr(model, "frame_rate"):  # codecs of sounds
+        facts["frame_rate"] = round(model.frame_rate, 4)
+        facts["kbit_per_second"] = round(model.bandwidth, 4)
+        facts["kbit_per_second_of_levels"] = [round(each, 4) for each in model.level_bandwidths]
     space = _space(folder, modality, sizes)
     if space is not None:
         code_shape = model.code_shape((model.in_channels, *space))
