@@ -15,6 +15,7 @@ from hf_vq.arguments import checked
 from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
+from hf_vq.data.length_order import PaddedGrids, batches_by_length
 from hf_vq.data.padding import collator_for, padded_shape, padding_of, sample_of
 from hf_vq.data.sealing import write_shard
 from hf_vq.data.seals import DamagedShardError, column_sha256, read_footer
@@ -104,13 +105,17 @@ def tokenize_dataset(
                     if target not in kept:
                         number += 1  # processes take turns
                         if number % processes == rank:
+                            batches = batches_by_length(autoencoder, dataset, rows, batch_size)
                             loader: DataLoader = DataLoader(
                                 Subset(dataset, rows),
-                                batch_size,
+                                **({"batch_size": batch_size} if batches is None else {"batch_sampler": batches}),
                                 num_workers=num_workers,
-                                collate_fn=collator_for(autoencoder, dataset, whole=True),
+                                collate_fn=collator_for(autoencoder, dataset, whole=batches is None),
                             )
-                            _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
+                            shape = plans[split]["sample_shape"]
+                            padded = None if batches is None else PaddedGrids(autoencoder, shape)
+                            found = _tokenize(autoencoder, loader, device, padded)
+                            _write_shard(target, plans[split], *_in_order(batches, *found))
                     progress.update(len(rows))
         wait_for_all()
     return {split: len(dataset) for split, dataset in splits.items()}
@@ -225,8 +230,11 @@ def _check_ours(path):
 
 
 @torch.no_grad()
-def _tokenize(autoencoder, loader, device):
-    """Codes (rows, *grid) of every grid, lengths (rows,) or None, and labels and captions by column, of a shard."""
+def _tokenize(autoencoder, loader, device, padded=None):
+    """Codes (rows, *grid) of every grid, lengths (rows,) or None, and labels and captions by column, of a shard.
+
+    `padded` makes codes of all batches alike, a `PaddedGrids`; None: they are.
+    """
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
     sizes, parts = autoencoder.codebook_sizes, [cast(list[np.ndarray], []) for _ in dtypes]
     lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
@@ -234,7 +242,8 @@ def _tokenize(autoencoder, loader, device):
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
-        for part, grid, dtype, size in zip(parts, as_grids(codes), dtypes, sizes, strict=True):
+        grids = as_grids(codes) if padded is None else padded(codes)
+        for part, grid, dtype, size in zip(parts, grids, dtypes, sizes, strict=True):
             low, high = (int(extreme) for extreme in grid.aminmax())
             if low < 0 or high >= size:  # a narrow type would wrap them
                 raise ValueError(f"{type(autoencoder).__name__} gave codes {low} to {high}, of codebook_size={size}")
@@ -250,6 +259,15 @@ def _tokenize(autoencoder, loader, device):
         [np.concatenate(part) for part in lengths] if lengths[0] else None,
         {name: np.array(values, dtype=object if name == "caption" else np.int64) for name, values in facts.items()},
     )
+
+
+def _in_order(batches, codes, lengths, facts):
+    """What `_tokenize` gave, its rows as they stand in the data set; None: so they do."""
+    if batches is None:
+        return codes, lengths, facts
+    back = np.argsort(np.concatenate(batches))
+    sorted_back = [part[back] for part in codes], [part[back] for part in lengths]
+    return *sorted_back, {name: values[back] for name, values in facts.items()}
 
 
 def _grid_lengths(autoencoder, padding_mask):
