@@ -31,6 +31,7 @@ from .processes import STOCK
 
 FRESH = (
     "load_stock_diffusers", "load_with_trust", "load_prior_with_trust", "load_stock_pipeline", "load_text_pipeline",
+    "load_sound_pipeline",
     "without_hf_vq",
 )  # fmt: skip
 OURS = (
@@ -239,6 +240,38 @@ def push_prepared(work):
     assert ImageProcessor.from_pretrained("me/prepared-pipeline", subfolder="autoencoder") == wanted
     stock = transformers.AutoImageProcessor.from_pretrained("me/prepared")
     return [stock.size["height"], stock.size["width"], stock.num_channels]
+
+
+def sounds(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    request = {"audio_length_in_s": 0.1, "generator": torch.Generator().manual_seed(3), "output_type": "pt"}
+    return pipe(speaker_labels=["bob", 0], **request).audios
+
+
+def push_sounds(work):
+    """A pipeline of sounds with speakers, pushed; our class reads it by repo id, and so do we what it drew."""
+    from hf_vq import AudioCodec, DelayedTransformerPrior, DelayedTransformerPriorConfig, VQAudioPipeline
+
+    torch.manual_seed(0)
+    codec = AudioCodec(sampling_rate=800, hidden_channels=4, strides=(2, 4), codebook_size=16, codebook_dim=6,
+                       quantizer_config={"num_levels": 3})  # fmt: skip
+    codec.initialize_codebook(torch.rand(1, 1, 800) - 0.5)
+    config = DelayedTransformerPriorConfig(codebook_size=16, num_levels=3, code_shape=(3, 10), num_speakers=2,
+                                           hidden_size=16, num_layers=1, num_heads=2)  # fmt: skip
+    pipe = VQAudioPipeline(codec.eval(), DelayedTransformerPrior(config).eval(), speaker_names=["eve", "bob"])
+    save_file({"audios": sounds(pipe).contiguous()}, Path(work) / "sounds.safetensors")
+    pipe.push_to_hub("me/sounds", license="mit")
+    loaded = VQAudioPipeline.from_pretrained("me/sounds")
+    torch.testing.assert_close(sounds(loaded), sounds(pipe), rtol=0, atol=1e-6)
+    return loaded.sampling_rate
+
+
+def load_sound_pipeline(work):
+    """Stock DiffusionPipeline with trust draws the sounds that were drawn where the repository was made."""
+    pipe = DiffusionPipeline.from_pretrained("me/sounds", trust_remote_code=True)
+    wanted = load_file(Path(work) / "sounds.safetensors")["audios"]
+    torch.testing.assert_close(sounds(pipe), wanted, rtol=0, atol=1e-6)
+    return f"{type(pipe).__module__.split('.')[0]}.{type(pipe).__name__}"
 
 
 def load_stock_diffusers(work):

@@ -7,12 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.fft import dct
+from torch.utils.data import Dataset
 from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
 import hf_vq
 from hf_vq.autoencoders import AudioCodec, SpectralCodec
 from hf_vq.autoencoders.audio.lapped import GAIN, LappedFrames, LappedSynthesis
+from hf_vq.cli.inspect import describe
 from hf_vq.converters import convert
+from hf_vq.data.tokenizing import tokenize_dataset
 
 from .conftest import FIXTURES
 
@@ -381,3 +384,55 @@ def test_after_the_start_a_frame_comes_out_when_its_latency_has_come_in(family):
     again = [tokenizer.push((sound * 2**15).round().to(torch.int16).numpy()), tokenizer.finish()]
     levels = torch.cat(again, dim=-1)[0] == codec.tokenize(sound[None])[0, 0]
     assert levels.float().mean() > 0.9
+
+
+@families
+def test_inspect_tells_frames_a_second_and_kbit_a_second_of_levels_and_of_all(family, tmp_path):
+    codec = make(family)
+    codec.save_pretrained(tmp_path / "codec")
+    facts, seconds = describe(str(tmp_path / "codec")), 30
+    grids = hf_vq.as_grids(codec.tokenize(torch.zeros(1, codec.config.in_channels, seconds * 800)))
+    frames = [grid.shape[-1] for grid in grids]
+    overlap = 1.12 if family == "stereo" else 1.01  # chunks share some frames
+    assert max(frames) / seconds / overlap <= facts["frame_rate"] <= max(frames) / seconds * 1.01
+    each, levels = facts["kbit_per_second_of_levels"], codec.num_levels
+    wanted = [facts["frame_rate"] * size / max(frames) * 4 / 1000 for size in frames for _ in range(levels)]
+    assert each == pytest.approx(wanted, rel=0.01)  # 16 codes: 4 bits
+    assert facts["kbit_per_second"] == pytest.approx(sum(each), abs=1e-3)
+
+
+class Sounds(Dataset):
+    """Sounds of many lengths, with texts and labels."""
+
+    variable_length, class_names = True, ["even", "odd"]
+
+    def __init__(self, channels):
+        generator = torch.Generator().manual_seed(0)
+        self.lengths = [3, 297, 40, 8, 297, 1, 52, 40, 16, 9, 297, 4, 220, 5, 97, 40, 60, 2]
+        self.samples = [torch.randn(channels, length, generator=generator) * 0.3 for length in self.lengths]
+        self.sample_shape, self.labels = (channels, 297), torch.arange(18) % 2
+        self.captions = [f"sound {row}" for row in range(18)]
+
+    def __len__(self):
+        return 18
+
+    def __getitem__(self, index):
+        return {
+            "sample": self.samples[index], "caption": self.captions[index], "class_labels": self.labels[index],
+        }  # fmt: skip
+
+
+@families
+def test_sounds_are_tokenized_by_length_into_the_files_of_the_order_that_they_have(family, tmp_path, monkeypatch):
+    codec, sizes = make(family), []
+    sounds, tokenize = Sounds(codec.config.in_channels), codec.tokenize
+    monkeypatch.setattr(
+        codec, "tokenize", lambda sample, **masks: (sizes.append(sample.shape[-1]), tokenize(sample, **masks))[1]
+    )
+    tokenize_dataset(codec, sounds, tmp_path / "sorted", batch_size=4, shard_size=15)
+    by_length, sizes[:] = sizes[:], []
+    monkeypatch.setattr(type(codec), "lengths_alone", False)
+    tokenize_dataset(codec, sounds, tmp_path / "whole", batch_size=4, shard_size=15)
+    assert sum(by_length) < sum(sizes)
+    for path in (tmp_path / "whole/data").iterdir():
+        assert (tmp_path / "sorted/data" / path.name).read_bytes() == path.read_bytes()

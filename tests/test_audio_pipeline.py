@@ -289,3 +289,49 @@ def test_a_prior_that_was_trained_on_codes_of_sounds_is_in_a_pipeline_of_sounds(
     pipe = VQAudioPipeline.from_pretrained("prior/pipeline")
     assert pipe.config.class_names == {"0": "high", "1": "low"}
     assert soundfile.info("prior/samples.wav").samplerate == RATE
+
+
+def test_a_hierarchy_of_sounds_has_a_prior_for_each_grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_sounds("sounds", rate=RATE, first=60)
+    make_codec("snac").save_pretrained("codec")
+    assert hf_vq_cli.main(["tokenize", "codec", "--data", "sounds", "--output", "codes"]) == 0
+    options = ["--prior", "MaskedPrior", "--max_steps", "1", "--use_cpu", "true", "--disable_tqdm", "true"]
+    for name, value in {"hidden_size": 8, "num_layers": 1, "num_heads": 2}.items():
+        options += [f"--prior_config.{name}", str(value)]
+    coarser: list[str] = []
+    for grid in ("top", "middle", "bottom"):
+        given = [*coarser, "--autoencoder", "codec", "--num_samples", "2"] if grid == "bottom" else []
+        assert hf_vq_cli.main(["train", "prior", "codes", grid, "--grid", grid, *options, *given]) == 0
+        coarser += [f"--{grid}_prior", grid]
+    pipe = hf_vq.VQVAE2Pipeline.from_pretrained("bottom/pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(["low", "high"], generator=generator(), output_type="pt")
+    assert isinstance(output, AudioPipelineOutput)
+    frames = pipe.bottom_prior.config.code_shape[0]
+    assert output.audios.shape == (2, 1, frames * HOP)
+    codes = pipe(["low", "high"], generator=generator(), output_type="codes").audios
+    assert [grid.shape for grid in codes] == [(2, frames // 4), (2, frames // 2), (2, frames)]
+    torch.testing.assert_close(output.audios, pipe.autoencoder.detokenize(codes).clamp(-1, 1))
+    assert hf_vq_cli.main(["sample", "bottom/pipeline", "new.wav", "--num", "1", "--classes", "low"]) == 0
+    assert (soundfile.info("new.wav").samplerate, soundfile.info("new.wav").frames) == (RATE, frames * HOP)
+
+
+def test_coarser_codes_stand_over_the_times_that_they_cover():
+    torch.manual_seed(0)
+    config = hf_vq.MaskedPriorConfig(
+        codebook_size=16, code_shape=(16,), context_codebook_sizes=[5, 7], hidden_size=16, num_layers=1, num_heads=2
+    )
+    prior = hf_vq.MaskedPrior(config).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    codes, coarse = torch.randint(16, (2, 16)), (torch.randint(5, (2, 4)), torch.randint(7, (2, 8)))
+    spread = prior.spread_context(coarse, (16,))
+    first, second = (embedding.weight for embedding in prior.context_embeddings)
+    assert torch.equal(spread[1, 13], first[coarse[0][1, 3]] + second[coarse[1][1, 6]])
+    both = prior.log_prob(codes, torch.tensor([8, 16]), context_codes=coarse)
+    alone = prior.log_prob(codes[:1, :8], context_codes=(coarse[0][:1, :2], coarse[1][:1, :4]))
+    torch.testing.assert_close(both[:1], alone)
+    with pytest.raises(ValueError, match=r"context_codes\[0\] must be \(batch, length\), got \(2, 4, 1\)"):
+        prior(codes, context_codes=(coarse[0][..., None], coarse[1]))

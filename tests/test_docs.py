@@ -18,6 +18,7 @@ import hf_vq_cli
 
 from .conftest import FIXTURES
 from .registering import tables_as_they_were
+from .sound_codec import sound_bytes, tone
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
@@ -39,9 +40,20 @@ def commands(text):
             yield words
 
 
+def write_voices(folder):
+    """Sounds of two speakers, and single files."""
+    (folder / "path/to/sounds").mkdir(parents=True)
+    for index in range(6):
+        (folder / f"path/to/sounds/{index}.wav").write_bytes(sound_bytes(tone(2000 + 100 * index)))
+    rows = [f"{index}.wav,{('bob', 'eve')[index % 2]}" for index in range(6)]
+    (folder / "path/to/sounds/metadata.csv").write_text("\n".join(["file_name,speaker", *rows]))
+    for name in ("speech.wav", "beginning.wav", "other.flac"):
+        (folder / name).write_bytes(sound_bytes(tone(3000), format=name.rpartition(".")[2].upper()))
+
+
 @pytest.fixture
 def page_folder(tmp_path, monkeypatch):
-    """A working folder with pictures, checkpoints of taming and diffusers, and a pipeline of two classes."""
+    """A working folder with pictures, sounds, checkpoints of taming and diffusers, and a pipeline of two classes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
@@ -49,6 +61,7 @@ def page_folder(tmp_path, monkeypatch):
         folder = tmp_path / "path/to/images" / ("rose" if index % 2 else "tulip")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (80, 70, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    write_voices(tmp_path)
     for name in ("last.ckpt", "config.yaml"):
         shutil.copy(FIXTURES / "taming_vqgan" / name, tmp_path)
     shutil.copytree(FIXTURES / "diffusers_vqdiffusion_pipeline", tmp_path / "vq-diffusion")

@@ -146,6 +146,15 @@ def test_stock_pipeline_loads_with_trust_where_hf_vq_was_never_imported(client):
     assert client("load_stock_pipeline", work=str(client.work)) == "hf_vq.VQPipeline"
 
 
+def test_a_pipeline_of_sounds_is_known_by_repo_id_with_and_without_hf_vq(client):
+    assert client("push_sounds", work=str(client.work)) == 800
+    assert client("load_sound_pipeline", work=str(client.work)) == "hf_vq.VQAudioPipeline"
+    card = client("read_card", repo_id="me/sounds")
+    assert card["data"]["pipeline_tag"] == "text-to-audio"
+    assert client("run_card", repo_id="me/sounds", folder=str(client.work)) == 2
+    assert (client.work / "sample.wav").is_file()
+
+
 def test_a_pipeline_of_texts_travels_with_all_its_parts(client, hub):
     fixture = FIXTURES / "diffusers_vqdiffusion_pipeline"
     convert(fixture, client.work / "texts", license="mit")

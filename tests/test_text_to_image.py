@@ -19,6 +19,7 @@ from hf_vq.cli.sample import SampleOptions, read_conditions
 from hf_vq.converters import convert
 
 from .conftest import FIXTURES, fixture
+from .test_audio_codecs import make as make_codec
 
 FOLDER = FIXTURES / "diffusers_vqdiffusion_pipeline"
 PROMPTS = ["the red dog", "a cat and the blue dog"]
@@ -278,6 +279,9 @@ def test_parts_that_do_not_belong_together_are_refused():
         "num_vec_classes=13.*got 14 and 6": {"scheduler": codes},
         "prior.*has no text": {"prior": deaf},
         "tokenizer is missing": {"tokenizer": None},
+        "autoencoder is a AudioCodec of the modality 'audio', whose samples VQAudioPipeline draws": {
+            "autoencoder": make_codec("encodec")
+        },
         "prior, a PixelCNN, does not take encoder_hidden_states": {
             "prior": hf_vq.PixelCNN(hf_vq.PixelCNNConfig(codebook_size=12, hidden_channels=8, num_layers=1))
         },

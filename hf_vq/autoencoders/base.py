@@ -30,9 +30,14 @@ class AutoencoderMixin(InferenceVerbs, Geometry, CodebookControl, SavedFolder):
 
     `tokenize`, `detokenize` and `reconstruction_log_prob` run in evaluation mode, and leave every module in the mode
     that it had: codes depend on nothing else in the batch, and nothing in the model moves.
+
+    Attributes:
+        lengths_alone: each sample of a padded batch is encoded without what lies beyond its length: how far the batch
+            is padded changes no code.
     """
 
     registry_kind = "autoencoder"
+    lengths_alone: ClassVar[bool] = False
     inference_verbs: ClassVar[tuple[str, ...]] = ("tokenize", "detokenize", "reconstruction_log_prob")
     quantizer: Any  # of one with a single grid
     encode: Callable

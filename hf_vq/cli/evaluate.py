@@ -151,9 +151,10 @@ def _evaluate_prior_folder(folder, device, options):
         raise ValueError("codes is missing: a prior alone is evaluated on codes, give --codes")
     prior = hf_vq.AutoVQPrior.from_pretrained(folder).to(device)
     codes = load_grid_of(prior, local_folder(options.codes, "dataset"), options.split)
-    for name, value in (("codebook_size", codes.codebook_size), ("num_classes", codes.num_classes)):
-        if getattr(prior.config, name) not in (value, 0):
-            raise ValueError(f"the prior has {name}={getattr(prior.config, name)}, the codes have {value}")
+    for name in ("codebook_size", "num_classes", "num_speakers"):
+        own, value = getattr(prior.config, name, 0), getattr(codes, name)
+        if own not in (value, 0):
+            raise ValueError(f"the prior has {name}={own}, the codes have {value}")
     figures = evaluate_prior(prior, codes, options.batch_size, sample_shape=codes.sample_shape)
     protocol = {
         "data": options.codes,
@@ -175,8 +176,10 @@ def _evaluate_on_data(folder, device, kind, options, data):
     data = data.fit_model(autoencoder)
     dataset = data.load(options.split)
     for prior in priors.values():
-        if prior.config.num_classes not in (0, dataset.num_classes):
-            raise ValueError(f"the prior has {prior.config.num_classes} classes, the data has {dataset.num_classes}")
+        for kind in ("classes", "speakers"):
+            own, value = getattr(prior.config, f"num_{kind}", 0), getattr(dataset, f"num_{kind}", 0)
+            if own not in (0, value):
+                raise ValueError(f"the prior has {own} {kind}, the data has {value}")
     extractor = None if options.features is None else load_features(options.features).to(device)
     names = pick_metrics(autoencoder, options.metrics, extractor, dataset.sample_shape)
     protocol, changes = _data_protocol(dataset, options, data)

@@ -130,6 +130,10 @@ def _describe_autoencoder(folder, config, sizes):
         "bits_per_token": round(bits[0], 4) if len(bits) == 1 else [round(one, 4) for one in bits],
         f"bits_per_{modality.unit if modality else 'position'}": round(rate, 4),
     }
+    if hasattr(model, "frame_rate"):  # codecs of sounds
+        facts["frame_rate"] = round(model.frame_rate, 4)
+        facts["kbit_per_second"] = round(model.bandwidth, 4)
+        facts["kbit_per_second_of_levels"] = [round(each, 4) for each in model.level_bandwidths]
     space = _space(folder, modality, sizes)
     if space is not None:
         code_shape = model.code_shape((model.in_channels, *space))
@@ -158,6 +162,7 @@ def _describe_prior(folder, config, modality):
         "parameters": _count(folder),
         "codebook_size": config["codebook_size"],
         "num_classes": config.get("num_classes") or 0,
+        **({"num_speakers": config["num_speakers"]} if config.get("num_speakers") else {}),
         "code_shape": shape,
         **_bits(modality, bits * math.prod(shape) if shape else None),
     }
@@ -227,6 +232,7 @@ def _describe_codes(folder):
         "code_shape": list(codes.code_shape) if len(grids) == 1 else [list(grid.code_shape) for grid in grids],
         "sample_shape": list(codes.sample_shape),
         "num_classes": codes.num_classes,
+        **({"num_speakers": codes.num_speakers} if codes.num_speakers else {}),
         **_bits(
             modality_of(codes.tokenizer["class"]),
             sum(math.log2(grid.codebook_size) * math.prod(grid.code_shape) for grid in grids),

@@ -73,12 +73,13 @@ def evaluate_samples(
 
 
 def conditions_of(pipeline: Any, dataset: Any, num_samples: int) -> dict[str, list]:
-    """Classes and texts of samples, as a pipeline takes them, from items evenly spread over a data set."""
+    """Classes, speakers and texts of samples, as a pipeline takes them, from items evenly spread over a data set."""
     rows = [number * len(dataset) // num_samples for number in range(num_samples)]
     found: dict[str, list] = {}
-    parts = (part for name, part in pipeline.components.items() if name.endswith("prior") and part is not None)
-    if any(part.config.num_classes for part in parts):
+    if pipeline.num_classes:
         found["class_labels"] = [int(dataset.labels[row]) for row in rows]
+    if pipeline.num_speakers:
+        found["speaker_labels"] = [int(dataset.speaker_labels[row]) for row in rows]
     if takes_prompts(type(pipeline).__name__):
         captions = getattr(dataset, "captions", None)
         if captions is None:

@@ -39,6 +39,7 @@ from hf_vq.cli.sample import draw
 from hf_vq.data.codes import CodesDataset, check_tokenizer, load_codes
 from hf_vq.data.shards import code_splits
 from hf_vq.figures import figure_text
+from hf_vq.hub import takes
 from hf_vq.modalities import MODALITIES
 from hf_vq.pipelines.base import CodesPipeline, pipeline_of
 from hf_vq.quiet import without_bars
@@ -61,6 +62,7 @@ from hf_vq.training.pushing import push_result
 from hf_vq.training.report import REPORT
 from hf_vq.writing import whole
 
+LABELED = {"num_classes": "classes", "num_speakers": "speakers"}  # in the config of a prior, and among codes
 CONTEXT = "context_codebook_sizes"  # in the config of priors that take coarser codes
 WEIGHTS = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 OUTPUTS = ("checkpoint-*", *WEIGHTS, "pipeline", SAMPLES, "loss_curve.png", "report.json", "recipe.yaml", "logs")
@@ -110,7 +112,7 @@ class PriorOptions:
         default=None,
         metadata={
             "help": "its config; --prior_config.hidden_channels 64 sets one; codebook_size, code_shape, "
-            "num_levels and num_classes are the codes'"
+            "num_levels, num_classes and num_speakers are the codes'"
         },
     )
     grid: str | None = field(
@@ -180,10 +182,9 @@ def prepare(
     if options.resume and initial is None:
         former = former_options(PRIORS[options.prior].config_class, str(args.resume_from_checkpoint))
         config = {**former, **config}
-    if config["num_classes"] == 0:
-        train.labels = None
-        if validation is not None:
-            validation.labels = None
+    for codes in filter(None, (train, validation)):
+        codes.labels = codes.labels if config["num_classes"] else None
+        codes.speaker_labels = codes.speaker_labels if config.get("num_speakers") else None
     transformers.set_seed(args.seed)
     try:
         vectors = take_code_vectors(options, config, autoencoder, grid) if initial is None else None
@@ -196,7 +197,7 @@ def prepare(
     check_trainable(prior, train, validation)
     needed, pipeline = training_bytes(prior, args, len(train)), None
     if autoencoder is not None and (grid is None or coarser):
-        pipeline = make_pipeline(autoencoder, prior, coarser, train.class_names)  # tells now what does not fit
+        pipeline = make_pipeline(autoencoder, prior, coarser, train)  # tells now what does not fit
         needed += sum(module_footprint(part).published for part in (autoencoder, prior, *coarser))
     if args.sample_steps and (pipeline is None or not options.num_samples):
         raise ValueError(
@@ -222,10 +223,11 @@ def train_and_show(
     folder = start_output_folder(str(args.output_dir), overwrite=options.overwrite, stale=[*OUTPUTS, *samples])
     if not options.resume and is_main_process():
         write_recipe(folder, given)
+    speakers = getattr(prior.config, "num_speakers", 0)
     words = (
         f"Training {type(prior).__name__} ({prior.num_parameters():,} parameters) on {len(train):,} grids of "
         f"{'x'.join(map(str, train.code_shape))} codes out of {train.codebook_size}, "
-        f"{prior.config.num_classes} classes"
+        f"{prior.config.num_classes} classes" + (f", {speakers} speakers" if speakers else "")
     )
     announcement = Announcement(functools.partial(say_start, words))
     draw_samples = None
@@ -281,12 +283,12 @@ def load_initial(options: PriorOptions, given: dict[str, Any], codes: CodesDatas
         raise ValueError(f"prior={options.prior!r}, but init_from={options.init_from} holds {type(prior).__name__}")
     wanted = as_mapping("prior_config", options.prior_config)
     check_same_config("prior_config", wanted, prior.config.to_dict(), str(options.init_from))
-    if prior.config.codebook_size != codes.codebook_size or prior.config.num_classes not in (0, codes.num_classes):
-        raise ValueError(
-            f"init_from={options.init_from} has codebook_size={prior.config.codebook_size} and "
-            f"num_classes={prior.config.num_classes}, but the codes in {options.codes} have {codes.codebook_size} "
-            f"and {codes.num_classes}"
-        )
+    for name in ("codebook_size", *LABELED):
+        own, theirs = getattr(prior.config, name, 0), getattr(codes, name)
+        if own != theirs and (own or name not in LABELED):
+            raise ValueError(
+                f"init_from={options.init_from} has {name}={own}, but the codes in {options.codes} have {theirs}"
+            )
     prior.config.code_shape = tuple(codes.code_shape)
     before = getattr(prior.config, "codes_sha256", None)
     remember_tokenizer(prior, codes)
@@ -317,14 +319,16 @@ def check_prior_config(options: PriorOptions, codes: CodesDataset) -> dict[str, 
             )
         facts[CONTEXT] = codes.context_codebook_sizes
     check_facts(config, facts, f"the codes in {options.codes}")
-    if config.get("num_classes", codes.num_classes) not in (0, codes.num_classes):
-        raise ValueError(
-            f"prior_config has num_classes={config['num_classes']}, but the codes in {options.codes} have "
-            f"{codes.num_classes} classes (0 ignores them)"
-        )
+    labeled = {name: getattr(codes, name) for name in LABELED if name in known}
+    for name, number in labeled.items():
+        if config.get(name, number) not in (0, number):
+            raise ValueError(
+                f"prior_config has {name}={config[name]}, but the codes in {options.codes} have {number} "
+                f"{LABELED[name]} (0 ignores them)"
+            )
     has_levels = len(codes.code_shape) == len(codes.sample_shape)  # that axis instead of channels
     levels = {"num_levels": codes.code_shape[0]} if has_levels and "num_levels" in known else {}
-    return {"num_classes": codes.num_classes, **levels, **config, **facts}
+    return {**labeled, **levels, **config, **facts}
 
 
 def check_facts(config: dict[str, Any], facts: dict[str, Any], owners: str) -> None:
@@ -365,14 +369,14 @@ def take_code_vectors(
     return vectors
 
 
-def make_pipeline(
-    autoencoder: Any, prior: Any, coarser: Sequence[Any], class_names: list[str] | None
-) -> CodesPipeline:
-    """The pipeline of a prior, and of those of the coarser grids."""
+def make_pipeline(autoencoder: Any, prior: Any, coarser: Sequence[Any], codes: CodesDataset) -> CodesPipeline:
+    """The pipeline of a prior and of those of the coarser grids, with the names that its codes have."""
     priors = [*coarser, prior]
-    names = class_names if any(each.config.num_classes for each in priors) else None
+    names = codes.class_names if any(each.config.num_classes for each in priors) else None
     if not coarser:
-        return (pipeline_of(autoencoder.modality) or hf_vq.VQPipeline)(autoencoder, prior, names)
+        pipeline_class = pipeline_of(autoencoder.modality) or hf_vq.VQPipeline
+        spoken = getattr(prior.config, "num_speakers", 0) and takes(pipeline_class.__name__, "speaker_labels")
+        return pipeline_class(autoencoder, prior, names, **({"speaker_names": codes.speaker_names} if spoken else {}))
     top, *middle, bottom = priors
     return hf_vq.VQVAE2Pipeline(autoencoder, top, bottom, middle[0] if middle else None, names)
 

@@ -22,6 +22,7 @@ def load_audio(
     audio_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
+    speaker_column: str | None = None,
     config_name: str | None = None,
     validation_fraction: Chance = 0.1,
     skip_bad: bool = False,
@@ -50,6 +51,7 @@ def load_audio(
             type ClassLabel, else one called "label" or the like, if any; "none": no classes, neither of sub-folders.
         caption_column: column of the captions, strings; None takes one called "caption", "text" or the like, and of
             folders .txt files beside the sounds; "none": no captions.
+        speaker_column: column of the speakers, of the same types as `label_column`; None: no speakers.
         config_name: configuration of a data set of the Hub.
         validation_fraction: in [0, 1), see above.
         skip_bad: leave out sounds that cannot be decoded (all of them are decoded here to find out) and list them in
@@ -74,7 +76,7 @@ def load_audio(
         raise ValueError("data='digits' holds images, no sounds")
     for library in ("soundfile", "soxr"):
         require(library)
-    columns = Columns(SOUNDS, audio_column, label_column, caption_column)
+    columns = Columns(SOUNDS, audio_column, label_column, caption_column, speaker_column)
     return AudioDataset(
         find_source(source, split, validation_fraction, columns, config_name),
         sampling_rate=sampling_rate,

@@ -18,9 +18,9 @@ from hf_vq.renaming import warn_user
 class AudioDataset(SampleDataset):
     """Sounds as samples in [-1, 1].
 
-    An item has `sample` (channels, length), `class_labels` () where the sounds have labels, and `caption`, a str,
-    where they have captions. Sounds are decoded when asked for, or once if all of them fit `cache_bytes`. See
-    `load_audio` for the arguments, and `SampleDataset` for more attributes.
+    An item has `sample` (channels, length), `class_labels` () and `speaker_labels` () where the sounds have them, and
+    `caption`, a str, where they have captions. Sounds are decoded when asked for, or once if all of them fit
+    `cache_bytes`. See `load_audio` for the arguments, and `SampleDataset` for more attributes.
 
     Attributes:
         sample_shape: (channels, length) of the longest sample.

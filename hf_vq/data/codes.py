@@ -12,7 +12,7 @@ from hf_vq.arguments import checked
 from hf_vq.data.folders import check_shards
 from hf_vq.data.identity import differing_hash, tokenizer_identity
 from hf_vq.data.seals import Shard, check_bytes
-from hf_vq.data.shards import column_names, read_column
+from hf_vq.data.shards import LABELS, column_names, read_column
 from hf_vq.data.shards import read_metadata as read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.ranges import Count
@@ -62,8 +62,9 @@ def load_codes(
     own, *coarser = (cast(np.ndarray, read_column(shards, name, shape, memory_map)) for name, _, shape in wanted)
     for (name, size, _), codes in zip(wanted, [own, *coarser], strict=True):
         _check_values(shards, name, codes, 0, size)
-    labels = read_column(shards, "class_labels") if plan["class_names"] is not None else None
-    _check_values(shards, "class_labels", labels, 0, len(plan["class_names"] or ()))
+    labels = {name: read_column(shards, name) for name, names in LABELS.items() if plan.get(names) is not None}
+    for column, values in labels.items():
+        _check_values(shards, column, values, 0, len(plan[LABELS[column]]))
     name, shape = column_names(plan, "lengths")[grid or 0], wanted[0][2]
     lengths = read_column(shards, name)
     _check_values(shards, name, lengths, 1, shape[len(shape) + 1 - len(plan["sample_shape"])] + 1)
@@ -71,7 +72,7 @@ def load_codes(
         check_bytes(shard)
     return CodesDataset(
         own,
-        labels,
+        labels.get("class_labels"),
         codebook_size=wanted[0][1],
         class_names=plan["class_names"],
         sample_shape=tuple(plan["sample_shape"]),
@@ -79,6 +80,8 @@ def load_codes(
         context_codes=coarser,
         context_codebook_sizes=[size for _, size, _ in wanted[1:]],
         lengths=lengths,
+        speaker_labels=labels.get("speaker_labels"),
+        speaker_names=plan.get("speaker_names"),
     )
 
 
@@ -123,8 +126,9 @@ def check_tokenizer(identity: dict[str, str], autoencoder: Tokenizer, folder: st
 class CodesDataset(Dataset):
     """Codes for a prior; an item is `{"codes": (*grid) int64, "class_labels": () int64}`, labels where there are.
 
-    With context, an item also has `context_codes`: a tuple of (*grid) int64, coarse to fine. Where samples differ in
-    length it has `lengths` () int64: real positions along the first axis of space, the rest of its codes is padding.
+    Where samples have speakers, it has `speaker_labels` () int64. With context, an item also has `context_codes`: a
+    tuple of (*grid) int64, coarse to fine. Where samples differ in length it has `lengths` () int64: real positions
+    along the first axis of space, the rest of its codes is padding.
 
     Args:
         codes: (num_samples, *grid) integer array, kept in its own type, in memory or mapped.
@@ -136,6 +140,7 @@ class CodesDataset(Dataset):
         context_codes: arrays of the coarser grids' codes, coarse to fine.
         context_codebook_sizes: the numbers of their codes.
         lengths: (num_samples,) int64 array, None where all samples are as long.
+        speaker_labels, speaker_names: as labels and class names, of speakers.
     """
 
     def __init__(
@@ -150,6 +155,8 @@ class CodesDataset(Dataset):
         context_codes: Sequence[np.ndarray] = (),
         context_codebook_sizes: Sequence[int] = (),
         lengths: np.ndarray | None = None,
+        speaker_labels: np.ndarray | None = None,
+        speaker_names: list[str] | None = None,
     ):
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
             raise ValueError(
@@ -159,6 +166,11 @@ class CodesDataset(Dataset):
         self.lengths = None if lengths is None else torch.from_numpy(lengths)
         self.codebook_size, self.code_shape = codebook_size, tuple(codes.shape[1:])
         self.class_names, self.num_classes = class_names, 0 if labels is None else len(class_names or ())
+        self.speaker_labels = None if speaker_labels is None else torch.from_numpy(speaker_labels)
+        self.speaker_names, self.num_speakers = (
+            speaker_names,
+            0 if speaker_labels is None else len(speaker_names or ()),
+        )
         self.sample_shape, self.tokenizer = sample_shape, tokenizer
         self.context_codes, self.context_codebook_sizes = context_codes, tuple(context_codebook_sizes)
 
@@ -169,6 +181,8 @@ class CodesDataset(Dataset):
         item: dict[str, Any] = {"codes": torch.from_numpy(self.codes[index].astype(np.int64))}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
+        if self.speaker_labels is not None:
+            item["speaker_labels"] = self.speaker_labels[index]
         if self.lengths is not None:
             item["lengths"] = self.lengths[index]
         if self.context_codes:

@@ -1,4 +1,4 @@
-"""Classes and captions out of a table of `datasets`: which columns hold them, and what their values mean."""
+"""Classes, speakers and captions out of a table of `datasets`: which columns hold them, and what their values mean."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from hf_vq.data.kinds import FileKind
 LABEL_NAMES = ("label", "labels", "class_labels", "class", "cls")  # cls: of WebDataset
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "prompt")  # txt: of WebDataset
 KINDS = (("bool", "bool"), ("integer", "int"), ("integer", "uint"), ("float", "float"))
+PLURALS = {"label": "classes", "speaker": "speakers"}  # what columns number, by the first word of their option
 MOST_CLASSES = 2**24  # more than that are names of things
 
 
@@ -88,6 +89,11 @@ def label_column(features: Any, asked: str | None, source: str) -> str | None:
     )
 
 
+def speaker_column(features: Any, asked: str | None, source: str) -> str | None:
+    """Name of the column of the speakers, None where none is asked for; `features` flat."""
+    return pick_column(features, lambda one: False, asked, "speaker_column", source)
+
+
 def caption_column(features: Any, asked: str | None, source: str) -> str | None:
     """Name of the column of the captions, None where there is none; `features` flat."""
     found = pick_column(features, lambda one: False, asked, "caption_column", source, CAPTION_NAMES, _is_text)
@@ -106,9 +112,13 @@ def read_captions(rows: Any, column: str | None) -> list[str] | None:
 
 
 def read_labels(
-    rows: Any, column: str | None, row_names: Sequence[str], class_names: list[str] | None = None
+    rows: Any,
+    column: str | None,
+    row_names: Sequence[str],
+    known_names: list[str] | None = None,
+    what: str = "label",
 ) -> tuple[np.ndarray | None, list[str] | None]:
-    """Labels (rows,) int64 and class names of a column of a flat table.
+    """Labels (rows,) int64, and the names of what they number, classes or speakers, of a column of a flat table.
 
     A row without a label has None or -1. A split without any label has none; one with some is refused.
 
@@ -116,21 +126,23 @@ def read_labels(
         rows: of `datasets`.
         column: of class labels, integers, truth values or strings; None: no labels.
         row_names: what messages call the rows.
-        class_names: those of the training split, whose classes count; None: those that the rows have.
+        known_names: those of the training split, which count; None: those that the rows have.
+        what: a key of `PLURALS`.
 
     Raises:
-        ValueError: another type of column, a class that training has not, or rows without a label among others.
+        ValueError: another type of column, a class or speaker that training has not, or rows without a label among
+            others.
     """
     if column is None:
-        return None, class_names
+        return None, known_names
     feature = rows.features[column]
     values = [None if value != value else value for value in _arrow(rows, column).to_pylist()]  # NaN
     own = list(getattr(feature, "names", ()))
-    kind, names = _kind(feature), class_names or own or None
+    kind, names = _kind(feature), known_names or own or None
     if kind is None or (kind == "float" and any(value is not None and value % 1 for value in values)):
         raise ValueError(
-            f"label_column={column!r} holds neither class labels, nor integers, nor strings, nor truth values: "
-            "label_column none leaves labels out"
+            f"{what}_column={column!r} holds neither class labels, nor integers, nor strings, nor truth values: "
+            f"{what}_column none leaves {what}s out"
         )
     if own and names != own:  # other numbers than in training, or other classes
         told: dict[Any, Any] = {**dict(enumerate(own)), -1: None}
@@ -141,27 +153,27 @@ def read_labels(
         labels = [-1 if value is None else numbers.get(value, len(names)) for value in values]
     else:
         labels = [-1 if value is None else int(value) for value in values]
-        names = names or _numbered(kind, max(labels, default=-1), column)
+        names = names or _numbered(kind, max(labels, default=-1), column, what)
     if all(label == -1 for label in labels):
         return None, names
     for row, label in enumerate(labels):
         if not 0 <= label < len(names):
             span = f"0 to {len(names) - 1}" if kind != "string" else ", ".join(names)
             raise ValueError(
-                f"{row_names[row]}: {column}={values[row]} is out of range for {len(names)} classes ({span}); a split "
-                "has labels in all rows or in none: label_column none leaves them out"
+                f"{row_names[row]}: {column}={values[row]} is out of range for {len(names)} {PLURALS[what]} ({span}); "
+                f"a split has {what}s in all rows or in none: {what}_column none leaves them out"
             )
     return np.array(labels, dtype=np.int64), names
 
 
-def _numbered(kind, highest, column):
-    """Names of classes that have numbers alone."""
+def _numbered(kind, highest, column, what):
+    """Names of classes or speakers that have numbers alone."""
     if kind == "bool":
         return ["False", "True"]
     if highest >= MOST_CLASSES:
         raise ValueError(
-            f"label_column={column!r} goes up to {highest:,}, which is no number of a class: label_column none leaves "
-            "labels out"
+            f"{what}_column={column!r} goes up to {highest:,}, more than there are {PLURALS[what]}: "
+            f"{what}_column none leaves {what}s out"
         )
     return [str(label) for label in range(highest + 1)]
 

@@ -33,10 +33,12 @@ def plan_of_features(metadata: Mapping[bytes, bytes]) -> dict[str, Any] | None:
         told = json.loads(metadata[FEATURES_KEY])
         kept = next(json.loads(numbers["id"])["hf_vq"] for numbers in _numbers_of_codes(told) if "id" in numbers)
         plan = {name: kept[name] for name in KEPT}
-        labels = told["info"]["features"].get("class_labels", {})
+        features = told["info"]["features"]
+        classes, speakers = (features.get(name, {}).get("names") for name in ("class_labels", "speaker_labels"))
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
         return None
-    return {**plan, "class_names": labels.get("names"), "rewritten": True}
+    spoken = {} if speakers is None else {"speaker_names": speakers}
+    return {**plan, "class_names": classes, **spoken, "rewritten": True}
 
 
 def portable(identity: Mapping[str, str]) -> dict[str, str]:

@@ -8,9 +8,9 @@ import numpy as np
 
 from hf_vq.data.identity import differing_hash
 from hf_vq.data.seals import Shard, check_bytes, read_part, read_shard
-from hf_vq.data.shards import SHARD_NAME, code_splits, column_names, find_shards
+from hf_vq.data.shards import LABELS, SHARD_NAME, code_splits, column_names, find_shards
 
-SHARED = ("codebook_size", "class_names")  # by all splits; their samples may differ in size
+SHARED = ("codebook_size", "class_names", "speaker_names")  # by all splits; their samples may differ in size
 
 
 def check_shards(folder: str | Path, split: str) -> list[Shard]:
@@ -61,7 +61,7 @@ def read_columns(shard: Shard) -> dict[str, np.ndarray]:
 
 def _own_columns(shard: Shard) -> list[str]:
     """Names of the columns that we know; `datasets` may have added others."""
-    known = {*column_names(shard.plan), *column_names(shard.plan, "lengths"), "class_labels"}
+    known = {*column_names(shard.plan), *column_names(shard.plan, "lengths"), *LABELS}
     return [name for name in shard.types if name in known or "rewritten" not in shard.plan]
 
 
@@ -78,10 +78,9 @@ def _check_same(shard: Shard, first: Shard, keys: Any) -> None:
             f"({theirs['path'] or theirs['class']}): {key} is {mine[key]}, not {theirs[key]}"
         )
     for key in sorted(keys, key=lambda key: key.endswith("sha256")):  # what people understand comes first
-        if shard.plan.get(key) != first.plan[key]:
-            raise ValueError(
-                f"{shard.path} was made with {key}={shard.plan.get(key)}, {first.path} with {first.plan[key]}"
-            )
+        mine, theirs = shard.plan.get(key), first.plan.get(key)  # plans without speakers lack their names
+        if mine != theirs:
+            raise ValueError(f"{shard.path} was made with {key}={mine}, {first.path} with {theirs}")
 
 
 def _check_alone(shard: Shard) -> None:

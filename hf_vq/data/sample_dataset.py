@@ -31,6 +31,7 @@ class SampleDataset(Dataset):
         num_classes: 0 without labels.
         class_names: list of str, None without classes; those of the training split also where this one has no labels.
         labels: (len,) int64 tensor, None without labels.
+        speaker_labels, speaker_names, num_speakers: the same of speakers.
         captions: list of str, None without captions.
         skipped: one line per bad sample that was left out, with the reason.
     """
@@ -39,6 +40,9 @@ class SampleDataset(Dataset):
     class_names: list[str] | None
     captions: list[str] | None
     num_classes: int
+    speaker_labels: torch.Tensor | None
+    speaker_names: list[str] | None
+    num_speakers: int
 
     def __init__(self, source: SampleSource, kind: FileKind, skip_bad: bool):
         if len(source.names) == 0:
@@ -55,17 +59,22 @@ class SampleDataset(Dataset):
         return np.array([row for row, name in enumerate(self.source.names) if name not in taken], dtype=np.int64)
 
     def take_facts(self) -> None:
-        """Take labels, classes and captions of the samples that are left of the source."""
+        """Take labels, classes, speakers and captions of the samples that are left of the source."""
         labels = self.source.labels
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.class_names, self.captions = self.source.class_names, self.source.captions
         self.num_classes = 0 if labels is None else len(self.class_names or ())
+        speakers, self.speaker_names = self.source.speaker_labels, self.source.speaker_names
+        self.speaker_labels = None if speakers is None else torch.from_numpy(speakers)
+        self.num_speakers = 0 if speakers is None else len(self.speaker_names or ())
 
     def with_facts(self, index: int, sample: torch.Tensor) -> dict[str, Any]:
         """The item of a sample (channels, *space)."""
         item: dict[str, Any] = {"sample": sample}
         if self.labels is not None:
             item["class_labels"] = self.labels[index]
+        if self.speaker_labels is not None:
+            item["speaker_labels"] = self.speaker_labels[index]
         if self.captions is not None:
             item["caption"] = self.captions[index]
         return item

@@ -37,12 +37,12 @@ def folder_source(folder: Path, split: str, fraction: float, columns: Columns) -
     if split == "train" and "validation" in splits:
         return training
     if split in splits and split != "train":
-        return _read(splits[split], folder, columns, training.class_names)
+        return _read(splits[split], folder, columns, training)
     return carve(training, split, fraction, str(splits["train"]))
 
 
-def _read(folder, root, columns, class_names=None):
-    """All samples of one split; `class_names` are those of the training split, for the others."""
+def _read(folder, root, columns, training=None):
+    """All samples of one split; `training` is the training split, for the others."""
     kind = columns.kind
     samples: list[Path] = []
     others: list[Path] = []
@@ -53,10 +53,10 @@ def _read(folder, root, columns, class_names=None):
     tables = [path for path in others if path.name in METADATA]
     tables = tables or [root / name for name in METADATA if (root / name).is_file()]
     if tables:
-        source, used = _of_tables(tables, folder, columns, class_names, samples), set(tables)
+        source, used = _of_tables(tables, folder, columns, training, samples), set(tables)
     else:
         columns.check_files(str(folder))
-        source, used = _of_classes(folder, samples, columns, class_names), set[Path]()
+        source, used = _of_classes(folder, samples, columns, training and training.class_names), set[Path]()
         captions = {path.with_suffix(""): path for path in others if path.suffix.lower() == ".txt"}
         found = [captions.get(path.with_suffix("")) for path in samples]
         if columns.caption != "none" and any(found):
@@ -104,7 +104,7 @@ def _of_classes(folder, samples, columns, class_names):
     return source
 
 
-def _of_tables(tables, folder, columns, class_names, samples):
+def _of_tables(tables, folder, columns, training, samples):
     """The samples that tables name, of those that lie in a folder."""
     rows, paths, named = read_metadata(tables, columns)
     kept = list(range(len(paths)))
@@ -113,7 +113,7 @@ def _of_tables(tables, folder, columns, class_names, samples):
     if not kept:
         raise ValueError(f"{tables[0]} names no {columns.kind.name} in {folder}")
     files = files_source(columns.kind, [paths[row] for row in kept])
-    source = rows_source(rows.select(kept), str(tables[0]), files.names, columns, class_names)
+    source = rows_source(rows.select(kept), str(tables[0]), files.names, columns, training)
     source.open, source.files = files.open, True
     if len(samples) != len(named):  # else they are the same
         unnamed = {path.resolve() for path in samples} - {Path(path).resolve() for path in named}

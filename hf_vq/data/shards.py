@@ -15,6 +15,7 @@ from hf_vq.renaming import warn_user
 from hf_vq.saved import SAVED_TO_DISK
 
 SHARD_NAME = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.parquet")
+LABELS = {"class_labels": "class_names", "speaker_labels": "speaker_names"}  # columns, and their names in a plan
 EXAMPLE_NAME = "train-00000-of-00001.parquet"
 IN_MEMORY_BYTES = 64 * 2**20  # codes of a split and grid that take more are mapped from a file
 

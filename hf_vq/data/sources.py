@@ -29,12 +29,14 @@ class Columns:
         sample: column of the samples; None: the one of their type.
         label: column of the classes; None: the one that the source has, if any; "none": no classes.
         caption: column of the captions, by the same words.
+        speaker: column of the speakers; None: no speakers.
     """
 
     kind: FileKind
     sample: str | None = None
     label: str | None = None
     caption: str | None = None
+    speaker: str | None = None
 
     def check_files(self, source: str) -> None:
         """Raise a ValueError for columns that files without a table cannot have."""
@@ -43,6 +45,7 @@ class Columns:
             (own, self.sample, own),
             ("label", self.label, "label"),
             ("caption", self.caption, "text"),
+            ("speaker", self.speaker, None),
         ):
             if asked not in (None, "none", known):
                 raise ValueError(f"{name}_column={asked!r}: {source} has no table, so no column of this name")
@@ -57,6 +60,8 @@ class SampleSource:
         open: index -> what the `open` of their kind gives, such as a PIL image that is not decoded.
         labels: (len(names),) int64 class indices, None where the samples have none.
         class_names: one name per class, None without classes; a split without labels has those of the training split.
+        speaker_labels: (len(names),) int64 indices of speakers, None where the samples have none.
+        speaker_names: the same as `class_names` for speakers.
         captions: one for each image, "" where it has none; None without captions.
         white: of images, the pixel value of white; black is 0.
         files: True where each sample is a file of its own, whose header is read without reading the rest.
@@ -67,6 +72,8 @@ class SampleSource:
     open: Callable[[int], Any]
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    speaker_labels: np.ndarray | None = None
+    speaker_names: list[str] | None = None
     captions: list[str] | None = None
     white: int = 255
     files: bool = False
@@ -80,6 +87,8 @@ class SampleSource:
             open=_Selected(self.open, rows),
             labels=None if self.labels is None else self.labels[rows],
             class_names=self.class_names,
+            speaker_labels=None if self.speaker_labels is None else self.speaker_labels[rows],
+            speaker_names=self.speaker_names,
             captions=None if self.captions is None else [self.captions[row] for row in rows],
             white=self.white,
             files=self.files,

@@ -6,10 +6,11 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_vq.data.columns import caption_column, label_column, read_captions, read_labels, sample_column
+from hf_vq.data.columns import caption_column, label_column, read_captions, read_labels, sample_column, speaker_column
 from hf_vq.data.decoding import PICTURES
 from hf_vq.data.kinds import FileKind
 from hf_vq.data.sources import HUB_ID, Columns, MissingSplitError, SampleSource, carve
@@ -155,17 +156,18 @@ def table_source(
     present = "train" if split in ("train", "validation") and split not in splits else split
     if present not in splits:
         raise MissingSplitError(f"split={split!r}: {source} has splits {', '.join(splits)}")
-    named, classes = _named(splits[present], source, present), None
+    named, training = _named(splits[present], source, present), None
     if present != "train" and "train" in splits:
-        classes = _names_of_training(splits["train"], columns, source)
-    whole = rows_source(splits[present], source, named, columns, classes)
+        names = _named(splits["train"], source, "train")
+        training = rows_source(splits["train"], source, names, replace(columns, caption="none"))
+    whole = rows_source(splits[present], source, named, columns, training)
     if present == split and (split != "train" or "validation" in splits):
         return whole
     return carve(whole, split, fraction, source)
 
 
 def rows_source(
-    rows: Any, source: str, names: Sequence[str], columns: Columns, class_names: list[str] | None = None
+    rows: Any, source: str, names: Sequence[str], columns: Columns, training: SampleSource | None = None
 ) -> SampleSource:
     """Samples of the rows of a `datasets.Dataset`.
 
@@ -174,14 +176,17 @@ def rows_source(
         source: for messages.
         names: of the rows.
         columns: to read.
-        class_names: those of the training split, for the others.
+        training: the training split, for the others: its classes and speakers are those of all.
     """
     import datasets
 
     column = sample_column(rows.features, columns.kind, columns.sample, source)
     flat = _flat(rows)
+    classes, speakers = (None, None) if training is None else (training.class_names, training.speaker_names)
     label = label_column(flat.features, columns.label, source)
-    labels, class_names = read_labels(flat, label, names, class_names)
+    labels, classes = read_labels(flat, label, names, classes)
+    speaker = speaker_column(flat.features, columns.speaker, source)
+    speaker_labels, speakers = read_labels(flat, speaker, names, speakers, "speaker")
     feature_class = getattr(datasets, columns.kind.feature)
     encoded = rows.select_columns([column]).cast_column(column, feature_class(decode=False))
     captions = read_captions(flat, caption_column(flat.features, columns.caption, source))
@@ -189,7 +194,9 @@ def rows_source(
         names,
         _OpenRow(encoded, column, columns.kind),
         labels,
-        class_names,
+        classes,
+        speaker_labels,
+        speakers,
         captions,
         commit=_commit_of(rows),
     )
@@ -212,13 +219,6 @@ def _commit_of(rows):
 
 def _named(rows, source, split):
     return [f"{source} {split} row {row}" for row in range(len(rows))]
-
-
-def _names_of_training(rows, columns, source):
-    """The classes of a training split, which are those of all its splits."""
-    flat = _flat(rows)
-    label = label_column(flat.features, columns.label, source)
-    return read_labels(flat, label, _named(rows, source, "train"))[1]
 
 
 def _files(source, kind):

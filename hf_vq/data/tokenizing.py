@@ -15,10 +15,11 @@ from hf_vq.arguments import checked
 from hf_vq.data.features import portable, with_identity
 from hf_vq.data.folders import check_whole
 from hf_vq.data.identity import differing_hash, tokenizer_identity
+from hf_vq.data.length_order import PaddedGrids, batches_by_length
 from hf_vq.data.padding import collator_for, padded_shape, padding_of, sample_of
 from hf_vq.data.sealing import write_shard
 from hf_vq.data.seals import DamagedShardError, column_sha256, read_footer
-from hf_vq.data.shards import SHARD_NAME, column_names, read_metadata
+from hf_vq.data.shards import LABELS, SHARD_NAME, column_names, read_metadata
 from hf_vq.data.tokenizer import Tokenizer
 from hf_vq.grids import as_grids
 from hf_vq.processes import join_processes, of_the_first, wait_for_all
@@ -27,6 +28,7 @@ from hf_vq.ranges import Samples, Size, Workers
 from hf_vq.renaming import warn_user
 from hf_vq.writing import PARTIAL_SUFFIX, WriteError, is_empty, one_run
 
+OPTIONAL = ("captions_sha256", "speaker_names", "speakers_sha256")  # which a plan may lack
 STORED = ("uint8", "uint16", "int32", "uint32", "int64")  # types of codes in Parquet files
 
 
@@ -66,7 +68,8 @@ def tokenize_dataset(
         dataset: such as an `ImageDataset`, or a dict of data sets by split; map-style, with items as those of
             `train_autoencoder`. Where it has `variable_length` True, codes are padded to its `sample_shape`, the
             longest, and a column `lengths` has every row's real positions along the first axis of space. Only one
-            that has `labels` and `class_names` gives its labels, only one that has `captions` the column `caption`.
+            that has `labels` and `class_names` gives its labels, only one that has `speaker_labels` and
+            `speaker_names` its speakers, and only one that has `captions` the column `caption`.
         output_dir: folder to write; readable by `datasets.load_dataset` and by `load_codes`.
         batch_size: samples per forward pass.
         shard_size: samples per file.
@@ -102,13 +105,17 @@ def tokenize_dataset(
                     if target not in kept:
                         number += 1  # processes take turns
                         if number % processes == rank:
+                            batches = batches_by_length(autoencoder, dataset, rows, batch_size)
                             loader: DataLoader = DataLoader(
                                 Subset(dataset, rows),
-                                batch_size,
+                                **({"batch_size": batch_size} if batches is None else {"batch_sampler": batches}),
                                 num_workers=num_workers,
-                                collate_fn=collator_for(autoencoder, dataset, whole=True),
+                                collate_fn=collator_for(autoencoder, dataset, whole=batches is None),
                             )
-                            _write_shard(target, plans[split], *_tokenize(autoencoder, loader, device))
+                            shape = plans[split]["sample_shape"]
+                            padded = None if batches is None else PaddedGrids(autoencoder, shape)
+                            found = _tokenize(autoencoder, loader, device, padded)
+                            _write_shard(target, plans[split], *_in_order(batches, *found))
                     progress.update(len(rows))
         wait_for_all()
     return {split: len(dataset) for split, dataset in splits.items()}
@@ -117,7 +124,8 @@ def tokenize_dataset(
 def _plan(autoencoder, dataset, shard_size, identity):
     """What the metadata of every shard of a split says; codes resume only under an equal plan."""
     labels, sample_shape = getattr(dataset, "labels", None), getattr(dataset, "sample_shape", None)
-    captions = getattr(dataset, "captions", None)
+    captions, speakers = getattr(dataset, "captions", None), getattr(dataset, "speaker_labels", None)
+    speaker_names = getattr(dataset, "speaker_names", None)
     sample_shape = tuple(sample_of(dataset[0]).shape) if sample_shape is None else padded_shape(autoencoder, dataset)
     code_shape, codebook_size = autoencoder.code_shape(sample_shape), autoencoder.codebook_size
     if autoencoder.hierarchical:  # one entry a grid, coarse to fine
@@ -131,9 +139,18 @@ def _plan(autoencoder, dataset, shard_size, identity):
         "num_samples": len(dataset),
         "shard_size": shard_size,
         "samples_sha256": _fingerprint(dataset),
-        "labels_sha256": None if labels is None else hashlib.sha256(labels.numpy()).hexdigest(),
+        "labels_sha256": _labels_sha256(labels),
+        **(
+            {}
+            if speaker_names is None
+            else {"speaker_names": speaker_names, "speakers_sha256": _labels_sha256(speakers)}
+        ),
         **({} if captions is None else {"captions_sha256": column_sha256(np.array(captions, dtype=object))}),
     }
+
+
+def _labels_sha256(labels):
+    return None if labels is None else hashlib.sha256(labels.numpy()).hexdigest()
 
 
 def _fingerprint(dataset):
@@ -186,7 +203,7 @@ def _prepare_folder(output_dir, plans, splits, shard_size, overwrite, resume):
         except DamagedShardError as error:
             warn_user(f"{error}: it is made again")
             continue
-        for key in dict.fromkeys([*expected[present], "captions_sha256"]):  # which a plan may lack
+        for key in dict.fromkeys([*expected[present], *OPTIONAL]):
             mine: Any = found.get(key)
             value = expected[present].get(key)
             same = differing_hash(mine, value) is None if key == "tokenizer" and mine else mine == value
@@ -213,17 +230,20 @@ def _check_ours(path):
 
 
 @torch.no_grad()
-def _tokenize(autoencoder, loader, device):
-    """Codes (rows, *grid) of every grid, lengths (rows,), labels (rows,) and captions of a shard; None where none."""
+def _tokenize(autoencoder, loader, device, padded=None):
+    """Codes (rows, *grid) of every grid, lengths (rows,) or None, and labels and captions by column, of a shard.
+
+    `padded` makes codes of all batches alike, a `PaddedGrids`; None: they are.
+    """
     dtypes = [storage_dtype(size) for size in autoencoder.codebook_sizes]
     sizes, parts = autoencoder.codebook_sizes, [cast(list[np.ndarray], []) for _ in dtypes]
     lengths: list[list[np.ndarray]] = [[] for _ in dtypes]
-    labels: list[int] = []
-    captions: list[str] = []
+    facts: dict[str, list] = {}
     for batch in loader:
         padding = {name: mask.to(device) for name, mask in padding_of(batch).items()}
         codes = autoencoder.tokenize(batch["sample"].to(device), **padding)
-        for part, grid, dtype, size in zip(parts, as_grids(codes), dtypes, sizes, strict=True):
+        grids = as_grids(codes) if padded is None else padded(codes)
+        for part, grid, dtype, size in zip(parts, grids, dtypes, sizes, strict=True):
             low, high = (int(extreme) for extreme in grid.aminmax())
             if low < 0 or high >= size:  # a narrow type would wrap them
                 raise ValueError(f"{type(autoencoder).__name__} gave codes {low} to {high}, of codebook_size={size}")
@@ -231,14 +251,23 @@ def _tokenize(autoencoder, loader, device):
         if padding:
             for part, length in zip(lengths, _grid_lengths(autoencoder, **padding), strict=True):
                 part.append(length.cpu().numpy())
-        labels.extend(batch["class_labels"].tolist() if "class_labels" in batch else ())
-        captions.extend(batch.get("caption", ()))
+        for name in (*LABELS, "caption"):
+            if name in batch:
+                facts.setdefault(name, []).extend(batch[name] if name == "caption" else batch[name].tolist())
     return (
         [np.concatenate(part) for part in parts],
         [np.concatenate(part) for part in lengths] if lengths[0] else None,
-        np.array(labels, dtype=np.int64) if labels else None,
-        captions or None,
+        {name: np.array(values, dtype=object if name == "caption" else np.int64) for name, values in facts.items()},
     )
+
+
+def _in_order(batches, codes, lengths, facts):
+    """What `_tokenize` gave, its rows as they stand in the data set; None: so they do."""
+    if batches is None:
+        return codes, lengths, facts
+    back = np.argsort(np.concatenate(batches))
+    sorted_back = [part[back] for part in codes], [part[back] for part in lengths]
+    return *sorted_back, {name: values[back] for name, values in facts.items()}
 
 
 def _grid_lengths(autoencoder, padding_mask):
@@ -251,7 +280,7 @@ def _grid_lengths(autoencoder, padding_mask):
     return autoencoder.grid_lengths(length)
 
 
-def _write_shard(target, plan, codes, lengths, labels, captions):
+def _write_shard(target, plan, codes, lengths, facts):
     import datasets
 
     features, columns = {}, cast(dict[str, Any], {})
@@ -262,11 +291,11 @@ def _write_shard(target, plan, codes, lengths, labels, captions):
         features[name], columns[name] = item_type, list(part)
     for name, part in zip(column_names(plan, "lengths"), lengths or (), strict=bool(lengths)):
         features[name], columns[name] = datasets.Value("int64"), part
-    if labels is not None and plan["class_names"] is not None:
-        features["class_labels"] = datasets.ClassLabel(names=plan["class_names"])
-        columns["class_labels"] = labels
-    if captions is not None and "captions_sha256" in plan:
-        features["caption"], columns["caption"] = datasets.Value("string"), np.array(captions, dtype=object)
+    for name, named in LABELS.items():
+        if name in facts and plan.get(named) is not None:
+            features[name], columns[name] = datasets.ClassLabel(names=plan[named]), facts[name]
+    if "caption" in facts and "captions_sha256" in plan:
+        features["caption"], columns["caption"] = datasets.Value("string"), facts["caption"]
     match = cast(re.Match, SHARD_NAME.fullmatch(target.name))
     arrays = dict(zip(column_names(plan), codes, strict=True)) | {
         name: np.asarray(column) for name, column in columns.items() if name not in column_names(plan)

@@ -54,6 +54,7 @@ def write_codes_card(folder: ModelFolder, repo_id: str, data: DatasetCardData, d
         **{name: f"`{identity[name]}`" for name in ("codes_sha256", "weights_sha256") if name in identity},
         **{name: f"`{plan[name]}`" for name in ("codebook_size", "code_shape", "sample_shape")},
         "classes": len(plan["class_names"] or ()) or "none",
+        **({"speakers": len(plan["speaker_names"])} if plan.get("speaker_names") else {}),
     }
     return DatasetCard.from_template(
         data,

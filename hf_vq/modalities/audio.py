@@ -37,6 +37,9 @@ class AudioOptions(AudioSize, SharedOptions):
         metadata={"help": "of sounds, in Hz, to which they are resampled; default: the model's, else their own"},
     )
     audio_column: str | None = field(default=None, metadata={"help": "column of the sounds"})
+    speaker_column: str | None = field(
+        default=None, metadata={"help": "of sounds: column of the speakers; default: no speakers"}
+    )
     trim_silence: float | None = field(
         default=None,
         metadata={

@@ -73,6 +73,15 @@ class CodesPipeline(InferenceVerbs, HubPipelineMixin, DiffusionPipeline):
     def inference_modules(self) -> list[torch.nn.Module]:
         return [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
 
+    def _check_modality(self, autoencoder):
+        """Raise a ValueError for an autoencoder of a modality that has another pipeline."""
+        own = pipeline_of(autoencoder.modality)
+        if own is not None and not isinstance(self, own):
+            raise ValueError(
+                f"autoencoder is a {type(autoencoder).__name__} of the modality {autoencoder.modality!r}, whose "
+                f"samples {own.__name__} draws"
+            )
+
     def _set_up(self, class_names, num_classes):
         """Keep the class names, a list or by number."""
         self.register_to_config(class_names=by_number("class_names", class_names, num_classes, "class"))

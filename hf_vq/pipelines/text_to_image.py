@@ -58,6 +58,7 @@ class VQTextToImagePipeline(PicturesPipeline):
         judge_processor: Any = None,
     ):
         super().__init__()
+        self._check_modality(autoencoder)
         if autoencoder.hierarchical:
             raise ValueError(f"autoencoder is a {type(autoencoder).__name__}, a hierarchy: one grid is needed")
         check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_vq.pipelines.base import ClassNames, check_prior, pipeline_of, split_keywords
+from hf_vq.pipelines.base import ClassNames, check_prior, split_keywords
 from hf_vq.pipelines.images import PicturesPipeline
 from hf_vq.ranges import Count, Samples, Side, Size, TopP, Weight
 from hf_vq.registry import register
@@ -48,12 +48,7 @@ class VQPipeline(PicturesPipeline):
                 f"autoencoder is a {type(autoencoder).__name__}, a hierarchy, which needs a prior for each grid: "
                 "VQVAE2Pipeline"
             )
-        own = pipeline_of(autoencoder.modality)
-        if own is not None and not isinstance(self, own):
-            raise ValueError(
-                f"autoencoder is a {type(autoencoder).__name__} of the modality {autoencoder.modality!r}, whose "
-                f"samples {own.__name__} draws"
-            )
+        self._check_modality(autoencoder)
         check_prior("prior", prior, autoencoder.codebook_size, autoencoder.grid_dims)
         self.register_modules(autoencoder=autoencoder, prior=prior, judge=judge, judge_processor=judge_processor)
         self._set_up(class_names, prior.config.num_classes)

@@ -200,16 +200,17 @@ class FeatureCondition(Condition):
 
 
 class ContextCondition(Condition):
-    """Codes of the coarser grids, `context_codes`: a tuple of (batch, height, width) of any integers, coarse to fine.
+    """Codes of the coarser grids, `context_codes`: a tuple of (batch, *grid) of any integers, coarse to fine.
 
     Args:
         codebook_sizes: of the coarser grids, coarse to fine; () is none.
+        grid_dims: axes of a grid: 2, height and width, or 1, a length.
     """
 
-    def __init__(self, codebook_sizes: list[int]):
+    def __init__(self, codebook_sizes: list[int], grid_dims: int = 2):
         lacking = "has no coarser grids (context_codebook_sizes=())"
         super().__init__("context_codes", taken=bool(codebook_sizes), lacking=lacking)
-        self.codebook_sizes = codebook_sizes
+        self.codebook_sizes, self.grid_dims = codebook_sizes, grid_dims
 
     def check(self, value: Any, batch_size: int | None = None, code_shape: tuple[int, ...] | None = None) -> Any:
         if self.taken and value is None:
@@ -223,20 +224,21 @@ class ContextCondition(Condition):
         if not isinstance(value, tuple | list) or len(value) != len(sizes):
             got = len(value) if isinstance(value, tuple | list) else type(value).__name__
             raise ValueError(f"context_codes must be a tuple of {len(sizes)} grids, coarse to fine, got {got}")
-        previous: tuple[int, ...] = (1, 1)
+        previous: tuple[int, ...] = (1,) * self.grid_dims
         value = tuple(as_int64(f"context_codes[{index}]", codes) for index, codes in enumerate(value))
         for index, (codes, size) in enumerate(zip(value, sizes, strict=True)):
             name = f"context_codes[{index}]"
-            if codes.ndim != 3:
-                raise ValueError(f"{name} must be (batch, height, width), got {tuple(codes.shape)}")
+            if codes.ndim != self.grid_dims + 1:
+                wanted = "height, width" if self.grid_dims == 2 else "length"
+                raise ValueError(f"{name} must be (batch, {wanted}), got {tuple(codes.shape)}")
             if codes.numel() == 0 or codes.shape[0] != (batch_size or codes.shape[0]):
                 raise ValueError(f"{name} must have {batch_size} grids that are not empty, got {tuple(codes.shape)}")
             grid = tuple(codes.shape[1:])
-            if grid[0] < previous[0] or grid[1] < previous[1]:
+            if any(own < coarser for own, coarser in zip(grid, previous, strict=True)):
                 raise ValueError(f"context_codes must be coarse to fine, but {name} has {grid} after {previous}")
             check_values(name, codes, size)
             batch_size, previous = codes.shape[0], grid
-        if code_shape is not None and (code_shape[0] < previous[0] or code_shape[1] < previous[1]):
+        if code_shape is not None and any(own < coarser for own, coarser in zip(code_shape, previous, strict=True)):
             raise ValueError(f"context_codes must be coarser than the codes, {tuple(code_shape)}, got {previous}")
         return value
 

@@ -88,9 +88,9 @@ class ParallelPriorConfig(PriorConfig):
                 f"text_dropout_prob={self.text_dropout_prob} needs null_text, 'learned' or 'zero', got None"
             )
         self.context_codebook_sizes = list(self.context_codebook_sizes)
-        if self.context_codebook_sizes and len(self.code_shape) != 2:
+        if self.context_codebook_sizes and len(self.code_shape) > 2:
             raise ValueError(
-                f"context_codebook_sizes={self.context_codebook_sizes} need grids of two axes, got code_shape="
+                f"context_codebook_sizes={self.context_codebook_sizes} need grids of one or two axes, got code_shape="
                 f"{self.code_shape}"
             )
         if self.mlp == "conv" and len(self.code_shape) != 2:
@@ -162,7 +162,7 @@ class ParallelNetwork(InputChecks):
     def make_conditions(self) -> tuple[Condition, ...]:
         config = self.config
         text = TextCondition(config.cross_attention_dim, config.text_length, config.text_dropout_prob)
-        context = ContextCondition(config.context_codebook_sizes)
+        context = ContextCondition(config.context_codebook_sizes, len(config.code_shape))
         return (class_condition(config), context, text, TextMaskCondition(config.cross_attention_dim > 0))
 
     def check_codes(self, codes: torch.Tensor, labels: torch.Tensor | None = None) -> None:
@@ -242,14 +242,14 @@ class ParallelNetwork(InputChecks):
         self, context_codes: tuple[torch.Tensor, ...], grid: tuple[int, ...], padding_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Features (batch, *grid, hidden_size) of the coarser codes; padded items have those of their own rows."""
-        height, width = grid
+        height, *rest = grid
         if padding_mask is None:
             return self.spread_context(context_codes, grid)
-        lengths = padding_mask[:, :, 0].sum(1)
+        lengths = padding_mask.flatten(2)[:, :, 0].sum(1) if rest else padding_mask.sum(1)
 
         def of_rows(rows: torch.Tensor, length: int) -> torch.Tensor:
             cut = tuple(codes[rows, : -(-length * codes.shape[1] // height)] for codes in context_codes)
-            return self.spread_context(cut, (length, width)).movedim(-1, 1)
+            return self.spread_context(cut, (length, *rest)).movedim(-1, 1)
 
         return at_own_lengths(lengths, height, of_rows).movedim(1, -1)
 
@@ -257,11 +257,12 @@ class ParallelNetwork(InputChecks):
         """`embed_context` of whole items: every coarser code stands over the places that it covers."""
         features = []
         for embedding, codes in zip(self.context_embeddings, context_codes, strict=True):
-            rows, columns = (
+            places = (
                 torch.arange(size, device=codes.device) * own // size
                 for size, own in zip(grid, codes.shape[1:], strict=True)
             )
-            features.append(embedding(codes[:, rows[:, None], columns]))
+            index: tuple[Any, ...] = (slice(None), *torch.meshgrid(*places, indexing="ij"))
+            features.append(embedding(codes[index]))
         return torch.stack(features).sum(0)
 
     def guidance_conditions(

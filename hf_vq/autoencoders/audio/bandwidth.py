@@ -24,6 +24,16 @@ class Bandwidths(ModelHost):
         bits = sum(q.bits_per_token / stride for q, stride in zip(self.quantizers, strides, strict=True))
         return bits * self.frame_rate / 1000
 
+    @property
+    def level_bandwidths(self) -> tuple[float, ...]:
+        """kbit/s of every level, of a hierarchy those of the coarsest grid first."""
+        found: list[float] = []
+        for quantizer, stride in zip(self.quantizers, self.code_strides, strict=True):
+            sizes = quantizer.codebook_size
+            sizes = sizes if isinstance(sizes, tuple) else (sizes,) * quantizer.num_levels
+            found += [math.log2(size) * self.frame_rate / stride / 1000 for size in sizes]
+        return tuple(found)
+
     @checked
     def levels_for(self, num_levels: Size | None = None, bandwidth: Positive | None = None) -> int | None:
         """Levels of a number of them or of a bandwidth in kbit/s; None where neither is given.

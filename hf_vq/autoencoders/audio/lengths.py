@@ -1,7 +1,7 @@
 """Signals of any length, and batches of different lengths, each of which has the codes that it has alone."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from hf_vq.quantizers.checks import check_mask
 class SignalLengths(ModelHost):
     """Of a codec that gives `chunks`, `encode_signal` and `decode_signal`; stands before `AutoencoderMixin`."""
 
+    lengths_alone: ClassVar[bool] = True
     chunks: Chunks
     encode_signal: Any
     decode_signal: Any
